@@ -1,0 +1,24 @@
+"""The embedding cache: frozen features on disk, in HDF5 shards that cannot be silently wrong.
+
+Knows HDF5, knows nothing of models: imports neither torch nor `pipeline`.
+Axis letters: N rows (images), V augmented views, D embedding width.
+"""
+
+from cache.fingerprint import Fingerprint
+from cache.layout import CacheError, Shard, plan_shards
+from cache.manifest import Manifest
+from cache.neighbors import load_neighbors, save_neighbors
+from cache.store import EmbeddingCache
+from cache.writer import ShardWriter
+
+__all__ = [
+    "CacheError",
+    "EmbeddingCache",
+    "Fingerprint",
+    "Manifest",
+    "Shard",
+    "ShardWriter",
+    "load_neighbors",
+    "plan_shards",
+    "save_neighbors",
+]

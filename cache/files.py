@@ -1,0 +1,186 @@
+"""Durable files: written whole or not at all, sealed with a checksum, locked while one process writes."""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import xxhash
+from pydantic import TypeAdapter, ValidationError
+
+from cache.layout import CacheError
+
+PART = ".part"
+LOCK = ".lock"
+MAX_JSON_BYTES = 2**28
+
+T = TypeVar("T")
+
+
+@contextmanager
+def os_errors(path: Path, action: str) -> Iterator[None]:
+    """Turn an operating system's refusal into one sentence naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(f"cannot {action} {path}: {_reason(error)}") from None
+    except MemoryError:
+        raise CacheError(f"cannot {action} {path}: not enough memory; use a machine with more, or fewer rows") from None
+
+
+def _reason(error: OSError) -> str:
+    advice = {
+        errno.ENOSPC: "the disk is full; free some space and rerun the same command, finished shards are kept",
+        errno.EDQUOT: "the disk quota is used up; free some space and rerun the same command, finished shards are kept",
+        errno.EFBIG: "the file would be larger than allowed here; raise the limit or use smaller shards, and rerun",
+        errno.EACCES: "permission denied; choose a folder that you may write to, or change its permissions",
+        errno.EPERM: "permission denied; choose a folder that you may write to, or change its permissions",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.ENOENT: "no such file or folder; check the path",
+        errno.ENOTDIR: "part of the path is a file, not a folder; check the path",
+        errno.EISDIR: "it is a folder where a file is expected; move it away",
+        errno.EIO: "the disk reports an input/output error; check the disk, and restore the file from a copy",
+    }
+    return advice.get(error.errno or 0, f"{error.strerror or error}; check the disk and the path")
+
+
+def write_atomic(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` to `path` so that the file is there whole or not at all, also after a crash or a power cut.
+
+    Only one process may write a given path at a time; callers hold a `Lock`.
+    """
+    part = path.with_name(path.name + PART)
+    with os_errors(path, "write"):
+        try:
+            _write_synced(part, data)
+            os.replace(part, path)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
+        _sync_folder(path.parent)
+
+
+def _write_synced(path: Path, data: bytes | memoryview) -> None:
+    with open(path, "wb", buffering=0) as file:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents if missing."""
+    with os_errors(folder, "create the folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _checksum(table: dict[str, Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(table, sort_keys=True, allow_nan=False).encode())
+
+
+def write_sealed(path: Path, table: dict[str, Any]) -> None:
+    """Write a JSON table with a checksum of its content, atomically; equal tables give equal bytes."""
+    sealed = {**table, "checksum": _checksum(table)}
+    text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        data = f"{text}\n".encode()
+    except UnicodeEncodeError:
+        raise CacheError(f"cannot write {path}: it would hold a name that is not valid Unicode; rename it") from None
+    write_atomic(path, data)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The table that `write_sealed` wrote; CacheError if it is not exactly that."""
+    with os_errors(path, "read"):
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CacheError(f"{path} is larger than any file of its kind can be; restore it or embed again")
+        data = path.read_bytes()
+    try:
+        table = json.loads(data)
+        sealed = table.pop("checksum")
+        intact = sealed == _checksum(table)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        intact = False
+    if not intact:
+        raise CacheError(f"{path} is damaged or was edited (its checksum does not match); restore it or embed again")
+    return table  # type: ignore[no-any-return]  # checked by `parse`
+
+
+def parse(kind: type[T], table: dict[str, Any], path: Path) -> T:
+    """`table` as a `kind`, its types and ranges checked; CacheError naming the first wrong field."""
+    try:
+        value: T = TypeAdapter(kind).validate_json(json.dumps(table))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in problem["loc"]) or "content"
+        raise CacheError(f"{path} is not valid: {name}: {problem['msg']}; restore it or embed again") from None
+    return value
+
+
+class Lock:
+    """An exclusive lock on a path; the system releases it when its process ends, however that happens.
+
+    The lock file is removed on release, so a finished cache holds none.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor: int | None = descriptor
+        self._owner = os.getpid()
+
+    @classmethod
+    def acquire(cls, path: Path, *, wait: bool = False) -> "Lock | None":
+        """Lock `path`, creating it; None if another writer holds it and `wait` is False."""
+        with os_errors(path, "lock"):
+            while True:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                    # The holder before us may have removed the file between our open and our lock: try again.
+                    if _same_file(descriptor, path):
+                        return cls(path, descriptor)
+                except BlockingIOError:
+                    os.close(descriptor)
+                    return None
+                except BaseException:
+                    os.close(descriptor)
+                    raise
+                os.close(descriptor)
+
+    def release(self) -> None:
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        if self._owner == os.getpid():  # a forked worker holds a copy of the lock, but it is not its to remove
+            with suppress(OSError):
+                self._path.unlink()
+        os.close(descriptor)
+
+    def __enter__(self) -> "Lock":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        self.release()
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,99 @@
+"""The names, types and limits of a cache on disk; docs/cache-format.md describes them for readers.
+
+Axis letters: N rows (images), V views per row, D embedding width, n rows of one shard.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, Field
+
+SCHEMA = 1
+"""Version of everything below; a cache of another version is refused, never guessed at."""
+
+MANIFEST = "manifest.json"
+FAILURES = "failures.csv"
+NEIGHBORS = "neighbors"
+
+# In the order of their bytes in a shard: the small ones first, so that headers and keys are read in one go.
+DATASETS = ("row", "key", "label", "ok", "embedding", "views")
+
+MAX_ROWS = 2**40
+MAX_DIM = 2**20
+MAX_VIEWS = 2**12
+MAX_KEY_BYTES = 2**16
+
+Half = npt.NDArray[np.float16]
+Rows = Annotated[int, Field(ge=0, le=MAX_ROWS)]
+
+
+class CacheError(ValueError):
+    """A cache that cannot be used as asked: one sentence saying what is wrong, where, and what to do."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows `start` to `stop` (exclusive) of a cache: the unit of resume, ownership and verification."""
+
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, extra="forbid")
+
+    index: Annotated[int, Field(ge=0, lt=10**8)]
+    start: Rows
+    stop: Rows
+
+    @property
+    def name(self) -> str:
+        """File name without suffix; a function of the index alone, so no text on disk can lead out of the folder."""
+        return f"shard-{self.index:05d}"
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+def plan_shards(rows: int, shard_rows: int) -> tuple[Shard, ...]:
+    """Cut `rows` rows into shards of `shard_rows`, the last one shorter; every row in exactly one, in order."""
+    if rows < 0 or shard_rows < 1:
+        raise ValueError(f"cannot plan {rows} rows in shards of {shard_rows}")
+    starts = range(0, rows, shard_rows)
+    return tuple(Shard(index, start, min(start + shard_rows, rows)) for index, start in enumerate(starts))
+
+
+def dataset_shapes(rows: int, views: int, dim: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each dataset of a shard of `rows` rows."""
+    return {
+        "row": (rows,),
+        "key": (rows,),
+        "label": (rows,),
+        "ok": (rows,),
+        "embedding": (rows, dim),
+        "views": (rows, views, dim),
+    }
+
+
+def dataset_dtypes(key_bytes: int) -> dict[str, np.dtype[Any]]:
+    """Type of each dataset; keys are UTF-8, padded with zero bytes to the longest of the shard."""
+    return {
+        "row": np.dtype("<i8"),
+        "key": np.dtype(f"S{key_bytes}"),
+        "label": np.dtype("<i4"),
+        "ok": np.dtype(bool),
+        "embedding": np.dtype("<f2"),
+        "views": np.dtype("<f2"),
+    }
+
+
+def all_finite(values: Half) -> bool:
+    """Whether no value is NaN or infinite.
+
+    A half is neither unless its five exponent bits are all set; testing the bits in blocks that stay in the
+    processor's cache is several times faster than ``numpy.isfinite``, which converts every value.
+    """
+    bits = np.ascontiguousarray(values).reshape(-1).view(np.uint16)
+    block = 1 << 18
+    return all(
+        int((bits[start : start + block] & 0x7FFF).max()) < 0x7C00  # sign off; 0x7C00 is infinity, above it NaN
+        for start in range(0, bits.size, block)
+    )

@@ -1,0 +1,163 @@
+"""A finished cache, read-only: many readers at once, every byte checked before it is used."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from cache.files import os_errors
+from cache.layout import CacheError, Half, Shard, all_finite
+from cache.manifest import Manifest
+from cache.shard import ShardFile, Sidecar, repair
+from cache.verify import verify
+
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+class EmbeddingCache:
+    """Embeddings of N images: `rows` = N, `dim` = D, `views` = V.
+
+    Opening reads the manifest and the sidecars; bytes of shards are read, and checked against their digests, when they
+    are asked for.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, sidecars: tuple[Sidecar, ...]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._sidecars = sidecars
+        self._files: dict[int, ShardFile] = {}
+
+    @classmethod
+    def open(cls, folder: Path) -> "EmbeddingCache":
+        """Open the cache in `folder`.
+
+        Raises
+        ------
+        CacheError
+            `folder` is no cache, an unfinished, a damaged one, or one of another schema version.
+        """
+        with os_errors(folder, "read"):
+            manifest = Manifest.read(folder)
+            _refuse_unfinished(folder, manifest)
+            sidecars = tuple(_read_sidecar(folder, manifest, shard) for shard in manifest.shards)
+        return cls(folder, manifest, sidecars)
+
+    @property
+    def rows(self) -> int:
+        return self.manifest.rows
+
+    @property
+    def dim(self) -> int:
+        return self.manifest.dim
+
+    @property
+    def views(self) -> int:
+        return self.manifest.views
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Name of each label; empty when labels are unknown."""
+        return self.manifest.classes
+
+    @property
+    def splits(self) -> dict[str, tuple[int, int]]:
+        """Name -> rows start to stop (exclusive)."""
+        return self.manifest.splits
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Name of each of the N images."""
+        return [key for shard in self.manifest.shards for key in self._file(shard).decoded_keys()]
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """(N,) int32; -1 where unknown."""
+        return self._column("label", np.dtype(np.int32))
+
+    @cached_property
+    def ok(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool; False where the image could not be read, and its embedding is zeros."""
+        return self._column("ok", np.dtype(bool))
+
+    def embedding(self, start: int = 0, stop: int | None = None) -> Half:
+        """Embeddings of rows `start` to `stop`, float16 (n, D), digest-checked and finite."""
+        return self._gather("embedding", start, stop, (self.dim,))
+
+    def view_embedding(self, start: int = 0, stop: int | None = None) -> Half:
+        """Embeddings of the augmented views of rows `start` to `stop`, float16 (n, V, D), digest-checked and finite."""
+        return self._gather("views", start, stop, (self.views, self.dim))
+
+    @property
+    def digest(self) -> str:
+        """32 hexadecimal digits that identify these embeddings: a digest of the shards' digests."""
+        return xxhash.xxh3_128_hexdigest("".join(sidecar.xxh3_128 for sidecar in self._sidecars).encode())
+
+    def verify(self) -> list[str]:
+        """Every problem of the cache, each named; re-reads every byte on the disk. Empty: nothing is wrong."""
+        return verify(self.folder)
+
+    def _file(self, shard: Shard) -> ShardFile:
+        if shard.index not in self._files:
+            path = self.folder / f"{shard.name}.h5"
+            self._files[shard.index] = ShardFile(path, self.manifest, shard, self._sidecars[shard.index])
+        return self._files[shard.index]
+
+    def _column(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        out = np.empty(self.rows, dtype)
+        for shard in self.manifest.shards:
+            self._file(shard).read_into(name, out[shard.start : shard.stop])
+        return out
+
+    def _gather(self, name: str, start: int, stop: int | None, width: tuple[int, ...]) -> Half:
+        stop = self.rows if stop is None else stop
+        if not 0 <= start <= stop <= self.rows:
+            raise ValueError(f"rows {start} to {stop} of {self.rows}")
+        with os_errors(self.folder, "load the embeddings of"):
+            out = np.empty((stop - start, *width), np.float16)
+        touched = [shard for shard in self.manifest.shards if shard.start < stop and shard.stop > start]
+
+        def read(shard: Shard) -> None:
+            first, last = max(start, shard.start), min(stop, shard.stop)
+            rows = out[first - start : last - start]
+            self._file(shard).read_into(name, rows, first - shard.start)
+            if not all_finite(rows):
+                raise CacheError(
+                    f"{self.folder}/{shard.name}.h5 holds values of {name} that are not finite; embed again"
+                )
+
+        _each(read, touched)
+        return out
+
+
+def _each(read: Callable[[Shard], None], shards: list[Shard]) -> None:
+    """Call `read` on each shard; several at once, as both the disk and the digest leave room for it."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(read, shards):
+            pass
+
+
+def _refuse_unfinished(folder: Path, manifest: Manifest) -> None:
+    names = {entry.name for entry in os.scandir(folder)}
+    missing = [shard.name for shard in manifest.shards if f"{shard.name}.json" not in names]
+    if missing:
+        raise CacheError(
+            f"{folder} is unfinished: {len(missing)} of {len(manifest.shards)} shards are missing, "
+            f"from {missing[0]} on; rerun the same `temi embed` to finish it"
+        )
+
+
+def _read_sidecar(folder: Path, manifest: Manifest, shard: Shard) -> Sidecar:
+    path = folder / f"{shard.name}.json"
+    sidecar = Sidecar.read(path, manifest, shard)
+    data = path.with_suffix(".h5")
+    if not data.exists():
+        raise CacheError(f"{data} is missing; {repair(path)}")
+    if (size := data.stat().st_size) != sidecar.size:
+        raise CacheError(f"{data} is damaged: it has {size} bytes instead of {sidecar.size}; {repair(path)}")
+    return sidecar

@@ -1,0 +1,93 @@
+"""Finding everything that is wrong with a cache."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from cache.files import LOCK, os_errors
+from cache.layout import FAILURES, NEIGHBORS, CacheError, Shard, all_finite
+from cache.manifest import Manifest
+from cache.neighbors import load_neighbors
+from cache.shard import Failure, ShardFile, Sidecar, failures_csv
+
+
+def verify(folder: Path, progress: Callable[[Shard], None] = lambda shard: None) -> list[str]:
+    """Every problem of the cache in `folder`, one sentence each; re-reads every byte. Empty: nothing is wrong.
+
+    Unlike opening, this goes on after a problem, so that one run names them all. `progress` is called after each shard.
+    """
+    try:
+        manifest = Manifest.read(folder)
+    except CacheError as error:
+        return [str(error)]
+    problems: list[str] = []
+    failures: list[Failure] = []
+    for shard in manifest.shards:
+        try:
+            failures += _check_shard(folder, manifest, shard)
+        except CacheError as error:
+            problems.append(str(error))
+        progress(shard)
+    problems += list(_stray_files(folder, manifest))
+    if not problems:
+        problems += list(_failures_problem(folder, failures))
+    return problems + list(_neighbor_problems(folder))
+
+
+def _check_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[Failure, ...]:
+    path = folder / f"{shard.name}.h5"
+    sidecar = Sidecar.read(path.with_suffix(".json"), manifest, shard)
+    file = ShardFile(path, manifest, shard, sidecar)
+    if not np.array_equal(file.array("row"), np.arange(shard.start, shard.stop)):
+        raise CacheError(f"{path} does not hold rows {shard.start} to {shard.stop} in order; embed again")
+    keys = file.decoded_keys()
+    labels = file.array("label")
+    if labels.min() < -1 or labels.max() >= len(manifest.classes):
+        raise CacheError(f"{path} holds a label that names no class; embed again")
+    failed = [failure.row - shard.start for failure in sidecar.failures]
+    if failed != np.flatnonzero(~file.array("ok")).tolist() or any(
+        keys[row] != failure.key for row, failure in zip(failed, sidecar.failures, strict=True)
+    ):
+        raise CacheError(f"{path} and its sidecar name different unreadable images; embed again")
+    for name in ("embedding", "views"):
+        values = file.array(name)
+        if not all_finite(values):
+            raise CacheError(f"{path} holds values of {name} that are not finite; embed again")
+        if values[failed].any():
+            raise CacheError(f"{path} holds values of {name} for an image that could not be read; embed again")
+    if _file_digest(path) != sidecar.xxh3_128:
+        raise CacheError(f"{path} is damaged: its digest is not that of its sidecar; embed again")
+    return sidecar.failures
+
+
+def _file_digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with os_errors(path, "read"), open(path, "rb") as file:
+        while block := file.read(1 << 21):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _stray_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    planned = {f"{shard.name}{suffix}" for shard in manifest.shards for suffix in (".h5", ".json", LOCK)}
+    for path in sorted(folder.glob("shard-*")):
+        if path.name not in planned:
+            yield f"{path} is no part of this cache's plan; delete it, or move it to where it belongs"
+
+
+def _failures_problem(folder: Path, failures: list[Failure]) -> Iterator[str]:
+    path = folder / FAILURES
+    if not path.exists():
+        yield f"{path} is missing; rerun the same `temi embed` to write it"
+    elif path.read_bytes() != failures_csv(failures):
+        yield f"{path} does not list the images that could not be read; delete it and rerun the same `temi embed`"
+
+
+def _neighbor_problems(folder: Path) -> Iterator[str]:
+    for path in sorted((folder / NEIGHBORS).glob("*.h5")):
+        try:
+            load_neighbors(path.parent, path.stem)
+        except (CacheError, ValueError) as error:
+            yield str(error)
