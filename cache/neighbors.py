@@ -66,13 +66,15 @@ def load_neighbors(folder: Path, key: str) -> tuple[npt.NDArray[np.int32], Half,
     path = _path(folder, key)
     if not path.exists():
         return None
+    with os_errors(path, "read"), open(path, "rb") as readable:
+        size = readable.seek(0, 2)
     try:
-        with os_errors(path, "read"), h5py.File(path, "r", locking=False) as file:
-            if problem := _problem(file, path.stat().st_size):
+        with h5py.File(path, "r", locking=False) as file:
+            if problem := _problem(file, size):
                 raise _damaged(path, problem)
             attributes = {name: _loaded(file.attrs[name]) for name in file.attrs}
             arrays = {name: file[name][...] for name in _DTYPES}
-    except (RuntimeError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise _damaged(path, str(error)) from None
     if attributes.pop(_DIGEST, None) != _digest(arrays, attributes):
         raise _damaged(path, "its bytes are not those that were written")

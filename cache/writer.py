@@ -169,7 +169,7 @@ class ShardWriter:
     ) -> dict[str, npt.NDArray[Any]]:
         rows, width = shard.rows, (self.manifest.views, self.manifest.dim)
         if self.manifest.shards[shard.index] != shard or not all(shard.start <= row < shard.stop for row in failures):
-            raise ValueError(f"{shard} or a row of its failures is not in the plan")
+            raise ValueError(f"{shard.name}: the shard or a row of its failures is not in the plan")
         if embedding.shape != (rows, width[1]) or views.shape != (rows, *width):
             raise ValueError(f"{shard.name}: shapes {embedding.shape}, {views.shape} for {rows} rows of {width}")
         if embedding.dtype != np.float16 or views.dtype != np.float16 or labels.dtype != np.int32:
