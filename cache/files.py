@@ -2,9 +2,10 @@
 
 import errno
 import fcntl
+import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,10 +120,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return table  # type: ignore[no-any-return]  # checked by `parse`
 
 
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
+
+
 def parse(kind: type[T], table: dict[str, Any], path: Path) -> T:
     """`table` as a `kind`, its types and ranges checked; CacheError naming the first wrong field."""
     try:
-        value: T = TypeAdapter(kind).validate_json(json.dumps(table))
+        value: T = _adapter(kind).validate_json(json.dumps(table))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in problem["loc"]) or "content"

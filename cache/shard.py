@@ -1,29 +1,36 @@
-"""The bytes of one shard: HDF5 out, and back in without trusting the file.
+"""One finished shard: its sidecar, and reading it without trusting it.
 
-A shard is its HDF5 header followed by the datasets, one after the other without gaps. So a dataset is read with one
-`readinto` straight to where its values are wanted, and its digest is taken from the same bytes on the way.
+Datasets lie in a shard as plain blocks, so they are read straight to where their values are wanted, and their digest is
+taken from the same bytes on the way.
 """
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, ClassVar
+from typing import Annotated, Any, ClassVar
 
-import h5py
 import numpy as np
 import numpy.typing as npt
 import xxhash
 from pydantic import ConfigDict, Field
 
 from cache.files import os_errors, parse, read_sealed, write_sealed
-from cache.layout import DATASETS, MAX_KEY_BYTES, SCHEMA, CacheError, Rows, Shard, dataset_dtypes, dataset_shapes
+from cache.layout import (
+    BLOCK_BYTES,
+    DATASETS,
+    SCHEMA,
+    CacheError,
+    Rows,
+    Shard,
+    all_finite,
+)
 from cache.manifest import Manifest, check_schema
+from cache.structure import Part, parse_structure
 
 HEADER = "header"
 _MAX_HEADER_BYTES = 2**20
-_READ_BYTES = 1 << 21  # hashed while still in the processor's cache
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
@@ -84,45 +91,6 @@ def repair(path: Path) -> str:
     return f"delete {path.with_suffix('.json').name} and rerun the same `temi embed` to make this shard anew"
 
 
-@dataclass(frozen=True)
-class Part:
-    """Where a dataset lies in its file."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-
-def encode_shard(manifest: Manifest, shard: Shard, data: Mapping[str, npt.NDArray[Any]]) -> memoryview:
-    """The bytes of a shard file: a function of `data` and the manifest alone, no times and no names of machines."""
-    buffer = io.BytesIO()
-    # Format "v110": checksums in HDF5's own headers; the same version for low and high keeps the bytes fixed.
-    with h5py.File(buffer, "w", libver=("v110", "v110"), track_order=False) as file:
-        for name, value in _attributes(manifest, shard).items():
-            file.attrs[name] = value
-        utf8 = data["key"].view(h5py.string_dtype("utf-8", data["key"].itemsize))
-        arrays = {name: utf8 if name == "key" else data[name] for name in DATASETS}
-        for name, values in arrays.items():
-            file.create_dataset(name, shape=values.shape, dtype=values.dtype, track_times=False)
-        for name, values in arrays.items():  # written after all are created, so that their bytes follow each other
-            if values.size:
-                file[name][...] = values
-    return buffer.getbuffer()
-
-
-def _attributes(manifest: Manifest, shard: Shard) -> dict[str, Any]:
-    return {
-        "schema": np.int64(SCHEMA),
-        "shard": np.int64(shard.index),
-        "start": np.int64(shard.start),
-        "fingerprint": np.bytes_(manifest.fingerprint.digest),
-    }
-
-
 def digest_parts(image: memoryview, header: int, data: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:
     """Digest of the header and of each dataset in `image`, a shard's bytes."""
     digests, offset = {HEADER: xxhash.xxh3_128_hexdigest(image[:header])}, header
@@ -132,28 +100,25 @@ def digest_parts(image: memoryview, header: int, data: Mapping[str, npt.NDArray[
     return digests
 
 
-def encode_keys(keys: Sequence[str]) -> npt.NDArray[np.bytes_]:
-    """`keys` as UTF-8 of one width, which is the longest's: nothing is cut off."""
-    try:
-        encoded = [key.encode() for key in keys]
-    except UnicodeEncodeError as error:
-        raise CacheError(f"the image name {error.object!r} is not valid Unicode; rename it") from None
-    for key in encoded:
-        if len(key) > MAX_KEY_BYTES or b"\0" in key:
-            raise CacheError(f"the image name {key[:80]!r} is too long or holds a zero byte; rename it")
-    return np.array(encoded, dtype=f"S{max(map(len, encoded), default=0) or 1}")
+Structures = dict[tuple[str, int], dict[str, Part]]
+"""Digest of a header, size of the file -> its datasets. Equal headers are parsed once per cache, not once per shard."""
 
 
 class ShardFile:
     """One finished shard: its header is checked against the sidecar, its structure against the manifest."""
 
-    def __init__(self, path: Path, manifest: Manifest, shard: Shard, sidecar: Sidecar) -> None:
+    def __init__(self, path: Path, manifest: Manifest, sidecar: Sidecar, structures: Structures) -> None:
         self.path = path
         self._sidecar = sidecar
         self._verified: set[str] = set()
-        with os_errors(path, "read"):
-            self._check_header()
-            self._parts = self._check_structure(manifest, shard)
+        self._check_header()
+        key = (sidecar.digests[HEADER], sidecar.size)
+        if key not in structures:
+            try:
+                structures[key] = parse_structure(path, manifest, sidecar.shard.rows, sidecar.header, sidecar.size)
+            except ValueError as error:
+                raise self._damaged(str(error)) from None
+        self._parts = structures[key]
 
     def decoded_keys(self) -> list[str]:
         """The names of the images, digest-checked."""
@@ -183,103 +148,43 @@ class ShardFile:
             out[...] = self.array(name)[start : start + len(out)]
             return
         row_bytes = part.nbytes // part.shape[0]
-        with os_errors(self.path, "read"), open(self.path, "rb", buffering=0) as file:
-            file.seek(part.offset + start * row_bytes)
-            self._fill(file, out, None)
+        for _ in self._fill(part.offset + start * row_bytes, out):
+            pass
 
     def _read(self, name: str, offset: int, out: npt.NDArray[Any]) -> None:
         digest = xxhash.xxh3_128()
-        with os_errors(self.path, "read"), open(self.path, "rb", buffering=0) as file:
-            file.seek(offset)
-            self._fill(file, out, digest)
+        finite = True
+        for block in self._fill(offset, out):
+            digest.update(block.data)
+            finite = finite and (out.dtype != np.float16 or all_finite(block.view(np.float16)))
         if digest.hexdigest() != self._sidecar.digests[name]:
             raise self._damaged(f"the bytes of {name} are not those that were written")
+        if not finite:
+            raise CacheError(f"{self.path} holds values of {name} that are not finite; embed again")
         self._verified.add(name)
 
-    def _fill(self, file: BinaryIO | io.RawIOBase, out: npt.NDArray[Any], digest: "xxhash.xxh3_128 | None") -> None:
-        rest = out.reshape(-1).view(np.uint8).data
-        while rest:
-            count = file.readinto(rest[:_READ_BYTES])  # type: ignore[union-attr]
-            if not count:
-                raise self._damaged("the file is shorter than it was written")
-            if digest is not None:
-                digest.update(rest[:count])
-            rest = rest[count:]
+    def _fill(self, offset: int, out: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Read the file from `offset` on into `out`, block by block; each block is given out as soon as it is there."""
+        values = out.reshape(-1).view(np.uint8)
+        with os_errors(self.path, "read"), open(self.path, "rb", buffering=0) as file:
+            file.seek(offset)
+            for start in range(0, values.size, BLOCK_BYTES):
+                block = values[start : start + BLOCK_BYTES]
+                rest = block.data
+                while rest:
+                    count = file.readinto(rest)
+                    if not count:
+                        raise self._damaged("the file is shorter than it was written")
+                    rest = rest[count:]
+                yield block
 
     def _damaged(self, what: str) -> CacheError:
         return CacheError(f"{self.path} is damaged: {what}; {repair(self.path)}")
 
     def _check_header(self) -> None:
         # Before the HDF5 library sees them, so that it is not given accidentally damaged bytes to interpret.
-        size = self.path.stat().st_size
+        with os_errors(self.path, "read"):
+            size = self.path.stat().st_size
         if size != self._sidecar.size:
             raise self._damaged(f"it has {size} bytes instead of {self._sidecar.size}")
         self._read(HEADER, 0, np.empty(self._sidecar.header, np.uint8))
-
-    def _check_structure(self, manifest: Manifest, shard: Shard) -> dict[str, Part]:
-        try:
-            # HDF5's own cache is of no use here: every byte is read once, past it.
-            with h5py.File(self.path, "r", locking=False, rdcc_nbytes=0) as file:
-                problem = _structure_problem(file, manifest, shard)
-                parts = {} if problem else {name: _part(file[name]) for name in DATASETS}
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise self._damaged(f"it is not valid HDF5 ({error})") from None
-        if problem:
-            raise self._damaged(problem)
-        self._check_tiling(parts)
-        return parts
-
-    def _check_tiling(self, parts: dict[str, Part]) -> None:
-        stop = self._sidecar.header
-        for part in parts.values():
-            if part.nbytes and part.offset != stop:
-                raise self._damaged("its datasets do not follow each other")
-            stop += part.nbytes
-        if stop != self._sidecar.size:
-            raise self._damaged("its datasets do not fill it")
-
-
-def _structure_problem(file: h5py.File, manifest: Manifest, shard: Shard) -> str | None:
-    """What is not as the layout says; None if all is. Nothing is followed or read before it was checked."""
-    if set(file) != set(DATASETS):
-        return f"it holds {sorted(file)[:10]} instead of {sorted(DATASETS)}"
-    shapes = dataset_shapes(shard.rows, manifest.views, manifest.dim)
-    for name in DATASETS:
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-            return f"{name} is a link to another place"
-        if not isinstance(file[name], h5py.Dataset):
-            return f"{name} is not a dataset"
-        if problem := _dataset_problem(file[name], shapes[name]):
-            return f"{name} {problem}"
-    return _attribute_problem(file, manifest, shard)
-
-
-def _dataset_problem(dataset: h5py.Dataset, shape: tuple[int, ...]) -> str | None:
-    if dataset.shape != shape:
-        return f"has shape {dataset.shape} instead of {shape}"
-    name = dataset.name.rpartition("/")[2]
-    width = dataset.dtype.itemsize if name == "key" and dataset.dtype.kind == "S" else 1
-    if dataset.dtype != dataset_dtypes(width)[name] or not 1 <= width <= MAX_KEY_BYTES:
-        return f"has type {dataset.dtype}"
-    plist = dataset.id.get_create_plist()
-    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count() or dataset.attrs:
-        return "is not stored as one plain block"
-    return None
-
-
-def _attribute_problem(file: h5py.File, manifest: Manifest, shard: Shard) -> str | None:
-    expected = _attributes(manifest, shard)
-    if set(file.attrs) != set(expected):
-        return f"it has attributes {sorted(file.attrs)[:10]} instead of {sorted(expected)}"
-    for name, value in expected.items():
-        kind = file.attrs.get_id(name)
-        if kind.dtype != np.asarray(value).dtype or kind.shape != ():
-            return f"its attribute {name} has type {kind.dtype}"
-        if file.attrs[name] != value:
-            return f"it belongs to another cache or place ({name} is {file.attrs[name]} instead of {value})"
-    return None
-
-
-def _part(dataset: h5py.Dataset) -> Part:
-    dtype = np.dtype(dataset.dtype.str)  # without h5py's note that keys are UTF-8
-    return Part(dataset.id.get_offset() or 0, dataset.shape, dtype)

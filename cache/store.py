@@ -12,9 +12,9 @@ import numpy.typing as npt
 import xxhash
 
 from cache.files import os_errors
-from cache.layout import CacheError, Half, Shard, all_finite
+from cache.layout import CacheError, Half, Shard
 from cache.manifest import Manifest
-from cache.shard import ShardFile, Sidecar, repair
+from cache.shard import ShardFile, Sidecar, Structures, repair
 from cache.verify import verify
 
 _THREADS = min(4, os.cpu_count() or 1)
@@ -32,6 +32,7 @@ class EmbeddingCache:
         self.manifest = manifest
         self._sidecars = sidecars
         self._files: dict[int, ShardFile] = {}
+        self._structures: Structures = {}
 
     @classmethod
     def open(cls, folder: Path) -> "EmbeddingCache":
@@ -105,7 +106,7 @@ class EmbeddingCache:
     def _file(self, shard: Shard) -> ShardFile:
         if shard.index not in self._files:
             path = self.folder / f"{shard.name}.h5"
-            self._files[shard.index] = ShardFile(path, self.manifest, shard, self._sidecars[shard.index])
+            self._files[shard.index] = ShardFile(path, self.manifest, self._sidecars[shard.index], self._structures)
         return self._files[shard.index]
 
     def _column(self, name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -126,10 +127,6 @@ class EmbeddingCache:
             first, last = max(start, shard.start), min(stop, shard.stop)
             rows = out[first - start : last - start]
             self._file(shard).read_into(name, rows, first - shard.start)
-            if not all_finite(rows):
-                raise CacheError(
-                    f"{self.folder}/{shard.name}.h5 holds values of {name} that are not finite; embed again"
-                )
 
         _each(read, touched)
         return out

@@ -7,7 +7,7 @@ import numpy as np
 import xxhash
 
 from cache.files import LOCK, os_errors
-from cache.layout import FAILURES, NEIGHBORS, CacheError, Shard, all_finite
+from cache.layout import FAILURES, NEIGHBORS, CacheError, Shard
 from cache.manifest import Manifest
 from cache.neighbors import load_neighbors
 from cache.shard import Failure, ShardFile, Sidecar, failures_csv
@@ -39,7 +39,7 @@ def verify(folder: Path, progress: Callable[[Shard], None] = lambda shard: None)
 def _check_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[Failure, ...]:
     path = folder / f"{shard.name}.h5"
     sidecar = Sidecar.read(path.with_suffix(".json"), manifest, shard)
-    file = ShardFile(path, manifest, shard, sidecar)
+    file = ShardFile(path, manifest, sidecar, structures={})
     if not np.array_equal(file.array("row"), np.arange(shard.start, shard.stop)):
         raise CacheError(f"{path} does not hold rows {shard.start} to {shard.stop} in order; embed again")
     keys = file.decoded_keys()
@@ -53,8 +53,6 @@ def _check_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[Failur
         raise CacheError(f"{path} and its sidecar name different unreadable images; embed again")
     for name in ("embedding", "views"):
         values = file.array(name)
-        if not all_finite(values):
-            raise CacheError(f"{path} holds values of {name} that are not finite; embed again")
         if values[failed].any():
             raise CacheError(f"{path} holds values of {name} for an image that could not be read; embed again")
     if _file_digest(path) != sidecar.xxh3_128:

@@ -12,8 +12,9 @@ import xxhash
 from cache.files import LOCK, PART, Lock, make_folder, os_errors, write_atomic
 from cache.layout import FAILURES, MANIFEST, NEIGHBORS, CacheError, Half, Shard, all_finite
 from cache.manifest import Manifest
-from cache.shard import Failure, Sidecar, digest_parts, encode_keys, encode_shard, failures_csv
+from cache.shard import Failure, Sidecar, digest_parts, failures_csv
 from cache.store import EmbeddingCache
+from cache.structure import encode_keys, encode_shard
 
 _OURS = re.compile(rf"(shard-\d{{5,8}}\.(h5|json)|{MANIFEST}|{FAILURES}|shard-\d{{5,8}}|manifest)({PART}|{LOCK})?")
 
@@ -100,7 +101,7 @@ class ShardWriter:
         """
         self._claim(shard)
         data = self._arrays(shard, embedding, views, keys, labels, failures)
-        image = encode_shard(self.manifest, shard, data)
+        image = encode_shard(self.manifest, data)
         header = len(image) - sum(values.nbytes for values in data.values())
         sidecar = Sidecar(
             shard=shard,
@@ -125,6 +126,7 @@ class ShardWriter:
             return None
         with _lock(self.folder / f"manifest{LOCK}", wait=True):
             write_atomic(self.folder / FAILURES, failures_csv(self._failures()))
+            self._sweep()
         return EmbeddingCache.open(self.folder)
 
     def close(self) -> None:
@@ -153,6 +155,12 @@ class ShardWriter:
             lock.release()
             raise CacheError(f"{self.folder}/{shard.name}.h5 was just written by another process; rerun to go on")
         self._claims[shard.index] = lock
+
+    def _sweep(self) -> None:
+        """Remove the lock files of processes that died between a shard's last byte and giving up its claim."""
+        for path in self.folder.glob(f"shard-*{LOCK}"):
+            if lock := Lock.acquire(path):
+                lock.release()
 
     def _failures(self) -> list[Failure]:
         read = (Sidecar.read(self.folder / f"{s.name}.json", self.manifest, s) for s in self.manifest.shards)
