@@ -1,0 +1,160 @@
+"""The command line: parses, calls, prints. Console script `temi`."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import USER_ERRORS
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Cluster images without labels: embed once, train clustering heads in seconds, look at the result.",
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings; see configs/default.toml")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="one setting; may be repeated")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="destroy what --out holds; the default is to resume it")]
+
+
+@contextmanager
+def _user_errors() -> Iterator[None]:
+    """A user's mistake is one sentence on stderr and exit code 2; Ctrl-C says how to go on."""
+    try:
+        yield
+    except USER_ERRORS as error:
+        print(f"temi: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("temi: stopped; run the same command again to go on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def embed(
+    source: Annotated[str, typer.Argument(help="folder of images, `digits`, or a torchvision data set: cifar10, ...")],
+    out: Annotated[Path, typer.Option("--out", metavar="CACHE", help="folder of the cache; resumed if it is there")],
+    root: Annotated[Path | None, typer.Option(help="where torchvision data sets are, or are downloaded to")] = None,
+    shard: Annotated[str, typer.Option(metavar="I/N", help="only every N-th shard, from the I-th (0-based)")] = "0/1",
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Stage one: run a frozen backbone once over SOURCE and its augmented views, into an embedding cache."""
+    with _user_errors():
+        from pipeline.config import load_config
+        from pipeline.embed import embed as run_embed
+        from pipeline.embed import parse_shard
+
+        settings = load_config(config, set_ or ()).embed
+        cache = run_embed(source, out, settings, root=root, shard=parse_shard(shard), overwrite=overwrite)
+        if cache is None:
+            print(f"{out}: this worker's shards are done; the cache is complete when the other workers' are")
+            return
+        print(f"{out}: {cache.rows:,} images x {cache.dim}, {cache.views} views each{_failures(cache)}")
+        print(f"next: temi train-heads {out} --clusters C --out RUN")
+
+
+def _failures(cache: Any) -> str:
+    broken = int((~cache.ok).sum())
+    return f", {broken} unreadable (see {cache.folder / 'failures.csv'})" if broken else ""
+
+
+@app.command()
+def train_heads(
+    cache: Annotated[Path, typer.Argument(help="folder written by `temi embed`")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder; an interrupted run there is resumed")],
+    clusters: Annotated[int | None, typer.Option(help="number of clusters; short for --set heads.clusters=C")] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Stage two: train clustering heads on a cache. No label is read."""
+    with _user_errors():
+        from cache import EmbeddingCache
+        from pipeline.config import load_config
+        from pipeline.run import read_json, train_heads
+
+        overrides = [*(set_ or ()), *([f"heads.clusters={clusters}"] if clusters is not None else [])]
+        settings = load_config(config, overrides)
+        train_heads(EmbeddingCache.open(cache), settings, out, overwrite=overwrite)
+        summary = read_json(out / "training.json")
+        _print_training(summary)
+        print(f"assignments: {out / 'assignments.csv'}\nnext: temi evaluate {out}")
+
+
+def _print_training(summary: dict[str, Any]) -> None:
+    empty = summary["clusters"] - summary["used_clusters"]
+    print(
+        f"{summary['images']:,} images, {summary['steps']:,} steps in {summary['seconds']:.1f} s; "
+        f"{summary['used_clusters']} of {summary['clusters']} clusters used, sizes {summary['smallest_cluster']} to "
+        f"{summary['largest_cluster']}, mean confidence {summary['mean_confidence']:.2f}"
+    )
+    if empty:
+        print(f"note: {empty} of the clusters asked for are empty")
+    if summary["skipped_steps"]:
+        print(f"note: {summary['skipped_steps']} steps with a non-finite loss or gradient were skipped")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="folder written by `temi train-heads`")],
+    cache: Annotated[Path | None, typer.Argument(help="a held-out cache, or the training cache if it moved")] = None,
+) -> None:
+    """Score a run beside k-means and the labeled ceilings; without labels, by label-free scores."""
+    with _user_errors():
+        from cache import EmbeddingCache
+        from pipeline.evaluate import evaluate_run
+
+        result = evaluate_run(run, EmbeddingCache.open(cache) if cache else None)
+        for part in result["parts"]:
+            _print_table(f"{part['name']} ({part['images']:,} images)", part["rows"])
+        scores = result["training"]
+        print(
+            f"label-free: loss {min(scores['head_loss']):.4f}, neighbor consistency "
+            f"{_figure(scores['neighbor_consistency'])}, head agreement {_figure(scores['head_agreement'])}"
+        )
+        print(f"written: {run / 'result.json'}")
+
+
+_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "acc": ("ACC", lambda value: f"{100 * value:.1f}"),
+    "nmi": ("NMI", lambda value: f"{100 * value:.1f}"),
+    "ami": ("AMI", lambda value: f"{100 * value:.1f}"),
+    "ari": ("ARI", lambda value: f"{100 * value:.1f}"),
+    "purity": ("purity", lambda value: f"{100 * value:.1f}"),
+    "used_clusters": ("used", str),
+    "effective_clusters": ("exp(H)", lambda value: f"{value:.1f}"),
+    "smallest_cluster": ("min size", str),
+    "largest_cluster": ("max size", str),
+}
+
+
+def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    columns = {key: column for key, column in _COLUMNS.items() if any(key in row for row in rows)}
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for heading, _ in columns.values():
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = [show(row[key]) if key in row else "" for key, (_, show) in columns.items()]
+        table.add_row(row["method"], *cells, style="dim" if row["kind"] == "ceiling" else "")
+    # A log or a pipe has no width: never wrap a table there.
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,202 @@
+"""Every setting of both stages, in one place: typed, frozen, and read from TOML.
+
+Precedence: the defaults below < ``--config FILE`` < ``--set section.key=value``. An unknown key is an error.
+"""
+
+import json
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipeline.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen table of settings; an unknown key is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class EmbedConfig(Section):
+    """Stage one: what changes the numbers in a cache, and how fast it is filled."""
+
+    backbone: str = Field("facebook/dinov2-base", description="Hugging Face id, local folder, or efficientnet-lite0")
+    revision: str | None = Field(None, description="Hugging Face revision; empty: the newest, resolved to a commit")
+    pooling: Literal["cls", "mean", "cls+mean"] = Field("cls", description="how tokens become one vector")
+    views: Annotated[int, Field(ge=0)] = Field(2, description="augmented views per image, V")
+    crop_scale: tuple[Fraction, Fraction] = Field((0.25, 1.0), description="area of a view's random crop")
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip of a view")
+    jitter: Fraction = Field(0.4, description="strength of a view's color jitter: brightness, contrast, saturation")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="view v of row r depends on (seed, r, v) alone")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the forward; auto: bf16 on GPU")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    batch_size: Literal["auto"] | Count = Field("auto", description="images per forward pass; auto: by device")
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+        "auto", description="processes that decode images; 0: none; auto: by device and cores"
+    )
+    shard_rows: Count = Field(4096, description="rows per shard, the unit of resume")
+    max_pixels: Count = Field(180_000_000, description="an image with more pixels is refused as a decompression bomb")
+
+
+class NeighborConfig(Section):
+    """Mining: exact cosine neighbors of every row, itself excluded."""
+
+    k: Count = Field(50, description="neighbors per row, K")
+
+
+class HeadConfig(Section):
+    """The clustering heads of one trial."""
+
+    kind: Literal["published", "linear", "mlp-bn"] = Field("linear", description="see pipeline/heads.py")
+    count: Count = Field(16, description="heads, H")
+    clusters: Count = Field(10, description="clusters, C")
+    scale: Literal["none", "l2", "standardize", "center-l2"] = Field("center-l2", description="of the input embedding")
+    hidden: Count = Field(512, description="width of the first hidden layer (published, mlp-bn)")
+    bottleneck: Count = Field(256, description="width of the second hidden layer (published)")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="of mlp-bn")
+
+
+class ObjectiveConfig(Section):
+    """What a step minimizes; see pipeline/objectives.py for the equations."""
+
+    name: Literal["temi", "pmi", "wmi", "scan", "beta-mi"] = Field("temi", description="objective")
+    beta: Positive = Field(0.6, description="exponent of the agreement of student and teacher")
+    student_temperature: Positive = Field(0.1, description="softmax temperature of the student, tau")
+    teacher_temperature: Positive = Field(0.1, description="softmax temperature of the teacher")
+    marginal_momentum: Fraction = Field(0.9, description="EMA momentum of p(c)")
+    scan_entropy: NonNegative = Field(5.0, description="alpha of the scan objective's entropy term")
+    regularizer: Literal["none", "batch-entropy", "sample-entropy"] = Field("none", description="added term")
+    regularizer_weight: NonNegative = Field(5.0, description="lambda of the added term")
+
+
+class TeacherConfig(Section):
+    """The teacher is an EMA of the student; its momentum follows a cosine from start to end."""
+
+    momentum: Fraction = Field(0.996, description="at the first step")
+    final_momentum: Fraction = Field(1.0, description="at the last step")
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: Positive = Field(1e-3, description="peak learning rate")
+    min_lr: NonNegative = Field(1e-6, description="at the end of the cosine")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
+    warmup: Fraction = Field(0.1, description="share of the steps that the warm-up takes")
+    weight_decay: NonNegative = Field(1e-4, description="decoupled; not on biases and gains")
+    clip: NonNegative = Field(0.0, description="largest gradient norm of a trial; 0: no clipping")
+    freeze_last: Fraction = Field(0.0, description="share of the steps in which the last layer stays as initialized")
+
+
+class PairConfig(Section):
+    """Where the second image of a training pair comes from."""
+
+    source: Literal["neighbors", "views", "neighbors+views", "self"] = Field("neighbors", description="of the partner")
+    seed: int = Field(0, description="of the batches and pairs; trials of one pass share it, so they see the same")
+
+
+class TrainConfig(Section):
+    """Length, batches and bookkeeping of stage two."""
+
+    batch_size: Count = Field(512, description="pairs per step, B; at most N")
+    epochs: NonNegative = Field(100.0, description="passes over the rows, unless that is fewer than min_steps")
+    min_steps: Count = Field(2000, description="floor: a small folder is trained as seriously as a large one")
+    seed: int = Field(0, description="of the initial heads")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    split: str = Field("", description="train on the rows of this split only; empty: train if there is one, else all")
+    log_every: Count = Field(50, description="steps between lines of metrics.jsonl")
+    checkpoint_every: Count = Field(500, description="steps between checkpoints (latest, best)")
+    keep_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints that are kept; 0: none")
+    max_skipped: Count = Field(100, description="non-finite steps in a row after which training stops")
+    tensorboard: bool = Field(True, description="write TensorBoard events")
+
+
+class Config(Section):
+    """All sections; ``configs/default.toml`` lists every key."""
+
+    embed: EmbedConfig = EmbedConfig()
+    neighbors: NeighborConfig = NeighborConfig()
+    heads: HeadConfig = HeadConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    pairs: PairConfig = PairConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Read settings: defaults, then the TOML file at `path`, then ``section.key=value`` overrides.
+
+    Raises
+    ------
+    UserError
+        The file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
+    """
+    table = _read_toml(path) if path else {}
+    for override in overrides:
+        _apply_override(table, override)
+    try:
+        return Config.model_validate(table)
+    except ValidationError as error:
+        raise UserError(_first_problem(error, path)) from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist; give --config an existing TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"config file {path} cannot be read: {error.strerror}") from None
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise UserError(f"--set {override!r} is not of the form section.key=value, e.g. --set objective.beta=0.8")
+    try:
+        value = tomllib.loads(f"value = {text.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string: --set heads.kind=linear
+    target = table.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise UserError(f"--set {override!r}: {section} is not a section of settings")
+    target[key] = value
+
+
+def _first_problem(error: ValidationError, path: Path | None) -> str:
+    problem = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in problem["loc"])
+    where = f"in {path} or --set" if path else "in --set"
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {name} {where}; configs/default.toml lists every key"
+    return f"setting {name} {where}: {problem['msg'].lower()}, got {problem['input']!r}"
+
+
+def dump_toml(config: Config) -> str:
+    """`config` as TOML text that `load_config` reads back to an equal config."""
+    lines: list[str] = []
+    for section, values in config.model_dump(mode="json", exclude_none=True).items():
+        lines += [f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in values.items()), ""]
+    return "\n".join(lines)
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML escapes are JSON's, and DEL
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    return repr(value)

@@ -1,0 +1,240 @@
+"""Metrics against labels, comparison rows and ceilings. Nothing else in this project reads a label."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64
+from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import normalize
+
+from cache import EmbeddingCache
+from pipeline.config import load_config
+from pipeline.data import training_rows
+from pipeline.errors import UserError
+from pipeline.mine import drop_self, nearest
+from pipeline.model import ClusterModel
+from pipeline.run import RunFolder, assign, read_json, write_assignments, write_json
+from pipeline.select import size_scores
+
+KNN = 20  # neighbors that vote in the kNN ceiling
+KMEANS_RESTARTS = 10
+
+Labels = Int[np.ndarray, " n"]
+Embedding = Float[np.ndarray, "n D"]
+
+# Two caches whose fingerprints differ in one of these hold embeddings of different meaning.
+EMBEDDING_FIELDS = ("backbone", "revision", "preprocessing", "pooling")
+
+
+def contingency(label: Labels, cluster: Labels) -> Int64[np.ndarray, "classes clusters"]:
+    """Images of each class in each cluster; classes and clusters without images have no row or column."""
+    _, row = np.unique(label, return_inverse=True)
+    _, column = np.unique(cluster, return_inverse=True)
+    table = np.zeros((row.max() + 1, column.max() + 1), dtype=np.int64)
+    np.add.at(table, (row, column), 1)
+    return table
+
+
+def hungarian_accuracy(label: Labels, cluster: Labels) -> float:
+    """Share of images right under the best one-to-one match of clusters and classes (ACC)."""
+    table = contingency(label, cluster)
+    return float(table[linear_sum_assignment(table, maximize=True)].sum() / len(label))
+
+
+def purity(label: Labels, cluster: Labels) -> float:
+    """Share of images right when every cluster takes its majority class: the many-to-one accuracy."""
+    return float(contingency(label, cluster).max(0).sum() / len(label))
+
+
+def cluster_scores(label: Labels, cluster: Labels, clusters: int) -> dict[str, Any]:
+    """ACC, NMI, AMI, ARI, purity, and the sizes of `size_scores`; rows with label -1 are left out of the first five.
+
+    Purity is the many-to-one ACC: when clusters outnumber classes it is the figure to read.
+    """
+    known = label >= 0
+    scores: dict[str, Any] = {}
+    if known.any():
+        truth, found = label[known], cluster[known]
+        scores = {
+            "acc": hungarian_accuracy(truth, found),
+            "nmi": float(normalized_mutual_info_score(truth, found)),
+            "ami": float(adjusted_mutual_info_score(truth, found)),
+            "ari": float(adjusted_rand_score(truth, found)),
+            "purity": purity(truth, found),
+        }
+    return scores | size_scores(torch.from_numpy(cluster.astype(np.int64)), clusters)
+
+
+def kmeans_clusters(train: Embedding, others: list[Embedding], clusters: int, seed: int = 0) -> list[Labels]:
+    """k-means on L2-normalized rows, best of 10 k-means++ starts; clusters of `train`, then of each of `others`."""
+    model = KMeans(clusters, n_init=KMEANS_RESTARTS, random_state=seed)
+    found = model.fit_predict(_unit(train))
+    return [found, *(model.predict(_unit(other)) for other in others)]
+
+
+def knn_accuracy(
+    train: Embedding, label: Labels, queries: Embedding | None = None, truth: Labels | None = None
+) -> float:
+    """Accuracy of a vote among the 20 nearest labeled rows; leave-one-out on `train` where no queries are given.
+
+    A ceiling, not a competitor: it reads the labels.
+    """
+    own = queries is None
+    asked, wanted = (train, label) if queries is None or truth is None else (queries, truth)
+    k = min(KNN, len(train) - 1)
+    found, score = nearest(train, asked, k + own)
+    if own:
+        found, score = drop_self(np.arange(len(train)), found, score)
+    votes = np.zeros((len(asked), label.max() + 1))
+    np.add.at(votes, (np.arange(len(asked))[:, None], label[found]), np.maximum(score, 0))
+    return float((votes.argmax(1) == wanted).mean())
+
+
+def probe_accuracy(
+    train: Embedding, label: Labels, queries: Embedding | None = None, truth: Labels | None = None
+) -> float:
+    """Accuracy of logistic regression on standardized embeddings, trained on labels: the linear ceiling.
+
+    Without queries: trained on a random half of `train` (stratified where classes allow), scored on the other half.
+    """
+    if queries is None or truth is None:
+        counts = np.bincount(label)
+        halves = train_test_split(
+            train, label, test_size=0.5, random_state=0, stratify=label if counts[counts > 0].min() >= 2 else None
+        )
+        train, queries, label, truth = halves
+    mean, deviation = train.mean(0, dtype=np.float32), train.std(0, dtype=np.float32) + 1e-6
+    model = LogisticRegression(C=0.01, max_iter=200, tol=1e-3)
+    model.fit((train - mean) / deviation, label)
+    return float((model.predict((queries - mean) / deviation) == truth).mean())
+
+
+def _unit(rows: Embedding) -> Embedding:
+    unit: Embedding = normalize(rows.astype(np.float32))
+    return unit
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that are scored together: those trained on, a held-out split, or another cache."""
+
+    name: str
+    embedding: Embedding
+    label: Labels
+
+    @property
+    def labeled(self) -> bool:
+        """Whether every row has a label, as the ceilings need."""
+        return len(self.label) > 0 and bool((self.label >= 0).all())
+
+
+def evaluate_run(folder: Path, other: EmbeddingCache | None = None) -> dict[str, Any]:
+    """Score the trained model of a run on its training rows and on what is held out, beside k-means and the ceilings.
+
+    Held out are the splits of the run's cache that were not trained on, or the cache `other`. Writes ``result.json``
+    and assignments of every row that was scored into the run folder.
+
+    Returns
+    -------
+    dict with ``parts``: name, number of images and rows of the table (method, kind, scores), in printed order.
+    """
+    run = RunFolder(folder)
+    if not run.finished:
+        raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
+    model = ClusterModel.load(run.model)
+    home = open_training_cache(run, other)
+    parts = _parts(run, home, None if other is None or other.digest == home.digest else other, model)
+    result = {
+        "run": str(folder),
+        "training": read_json(run.training),
+        "parts": [
+            {"name": part.name, "images": len(part.label), "rows": rows}
+            for part, rows in zip(parts, _tables(model, parts), strict=True)
+        ],
+    }
+    write_json(folder / "result.json", result)
+    if other is not None and other.digest != home.digest:
+        held_out = folder / "held-out"
+        held_out.mkdir(exist_ok=True)
+        write_assignments(other, model, held_out)
+    else:
+        write_assignments(home, model, folder)
+    return result
+
+
+def open_training_cache(run: RunFolder, other: EmbeddingCache | None) -> EmbeddingCache:
+    """The cache that `run` was trained on: where it was, or `other` if it holds the same embeddings."""
+    there = read_json(run.environment)["cache"]
+    if other is not None and other.digest == there["digest"]:
+        return other
+    cache = EmbeddingCache.open(Path(there["folder"]))
+    if cache.digest != there["digest"]:
+        raise UserError(
+            f"{there['folder']} has changed since {run.folder} was trained; give the original cache as second argument"
+        )
+    return cache
+
+
+def _parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | None, model: ClusterModel) -> list[Part]:
+    trained_split = load_config(run.config).train.split
+    rows = training_rows(home, trained_split)
+    parts = [_part("training rows", home, rows)]
+    if other is not None:
+        check_same_backbone(model, other)
+        return [*parts, _part(f"held out: {other.folder.name}", other, np.flatnonzero(other.ok))]
+    for name in home.splits:
+        held_out = np.setdiff1d(training_rows(home, name), rows)
+        if len(held_out):
+            parts.append(_part(f"held out: {name}", home, held_out))
+    return parts
+
+
+def _part(name: str, cache: EmbeddingCache, rows: Int64[np.ndarray, " n"]) -> Part:
+    if not len(rows):
+        raise UserError(f"{cache.folder} has no readable image to score; see failures.csv there")
+    return Part(name, cache.embedding()[rows], cache.labels[rows].astype(np.int64))
+
+
+def check_same_backbone(model: ClusterModel, cache: EmbeddingCache) -> None:
+    """Refuse a cache whose embeddings do not mean what the model was trained on."""
+    there = asdict(cache.manifest.fingerprint)
+    for field in EMBEDDING_FIELDS:
+        if there[field] != model.fingerprint[field]:
+            raise UserError(
+                f"{cache.folder} was embedded with {field} {there[field]!r} and the run with "
+                f"{model.fingerprint[field]!r}; embed these images with the run's settings"
+            )
+
+
+def _tables(model: ClusterModel, parts: list[Part]) -> list[list[dict[str, Any]]]:
+    """Rows of every part's table: the model, k-means fitted on the training rows, and the two ceilings."""
+    train, *others = parts
+    baseline = kmeans_clusters(train.embedding, [part.embedding for part in others], model.clusters)
+    tables = []
+    for part, kmeans in zip(parts, baseline, strict=True):
+        cluster, confidence = assign(model, part.embedding)
+        own = cluster_scores(part.label, cluster, model.clusters) | {"confidence": float(confidence.mean())}
+        rows = [
+            {"method": "TEMI", "kind": "clustering", **own},
+            {"method": "k-means", "kind": "clustering", **cluster_scores(part.label, kmeans, model.clusters)},
+        ]
+        tables.append(rows + _ceilings(train, part))
+    return tables
+
+
+def _ceilings(train: Part, part: Part) -> list[dict[str, Any]]:
+    if not (train.labeled and part.labeled):
+        return []
+    queries = () if part is train else (part.embedding, part.label)
+    ceilings = {f"{KNN}-NN on labels": knn_accuracy, "linear probe": probe_accuracy}
+    return [
+        {"method": name, "kind": "ceiling", "acc": accuracy(train.embedding, train.label, *queries)}
+        for name, accuracy in ceilings.items()
+    ]

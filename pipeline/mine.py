@@ -1,0 +1,127 @@
+"""FAISS nearest neighbors of cached embeddings, stored beside the cache and reused by every later run."""
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float16, Int32, Int64
+
+from cache import CacheError, EmbeddingCache, load_neighbors, save_neighbors
+from pipeline.errors import UserError
+from pipeline.progress import Progress
+
+BLOCK_ROWS = 4096  # queries per search: bounds the (block, K + 1) results and faiss's own distance tiles
+
+
+def import_faiss() -> Any:
+    """The faiss module, or a sentence that names the two extras which provide it."""
+    try:
+        return importlib.import_module("faiss")
+    except ImportError:
+        raise UserError(
+            "faiss is not installed; install one of the two extras: pip install 'temi[cpu]' or, with an NVIDIA GPU, "
+            "pip install 'temi[gpu]'"
+        ) from None
+
+
+def mine_neighbors(
+    cache: EmbeddingCache, rows: Int64[np.ndarray, " n"], k: int, fallback: Path | None = None
+) -> Int32[np.ndarray, "n K"]:
+    """The k nearest neighbors by cosine of each of `rows`, as positions in `rows`, nearest first, itself excluded.
+
+    The graph is stored in ``CACHE/neighbors`` under a key made of the embeddings' digest, the rows and k; where that
+    folder cannot be written, in `fallback`.
+
+    Raises
+    ------
+    UserError
+        k is not smaller than the number of rows, or faiss is missing.
+    """
+    if k >= len(rows):
+        raise UserError(
+            f"neighbors.k = {k} needs more than {k} images, but {len(rows)} can be trained on; "
+            f"set --set neighbors.k={max(1, min(50, len(rows) // 10))} or add images"
+        )
+    key = _graph_key(cache.digest, rows, k)
+    folders = [cache.folder / "neighbors", *([fallback] if fallback else [])]
+    for folder in folders:
+        if stored := load_neighbors(folder, key):
+            return stored[0]
+    index, similarity = exact_neighbors(_selected(cache, rows), k)
+    attributes: dict[str, str | int | float] = {
+        "metric": "cosine",
+        "k": k,
+        "backend": "faiss-flat",
+        "embeddings": cache.digest,
+    }
+    for folder in folders:
+        try:
+            save_neighbors(folder, key, index, similarity, attributes)
+        except CacheError:
+            if folder is folders[-1]:
+                raise
+        else:
+            break
+    return index
+
+
+def exact_neighbors(
+    embedding: Float16[np.ndarray, "n D"], k: int
+) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
+    """Exact inner-product search on L2-normalized rows, in blocks, on the GPU where faiss has one.
+
+    Each row is excluded from its own neighbors by its *index*: a duplicate of a row is a neighbor, the row is not.
+    Rows of norm zero are similar to nothing (cosine 0).
+    """
+    faiss = import_faiss()
+    unit = np.ascontiguousarray(embedding, dtype=np.float32)
+    faiss.normalize_L2(unit)
+    flat = faiss.IndexFlatIP(unit.shape[1])
+    if getattr(faiss, "get_num_gpus", lambda: 0)():
+        flat = faiss.index_cpu_to_all_gpus(flat)
+    flat.add(unit)
+    index = np.empty((len(unit), k), dtype=np.int32)
+    similarity = np.empty((len(unit), k), dtype=np.float16)
+    with Progress("neighbors", total=len(unit), unit="row") as progress:
+        for start in range(0, len(unit), BLOCK_ROWS):
+            block = slice(start, min(start + BLOCK_ROWS, len(unit)))
+            score, found = flat.search(unit[block], k + 1)
+            index[block], similarity[block] = drop_self(np.arange(block.start, block.stop), found, score)
+            progress.advance(block.stop - block.start)
+    return index, similarity
+
+
+def drop_self(
+    rows: Int64[np.ndarray, " n"], found: Int64[np.ndarray, "n K1"], score: np.ndarray
+) -> tuple[Int64[np.ndarray, "n K"], np.ndarray]:
+    """Remove each row from its own k + 1 results; where it is not among them (duplicates tie), remove the last."""
+    own = found == rows[:, None]
+    own[~own.any(1), -1] = True
+    shape = (len(rows), found.shape[1] - 1)
+    return found[~own].reshape(shape), score[~own].reshape(shape)
+
+
+def nearest(
+    database: Float16[np.ndarray, "N D"], queries: Float16[np.ndarray, "n D"], k: int
+) -> tuple[Int64[np.ndarray, "n K"], np.ndarray]:
+    """The k rows of `database` nearest by cosine to each query, and their similarities."""
+    faiss = import_faiss()
+    base, asked = (np.ascontiguousarray(rows, dtype=np.float32) for rows in (database, queries))
+    faiss.normalize_L2(base)
+    faiss.normalize_L2(asked)
+    flat = faiss.IndexFlatIP(base.shape[1])
+    flat.add(base)
+    score, found = flat.search(asked, k)
+    return found, score
+
+
+def _selected(cache: EmbeddingCache, rows: Int64[np.ndarray, " n"]) -> Float16[np.ndarray, "n D"]:
+    embedding = cache.embedding()
+    return embedding if len(rows) == cache.rows else embedding[rows]
+
+
+def _graph_key(digest: str, rows: Int64[np.ndarray, " n"], k: int) -> str:
+    selection = hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()
+    return hashlib.sha256(f"{digest} {selection} cosine {k}".encode()).hexdigest()[:16]

@@ -1,0 +1,121 @@
+"""The TEMI family of objectives, as closed-form gradients in log space.
+
+Source: Adaloglou, Michels, Kalisch, Kollmann, "Exploring the Limits of Deep Image Clustering using Pretrained
+Models", BMVC 2023 (arXiv 2303.17896). Every function here is pure: log-probabilities in, a loss per head and its
+gradient with respect to the *student's log-probabilities* out; `logit_gradient` carries that gradient through the
+softmax. No autograd graph is built through a loss and no probability is ever divided by, so nothing underflows.
+
+Rows are the M = 2B images of a batch of B pairs; row i's partner is row (i + B) mod M (`swap_partners`).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LogProbs = Float[Tensor, "G M C"]
+PerHead = Float[Tensor, " G"]
+PerRow = Float[Tensor, "G M"]
+Scored = tuple[PerHead, LogProbs]
+
+# The smallest normal float32: below it a marginal's logarithm would be -inf and a dead cluster's pull infinite.
+TINY = torch.finfo(torch.float32).tiny
+MAX_PMI = 100.0
+
+
+def swap_partners(rows: Float[Tensor, "G M C"]) -> Float[Tensor, "G M C"]:
+    """Row i of the result is the partner of row i: both halves of the batch change places."""
+    anchors, partners = rows.chunk(2, dim=1)
+    return torch.cat([partners, anchors], dim=1)
+
+
+def pair_weight(teacher: LogProbs, heads: int) -> PerRow:
+    """w(x, x') = (1/H) sum_h sum_c q_t^h(c|x) q_t^h(c|x'): one weight per pair, shared by the heads of a trial.
+
+    Parameters
+    ----------
+    teacher : (G, M, C) probabilities (not logarithms), G = T * heads
+    heads : heads per trial, H; 1 gives every head its own weight (wmi)
+    """
+    anchors, partners = teacher.chunk(2, dim=1)
+    own = (anchors * partners).sum(-1)
+    shared = own.view(-1, heads, own.shape[1]).mean(1, keepdim=True).expand(-1, heads, -1).flatten(0, 1)
+    return torch.cat([shared, shared], dim=1)
+
+
+def update_marginal(marginal: Float[Tensor, "G C"], teacher: LogProbs, momentum: PerHead) -> Float[Tensor, "G C"]:
+    """p <- m p + (1 - m) mean over the batch's M rows of q_t."""
+    keep = momentum[:, None]
+    return keep * marginal + (1 - keep) * teacher.mean(1)
+
+
+def temi(
+    student: LogProbs, partner: LogProbs, log_marginal: Float[Tensor, "G C"], beta: PerHead, weight: PerRow
+) -> Scored:
+    """Mean over rows of -w log sum_c (q_s q_t)^beta / p_c  (the paper's equation 6, p outside the power).
+
+    Parameters
+    ----------
+    student : log q_s of each row
+    partner : log q_t of each row's partner
+    log_marginal : log p, the EMA of the teacher's batch mean
+    beta : exponent per head
+    weight : w per row; ones give the paper's unweighted pmi
+
+    Returns
+    -------
+    loss per head, and its gradient with respect to `student`: -beta w r / M with
+    r = softmax_c(beta (log q_s + log q_t) - log p).
+    """
+    agreement = beta[:, None, None] * (student + partner) - log_marginal[:, None]
+    log_sum = agreement.logsumexp(-1)
+    loss = -(weight * log_sum).mean(-1)
+    responsibility = (agreement - log_sum[..., None]).exp()
+    scale = -beta[:, None] * weight / weight.shape[1]
+    return loss, responsibility * scale[..., None]
+
+
+def scan(student: LogProbs, partner: LogProbs, entropy_weight: PerHead) -> Scored:
+    """SCAN: mean of -log <q_s, q_t> + alpha sum_c pbar_c log pbar_c, pbar the student's batch mean.
+
+    Van Gansbeke et al., "SCAN: Learning to Classify Images without Labels", ECCV 2020, equation 2.
+    """
+    agreement = student + partner
+    log_sum = agreement.logsumexp(-1)
+    loss = -log_sum.mean(-1)
+    gradient = -(agreement - log_sum[..., None]).exp() / student.shape[1]
+    entropy, entropy_gradient = batch_entropy(student, entropy_weight)
+    return loss + entropy, gradient + entropy_gradient
+
+
+def beta_mi(student: LogProbs, partner: LogProbs, log_marginal: Float[Tensor, "G C"], beta: PerHead) -> Scored:
+    """The first system's rewritten loss, kept for comparison: mean of -sum_c p (q_s q_t / p)^beta log(q_s q_t / p).
+
+    It collapses onto very few clusters (see the tests): use `temi`.
+    """
+    pmi = student + partner - log_marginal[:, None]
+    mass = (beta[:, None, None] * pmi + log_marginal[:, None]).exp()
+    clamped = pmi.clamp(max=MAX_PMI)
+    loss = -(mass * clamped).sum(-1).mean(-1)
+    slope = beta[:, None, None] * clamped + (pmi < MAX_PMI).to(pmi.dtype)
+    return loss, -mass * slope / student.shape[1]
+
+
+def batch_entropy(student: LogProbs, weight: PerHead) -> Scored:
+    """lambda sum_c pbar_c log pbar_c over the student's batch mean: pulls the batch towards equal clusters."""
+    probability = student.exp()
+    log_mean = probability.mean(1).clamp_min(TINY).log()
+    loss = weight * (log_mean.exp() * log_mean).sum(-1)
+    return loss, weight[:, None, None] * (log_mean + 1)[:, None] * probability / student.shape[1]
+
+
+def sample_entropy(student: LogProbs, weight: PerHead) -> Scored:
+    """lambda mean over rows of H(q_s): pulls every single image towards one cluster."""
+    probability = student.exp()
+    loss = -weight * (probability * student).sum(-1).mean(-1)
+    return loss, -weight[:, None, None] * probability * (student + 1) / student.shape[1]
+
+
+def logit_gradient(gradient: LogProbs, student: LogProbs, temperature: PerHead) -> Float[Tensor, "G M C"]:
+    """Carry a gradient through log_softmax(z / tau): dz = (g - q_s sum_c g) / tau."""
+    centered = torch.addcmul(gradient, student.exp(), gradient.sum(-1, keepdim=True), value=-1)
+    return centered / temperature[:, None, None]
