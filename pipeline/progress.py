@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, description: str, total: int, unit: str, *, stream: TextIO | None = None) -> None:
         self.description, self.total, self.unit = description, total, unit
-        self.done = 0
+        self.done = self._shown = 0
         self.note = ""
         self._stream = sys.stderr if stream is None else stream
         self._started = self._printed = time.monotonic()
@@ -39,7 +39,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.done:
+        elif self.done > self._shown:
             self._print()
 
     @property
@@ -64,7 +64,7 @@ class Progress:
         return f"{self.description}: " + ", ".join(part for part in parts if part)
 
     def _print(self) -> None:
-        self._printed = time.monotonic()
+        self._printed, self._shown = time.monotonic(), self.done
         print(self.line(), file=self._stream, flush=True)
 
 

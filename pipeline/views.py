@@ -1,0 +1,79 @@
+"""Augmented views: random resized crop, flip, color jitter. A view depends on (seed, row, view) alone.
+
+Random numbers come from the raw output of PCG64, which numpy promises never to change, and not from a sampling
+function, which it may improve: a cache continued years later gets the same views.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+RATIO = (3 / 4, 4 / 3)  # width : height of a crop before it is resized
+GRAY = (0.2989, 0.587, 0.114)  # torchvision's luma weights
+
+
+class View(NamedTuple):
+    """Parameters of one view, independent of the size of its image; all but the last two are uniform in [0, 1)."""
+
+    area: float
+    ratio: float
+    top: float
+    left: float
+    flip: bool
+    jitter: tuple[float, float, float]  # factors of brightness, contrast, saturation; 1 changes nothing
+
+
+@dataclass(frozen=True)
+class ViewPolicy:
+    """How views are drawn; see EmbedConfig."""
+
+    count: int
+    seed: int
+    crop_scale: tuple[float, float]
+    flip: float
+    jitter: float
+
+    def describe(self) -> dict[str, Any]:
+        """What changes the numbers besides seed and count, as JSON for the fingerprint; {} without views."""
+        settings = {"crop_ratio": RATIO, **asdict(self)}
+        return {key: value for key, value in settings.items() if key not in ("count", "seed")} if self.count else {}
+
+    def draw(self, row: int, view: int) -> View:
+        """Parameters of view `view` of row `row`."""
+        raw = np.random.PCG64([self.seed, row, view]).random_raw(8)
+        area, ratio, top, left, flip, *jitter = ((raw >> 11) * 2.0**-53).tolist()
+        brightness, contrast, saturation = (1 + self.jitter * (2 * value - 1) for value in jitter)
+        return View(area, ratio, top, left, flip < self.flip, (brightness, contrast, saturation))
+
+    def box(self, view: View, height: int, width: int) -> tuple[int, int, int, int]:
+        """Crop (top, left, height, width) in an image: area uniform in `crop_scale`, log-uniform ratio, cut to fit."""
+        low, high = self.crop_scale
+        area = height * width * (low + view.area * (high - low))
+        ratio = math.exp(math.log(RATIO[0]) + view.ratio * math.log(RATIO[1] / RATIO[0]))
+        crop_width = min(width, max(1, round(math.sqrt(area * ratio))))
+        crop_height = min(height, max(1, round(math.sqrt(area / ratio))))
+        top = int(view.top * (height - crop_height + 1))
+        left = int(view.left * (width - crop_width + 1))
+        return top, left, crop_height, crop_width
+
+
+def jitter(pixels: Float[Tensor, "B 3 H W"], factors: Float[Tensor, "B 3"]) -> Float[Tensor, "B 3 H W"]:
+    """Brightness, contrast, saturation of each image by its own factors; values in [0, 1].
+
+    The formulas of torchvision.transforms.v2.functional.adjust_*, which take one factor for a whole batch.
+    """
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
+    pixels = (pixels * brightness).clamp(0, 1)
+    mean = _gray(pixels).mean(dim=(1, 2, 3), keepdim=True)
+    pixels = torch.lerp(mean.expand_as(pixels), pixels, contrast).clamp(0, 1)
+    return torch.lerp(_gray(pixels).expand_as(pixels), pixels, saturation).clamp(0, 1)
+
+
+def _gray(pixels: Tensor) -> Tensor:
+    weights = torch.tensor(GRAY, dtype=pixels.dtype, device=pixels.device)
+    return (pixels * weights[:, None, None]).sum(dim=1, keepdim=True)
