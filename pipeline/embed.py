@@ -224,7 +224,7 @@ class Forward:
         tried = min(self.limit, rows)
         if tried == 1:
             raise UserError(
-                f"one image does not fit the memory of {self.backbone.device}; use a smaller backbone or embed.device=cpu"
+                f"one image does not fit the memory of {self.backbone.device}; use a smaller backbone or device=cpu"
             )
         self.limit = tried // 2
         if self.backbone.device.type == "cuda":

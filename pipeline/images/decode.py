@@ -1,7 +1,7 @@
 """Bytes of an image file -> RGB uint8, upright, on white.
 
-JPEG goes through torchvision's libjpeg-turbo, everything else and every unusual JPEG through Pillow; where both can
-read a file they return the same numbers.
+Pillow decodes everything: for JPEG it runs the same libjpeg-turbo as torchvision, with the same numbers, and
+torchvision's decoders are deprecated.
 """
 
 import io
@@ -12,7 +12,6 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from pipeline.images.source import UnreadableImage
 
@@ -36,8 +35,6 @@ def decode_image(data: bytes, max_pixels: int) -> UInt8[Tensor, "3 H W"]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_pixels(image.size, max_pixels)
-            if image.format == "JPEG" and image.mode in ("RGB", "L"):
-                return _decode_jpeg(data)
             return rgb_tensor(image)
     except UnreadableImage:
         raise
@@ -48,8 +45,8 @@ def decode_image(data: bytes, max_pixels: int) -> UInt8[Tensor, "3 H W"]:
 def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
     """A Pillow image of any mode as RGB: see `decode_image`."""
     upright = ImageOps.exif_transpose(image)
-    array = np.asarray(_rgb(upright))
-    return torch.from_numpy(array.transpose(2, 0, 1).copy())
+    # strides stay those of (H, W, 3): resizing is nearly twice as fast on them
+    return torch.from_numpy(np.array(_rgb(upright))).permute(2, 0, 1)
 
 
 def rgb_array(array: UInt8[np.ndarray, "..."]) -> UInt8[Tensor, "3 H W"]:
@@ -62,12 +59,6 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         raise UnreadableImage(f"{width} x {height} pixels are more than the limit of {max_pixels} (embed.max_pixels)")
-
-
-def _decode_jpeg(data: bytes) -> Tensor:
-    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    pixels: Tensor = decode_jpeg(buffer, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    return pixels
 
 
 def _rgb(image: Image.Image) -> Image.Image:
