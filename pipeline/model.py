@@ -105,15 +105,18 @@ class ClusterModel:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file so that a crash leaves the old file or the new one, never half of it."""
-    write_atomic(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
+    # One entry, because safetensors writes several in a random order and equal models should be equal files.
+    packed = {"temi": json.dumps(metadata, sort_keys=True)}
+    write_atomic(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, packed))
 
 
 def load_tensors(path: Path, device: torch.device | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; a UserError where there is none or it is damaged."""
     try:
         with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            metadata = json.loads((file.metadata() or {}).get("temi", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; train with `temi train-heads CACHE --out {path.parent}`") from None
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and train again") from None

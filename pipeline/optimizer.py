@@ -31,7 +31,8 @@ class StackedAdamW:
         self.weight_decay = weight_decay
         self.mean = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.square = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        self.steps = torch.zeros(len(weight_decay), device=weight_decay.device)
+        # float64: 1 - 0.999 ** t has four digits left in float32 at t = 1
+        self.steps = torch.zeros(len(weight_decay), device=weight_decay.device, dtype=torch.float64)
 
     @torch.no_grad()
     def step(
@@ -45,11 +46,10 @@ class StackedAdamW:
 
         Gradients must be finite, also those of inactive heads.
         """
-        on = active.to(lr.dtype)
-        self.steps += on
-        steps = self.steps.clamp_min(1)
-        size = on * lr / (1 - BETAS[0] ** steps)
-        root = (1 - BETAS[1] ** steps).sqrt()
+        self.steps += active
+        on, steps = active.to(lr.dtype), self.steps.clamp_min(1)
+        size = (on * lr / (1 - BETAS[0] ** steps)).to(lr.dtype)
+        root = (1 - BETAS[1] ** steps).sqrt().to(lr.dtype)
         for name, weight in self.weights.items():
             if name in frozen:
                 continue

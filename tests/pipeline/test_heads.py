@@ -1,0 +1,112 @@
+"""Stacked heads against the same heads as ordinary torch modules, one at a time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.config import HeadConfig
+from pipeline.heads import Heads, Scaling, dropout_mask, init_heads
+
+D, C, M, H = 6, 4, 9, 3
+KINDS = ("linear", "published", "mlp-bn")
+
+
+def make(kind: str, **changes: object) -> Heads:
+    return init_heads(HeadConfig(kind=kind, count=H, hidden=8, bottleneck=5, **changes), D, [C], [0])
+
+
+def rows(seed: int = 1) -> Tensor:
+    return torch.randn(M, D, generator=torch.Generator().manual_seed(seed))
+
+
+def as_module(heads: Heads, g: int, x: Tensor, training: bool) -> Tensor:
+    """Head g alone, from torch.nn parts."""
+    w = {name: tensor[g].detach() for name, tensor in heads.tensors().items()}
+    match heads.kind:
+        case "linear":
+            return F.linear(x, w["last.weight"], w["last.bias"])
+        case "published":
+            hidden = F.linear(
+                F.gelu(F.linear(x, w["first.weight"], w["first.bias"])), w["second.weight"], w["second.bias"]
+            )
+            last = nn.utils.parametrizations.weight_norm(nn.Linear(hidden.shape[1], C, bias=False))
+            last.parametrizations.weight.original0.data = w["last.gain"][:, None]
+            last.parametrizations.weight.original1.data = w["last.direction"]
+            return last(F.normalize(hidden, dim=-1)).detach()
+        case _:
+            norm = nn.BatchNorm1d(len(w["norm.gain"])).train(training)
+            norm.load_state_dict(
+                {
+                    "weight": w["norm.gain"],
+                    "bias": w["norm.bias"],
+                    "running_mean": w["norm.mean"],
+                    "running_var": w["norm.var"],
+                }
+            )
+            hidden = F.gelu(norm(F.linear(x, w["first.weight"], w["first.bias"])))
+            return F.linear(hidden, w["last.weight"], w["last.bias"]).detach()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("training", [True, False])
+def test_stacked_logits_equal_each_head_as_a_module(kind: str, training: bool) -> None:
+    heads = make(kind)
+    expected = [as_module(heads, g, rows(), training) for g in range(H)]  # before running statistics move
+    found = heads.logits(rows(), training=training)
+    torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-6)
+
+
+def test_batch_norm_statistics_follow_torch_and_ignore_a_bad_batch() -> None:
+    heads = make("mlp-bn")
+    norm = nn.BatchNorm1d(8)
+    hidden = F.linear(rows(), heads.weights["first.weight"][0], heads.weights["first.bias"][0])
+    norm(hidden)
+    heads.logits(rows(), training=True)
+    torch.testing.assert_close(heads.buffers["norm.mean"][0], norm.running_mean)
+    torch.testing.assert_close(heads.buffers["norm.var"][0], norm.running_var)
+    before = heads.buffers["norm.mean"].clone()
+    heads.logits(torch.full((M, D), float("nan")), training=True)
+    torch.testing.assert_close(heads.buffers["norm.mean"], before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_starts_the_same_alone_and_beside_other_trials(kind: str) -> None:
+    config = HeadConfig(kind=kind, count=2, hidden=8, bottleneck=5)
+    alone = init_heads(config, D, [C], [7])
+    beside = init_heads(config, D, [C, C], [3, 7])
+    for name, tensor in alone.tensors().items():
+        assert torch.equal(beside.tensors()[name][2:], tensor)
+    first = next(iter(alone.weights.values()))
+    assert not torch.equal(first[0], first[1])  # heads of a trial differ
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_that_a_trial_does_not_have_get_no_probability(kind: str) -> None:
+    heads = init_heads(HeadConfig(kind=kind, count=2, hidden=8, bottleneck=5), D, [2, C], [0, 0])
+    probability = heads.probabilities(rows(), torch.full((4,), 0.1))
+    assert (probability[:2, :, 2:] == 0).all()
+    assert (probability[2:] > 0).any(dim=1).all()
+    torch.testing.assert_close(probability.sum(-1), torch.ones(4, M))
+
+
+def test_dropout_keeps_the_mean_and_only_touches_training() -> None:
+    mask = dropout_mask((2, 200, 500), 0.25, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert mask.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
+    assert mask.mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["none", "l2", "standardize", "center-l2"])
+def test_scaling(kind: str) -> None:
+    x = 3 + 2 * rows()
+    scaled = Scaling.fit(kind, x)(x)
+    match kind:
+        case "none":
+            assert torch.equal(scaled, x)
+        case "standardize":
+            torch.testing.assert_close(scaled.mean(0), torch.zeros(D), rtol=0, atol=1e-6)
+            torch.testing.assert_close(scaled.std(0), torch.ones(D))
+        case _:
+            torch.testing.assert_close(scaled.norm(dim=1), torch.ones(M))
+            shifted = x - x.mean(0) if kind == "center-l2" else x
+            torch.testing.assert_close(scaled, shifted / shifted.norm(dim=1, keepdim=True))

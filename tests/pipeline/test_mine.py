@@ -1,0 +1,90 @@
+"""Neighbor mining: self excluded by row index, across blocks and among duplicates; stored and reused."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixtures import mixture, write_cache
+
+from pipeline import mine
+from pipeline.errors import UserError
+
+
+def brute_force(embedding: np.ndarray, k: int) -> np.ndarray:
+    unit = embedding.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -np.inf)
+    return -np.sort(-cosine, axis=1)[:, :k]
+
+
+@pytest.mark.parametrize("block", [7, 64, 4096])
+def test_neighbors_equal_brute_force_in_any_block_size(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(mine, "BLOCK_ROWS", block)
+    embedding, _ = mixture(rows=100)
+    index, similarity = mine.exact_neighbors(embedding, 5)
+    np.testing.assert_allclose(similarity, brute_force(embedding, 5), atol=1e-3)
+    assert (index != np.arange(100)[:, None]).all()
+    assert index.min() >= 0
+
+
+def test_a_row_is_never_its_own_neighbor_and_a_duplicate_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mine, "BLOCK_ROWS", 16)
+    embedding = np.repeat(mixture(rows=10)[0], 5, axis=0)  # groups of 5 equal rows, some across a block border
+    index, _ = mine.exact_neighbors(embedding, 4)
+    for row in range(50):
+        group = set(range(row // 5 * 5, row // 5 * 5 + 5))
+        assert set(index[row].tolist()) == group - {row}
+
+
+def test_more_duplicates_than_neighbors_still_exclude_self() -> None:
+    index, similarity = mine.exact_neighbors(np.ones((40, 8), np.float16), 3)
+    assert (index != np.arange(40)[:, None]).all()
+    np.testing.assert_allclose(similarity, 1, atol=1e-3)
+
+
+@given(st.integers(2, 30), st.data())
+@settings(deadline=None)
+def test_drop_self_keeps_the_others_in_order(rows: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, rows - 1))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    found = np.stack([rng.permutation(rows)[: k + 1] for _ in range(rows)])
+    kept, score = mine.drop_self(np.arange(rows), found, found.astype(np.float32))
+    for row in range(rows):
+        assert kept[row].tolist() == [i for i in found[row].tolist() if i != row][:k]
+    assert (kept == score).all()
+
+
+def test_the_graph_is_stored_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = write_cache(tmp_path, mixture()[0])
+    rows = np.arange(cache.rows)
+    first = mine.mine_neighbors(cache, rows, 5)
+    monkeypatch.setattr(mine, "exact_neighbors", lambda *_: pytest.fail("mined again"))
+    assert (mine.mine_neighbors(cache, rows, 5) == first).all()
+    with pytest.raises(pytest.fail.Exception):
+        mine.mine_neighbors(cache, rows, 6)
+    with pytest.raises(pytest.fail.Exception):
+        mine.mine_neighbors(cache, rows[:-1], 5)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_read_only_cache_gets_its_graph_elsewhere(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    cache.folder.chmod(0o500)
+    mine.mine_neighbors(cache, np.arange(cache.rows), 5, fallback=tmp_path / "run")
+    assert list((tmp_path / "run").glob("*.h5"))
+
+
+def test_too_many_neighbors_is_one_sentence(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, mixture(rows=30)[0])
+    with pytest.raises(UserError, match=r"neighbors.k = 30 needs more than 30 images, but 30"):
+        mine.mine_neighbors(cache, np.arange(30), 30)
+
+
+def test_missing_faiss_names_both_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    with pytest.raises(UserError, match=r"temi\[cpu\].*temi\[gpu\]"):
+        mine.import_faiss()
