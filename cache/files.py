@@ -109,6 +109,11 @@ def read_sealed(path: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise CacheError(f"{path} is larger than any file of its kind can be; restore it or embed again")
         data = path.read_bytes()
+    return unseal(data, path)
+
+
+def unseal(data: bytes, path: Path) -> dict[str, Any]:
+    """The table in `data`, which `write_sealed` wrote and which comes from `path`."""
     try:
         table = json.loads(data)
         sealed = table.pop("checksum")

@@ -68,7 +68,11 @@ class Manifest:
         path = folder / MANIFEST
         if not path.exists():
             raise CacheError(f"{folder} is not an embedding cache (no {MANIFEST}); make one with `temi embed`")
-        table = read_sealed(path)
+        return cls.parse(read_sealed(path), path)
+
+    @classmethod
+    def parse(cls, table: dict[str, Any], path: Path) -> "Manifest":
+        """The manifest in `table`, which comes from `path`; CacheError if it is not valid."""
         check_schema(table, path)
         return parse(cls, table, path)
 

@@ -86,6 +86,11 @@ class EmbeddingCache:
         """(N,) bool; False where the image could not be read, and its embedding is zeros."""
         return self._column("ok", np.dtype(bool))
 
+    @cached_property
+    def failures(self) -> dict[int, str]:
+        """Row -> why its image could not be read."""
+        return {failure.row: failure.reason for sidecar in self._sidecars for failure in sidecar.failures}
+
     def embedding(self, start: int = 0, stop: int | None = None) -> Half:
         """Embeddings of rows `start` to `stop`, float16 (n, D), digest-checked and finite."""
         return self._gather("embedding", start, stop, (self.dim,))

@@ -1,0 +1,183 @@
+"""A cache in formats that other programs read. Nothing is lost: `cache.importing` makes the same cache of each.
+
+The manifest travels along with its checksum. Half floats become float32 in Parquet, where few readers know halves;
+every half is a float32, so that is exact, too.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache.files import PART, make_folder, os_errors, write_atomic
+from cache.layout import FAILURES, MANIFEST, NEIGHBORS, CacheError, Shard
+from cache.neighbors import load_neighbors
+from cache.store import EmbeddingCache
+
+MANIFEST_KEY = "temi.manifest"
+FAILURES_KEY = "temi.failures"
+SUFFIXES = (".parquet", ".safetensors")
+
+Progress = Callable[[Shard], None]
+
+
+def export_cache(cache: EmbeddingCache, out: Path, *, neighbors: str = "", progress: Progress = lambda _: None) -> None:
+    """Write `cache` to `out`: a .parquet file, a .safetensors file, or else a folder of .npy files.
+
+    `neighbors` names a neighbor graph of the cache to put into the Parquet file, in the form of Embedding Atlas.
+
+    Raises
+    ------
+    CacheError
+        `out` is there already, has an unknown suffix or cannot be written, or there are no such neighbors.
+    """
+    if out.exists():
+        raise CacheError(f"{out} is there already; choose another name, or delete it")
+    if not cache.rows:
+        raise CacheError(f"{cache.folder} has no rows, so there is nothing to export")
+    if out.suffix not in ("", *SUFFIXES):
+        raise CacheError(f"cannot export to {out.suffix} files; end OUT in .parquet or .safetensors, or name a folder")
+    if neighbors and out.suffix != ".parquet":
+        raise CacheError(f"neighbors are exported to Parquet only; end {out} in .parquet")
+    write = {".parquet": _write_parquet, ".safetensors": _write_safetensors, "": _write_npy}[out.suffix]
+    part = out.with_name(out.name + PART)
+    make_folder(out.parent)
+    with os_errors(out, "write"):
+        try:
+            write(cache, part, neighbors, progress)
+            part.rename(out)
+        except BaseException:
+            _remove(part)
+            raise
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        for path in part.iterdir():
+            path.unlink()
+        part.rmdir()
+    else:
+        part.unlink(missing_ok=True)
+
+
+def _write_npy(cache: EmbeddingCache, folder: Path, neighbors: str, progress: Progress) -> None:
+    folder.mkdir(exist_ok=True)
+    shapes = {"embedding": (cache.rows, cache.dim), "views": (cache.rows, cache.views, cache.dim)}
+    files = {name: _new_npy(folder / f"{name}.npy", shape) for name, shape in shapes.items()}
+    for shard in cache.manifest.shards:
+        files["embedding"][shard.start : shard.stop] = cache.embedding(shard.start, shard.stop)
+        files["views"][shard.start : shard.stop] = cache.view_embedding(shard.start, shard.stop)
+        progress(shard)
+    np.save(folder / "label.npy", cache.labels)
+    np.save(folder / "ok.npy", cache.ok)
+    (folder / "keys.txt").write_bytes("".join(f"{_line(key)}\n" for key in cache.keys).encode())
+    for name in (MANIFEST, FAILURES):
+        write_atomic(folder / name, (cache.folder / name).read_bytes())
+
+
+def _new_npy(path: Path, shape: tuple[int, ...]) -> Any:
+    if 0 in shape:  # nothing to map
+        np.save(path, np.empty(shape, np.float16))
+        return np.empty(shape, np.float16)
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+
+
+def _line(key: str) -> str:
+    """`key` as one line of text; as a JSON string if it is not one by itself."""
+    plain = key.isprintable() and not key.startswith('"') and key == key.strip()
+    return key if plain else json.dumps(key)
+
+
+def _write_safetensors(cache: EmbeddingCache, path: Path, neighbors: str, progress: Progress) -> None:
+    from safetensors.numpy import save_file
+
+    encoded = [key.encode() for key in cache.keys]
+    tensors: dict[str, Any] = {
+        "embedding": cache.embedding(),
+        "views": cache.view_embedding(),
+        "label": cache.labels,
+        "ok": cache.ok,
+        "key_bytes": np.frombuffer(b"".join(encoded), np.uint8),
+        "key_stops": np.cumsum([len(key) for key in encoded], dtype=np.int64),
+    }
+    metadata = {MANIFEST_KEY: _manifest_text(cache), FAILURES_KEY: json.dumps(cache.failures)}
+    save_file(tensors, path, metadata=metadata)
+    for shard in cache.manifest.shards:
+        progress(shard)
+
+
+def _manifest_text(cache: EmbeddingCache) -> str:
+    return (cache.folder / MANIFEST).read_text(encoding="utf-8")
+
+
+def _write_parquet(cache: EmbeddingCache, path: Path, neighbors: str, progress: Progress) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    graph = _neighbor_rows(cache, neighbors) if neighbors else None
+    writer = None
+    try:
+        for shard, columns in _columns(cache):
+            if graph is not None:
+                columns["neighbors"] = _atlas_neighbors(*(part[shard.start : shard.stop] for part in graph))
+            table = pa.table(columns).replace_schema_metadata({MANIFEST_KEY: _manifest_text(cache)})
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=1)
+            writer.write_table(table)  # one row group per shard
+            progress(shard)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _columns(cache: EmbeddingCache) -> Iterator[tuple[Shard, dict[str, Any]]]:
+    import pyarrow as pa
+
+    classes = np.array([*cache.classes, None], dtype=object)  # label -1 is the last one, None
+    splits = np.full(cache.rows, None, dtype=object)
+    for name, (start, stop) in cache.splits.items():
+        splits[start:stop] = name
+    for shard in cache.manifest.shards:
+        rows = slice(shard.start, shard.stop)
+        labels = cache.labels[rows]
+        yield (
+            shard,
+            {
+                "row": pa.array(np.arange(shard.start, shard.stop)),
+                "key": pa.array(cache.keys[rows], pa.string()),
+                "label": pa.array(labels),
+                "class": pa.array(classes[labels], pa.string()),
+                "split": pa.array(splits[rows], pa.string()),
+                "ok": pa.array(cache.ok[rows]),
+                "failure": pa.array([cache.failures.get(row) for row in range(shard.start, shard.stop)], pa.string()),
+                "embedding": _lists(cache.embedding(shard.start, shard.stop).astype(np.float32)),
+                "views": _lists(cache.view_embedding(shard.start, shard.stop).astype(np.float32)),
+            },
+        )
+
+
+def _lists(values: Any) -> Any:
+    """An Arrow column of lists, one per row, of `values` (n, ...); the shape of a row is in the manifest."""
+    import pyarrow as pa
+
+    stops = np.arange(len(values) + 1) * int(np.prod(values.shape[1:]))
+    return pa.LargeListArray.from_arrays(pa.array(stops), pa.array(values.reshape(-1)))
+
+
+def _neighbor_rows(cache: EmbeddingCache, key: str) -> tuple[Any, Any]:
+    found = load_neighbors(cache.folder / NEIGHBORS, key)
+    if found is None:
+        keys = sorted(path.stem for path in (cache.folder / NEIGHBORS).glob("*.h5"))
+        raise CacheError(
+            f"{cache.folder} has no neighbors {key!r}, only {keys}; train on it first, or name one of these"
+        )
+    return found[0], found[1]
+
+
+def _atlas_neighbors(index: Any, similarity: Any) -> Any:
+    """Neighbors as Embedding Atlas documents them: {"ids": [...], "distances": [...]}, ids are row numbers from 0."""
+    import pyarrow as pa
+
+    distances = 1 - similarity.astype(np.float32)
+    return pa.StructArray.from_arrays([_lists(index), _lists(distances)], ["ids", "distances"])
