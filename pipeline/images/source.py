@@ -1,6 +1,6 @@
 """What stage one needs to know of a set of images."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -11,6 +11,7 @@ class UnreadableImage(Exception):
     """One image cannot be read; the message says why, in a few words. Its row is kept and reported."""
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """A fixed, ordered list of images; row r is the same image on every machine."""
 
