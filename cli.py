@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.errors import USER_ERRORS
+from pipeline.errors import USER_ERRORS, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,15 +53,21 @@ def embed(
     with _user_errors():
         from pipeline.config import load_config
         from pipeline.embed import embed as run_embed
-        from pipeline.embed import parse_shard
 
         settings = load_config(config, set_ or ()).embed
-        cache = run_embed(source, out, settings, root=root, shard=parse_shard(shard), overwrite=overwrite)
+        cache = run_embed(source, out, settings, root=root, shard=_parse_shard(shard), overwrite=overwrite)
         if cache is None:
             print(f"{out}: this worker's shards are done; the cache is complete when the other workers' are")
             return
         print(f"{out}: {cache.rows:,} images x {cache.dim}, {cache.views} views each{_failures(cache)}")
         print(f"next: temi train-heads {out} --clusters C --out RUN")
+
+
+def _parse_shard(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"--shard {text!r} is not of the form I/N with 0 <= I < N, e.g. --shard 0/4")
+    return int(index), int(count)
 
 
 def _failures(cache: Any) -> str:

@@ -1,0 +1,34 @@
+# `make demo` and `make test` set up everything they need in .venv, from PyPI alone.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# faiss-cpu and faiss-gpu are the same module: exactly one of them, by whether an NVIDIA driver is there.
+FAISS  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+DEMO   := demo
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/installed
+	$(BIN)/temi embed digits --out $(DEMO)/cache --config configs/demo.toml
+	$(BIN)/temi train-heads $(DEMO)/cache --out $(DEMO)/run --config configs/demo.toml
+	$(BIN)/temi evaluate $(DEMO)/run
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed
+	$(BIN)/python benchmarks/quality.py
+
+clean:
+	rm -rf $(DEMO)
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[$(FAISS),demo,dev]'
+	touch $@
