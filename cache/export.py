@@ -5,20 +5,21 @@ every half is a float32, so that is exact, too.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from cache.files import PART, make_folder, os_errors, write_atomic
-from cache.layout import FAILURES, MANIFEST, NEIGHBORS, CacheError, Shard
+from cache.layout import FAILURES, MANIFEST, NEIGHBORS, CacheError, Shard, dataset_shapes
 from cache.neighbors import load_neighbors
 from cache.store import EmbeddingCache
 
 MANIFEST_KEY = "temi.manifest"
 FAILURES_KEY = "temi.failures"
 SUFFIXES = (".parquet", ".safetensors")
+_FLOATS = ("embedding", "views")
 
 Progress = Callable[[Shard], None]
 
@@ -64,24 +65,30 @@ def _remove(part: Path) -> None:
 
 def _write_npy(cache: EmbeddingCache, folder: Path, neighbors: str, progress: Progress) -> None:
     folder.mkdir(exist_ok=True)
-    shapes = {"embedding": (cache.rows, cache.dim), "views": (cache.rows, cache.views, cache.dim)}
-    files = {name: _new_npy(folder / f"{name}.npy", shape) for name, shape in shapes.items()}
-    for shard in cache.manifest.shards:
-        files["embedding"][shard.start : shard.stop] = cache.embedding(shard.start, shard.stop)
-        files["views"][shard.start : shard.stop] = cache.view_embedding(shard.start, shard.stop)
-        progress(shard)
+    for name in _FLOATS:
+        with open(folder / f"{name}.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(
+                file, {"descr": "<f2", "fortran_order": False, "shape": _shape(cache, name)}
+            )
+            _write_floats(cache, name, file)
     np.save(folder / "label.npy", cache.labels)
     np.save(folder / "ok.npy", cache.ok)
     (folder / "keys.txt").write_bytes("".join(f"{_line(key)}\n" for key in cache.keys).encode())
     for name in (MANIFEST, FAILURES):
         write_atomic(folder / name, (cache.folder / name).read_bytes())
+    for shard in cache.manifest.shards:
+        progress(shard)
 
 
-def _new_npy(path: Path, shape: tuple[int, ...]) -> Any:
-    if 0 in shape:  # nothing to map
-        np.save(path, np.empty(shape, np.float16))
-        return np.empty(shape, np.float16)
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+def _shape(cache: EmbeddingCache, name: str) -> tuple[int, ...]:
+    return dataset_shapes(cache.rows, cache.views, cache.dim)[name]
+
+
+def _write_floats(cache: EmbeddingCache, name: str, file: BinaryIO) -> None:
+    """Append a whole dataset, a shard at a time: written, not mapped: a full disk kills who maps a file."""
+    read = {"embedding": cache.embedding, "views": cache.view_embedding}[name]
+    for shard in cache.manifest.shards:
+        file.write(read(shard.start, shard.stop).reshape(-1).view(np.uint8).data)
 
 
 def _line(key: str) -> str:
@@ -91,21 +98,37 @@ def _line(key: str) -> str:
 
 
 def _write_safetensors(cache: EmbeddingCache, path: Path, neighbors: str, progress: Progress) -> None:
-    from safetensors.numpy import save_file
-
     encoded = [key.encode() for key in cache.keys]
-    tensors: dict[str, Any] = {
-        "embedding": cache.embedding(),
-        "views": cache.view_embedding(),
-        "label": cache.labels,
-        "ok": cache.ok,
-        "key_bytes": np.frombuffer(b"".join(encoded), np.uint8),
-        "key_stops": np.cumsum([len(key) for key in encoded], dtype=np.int64),
+    small: dict[str, tuple[str, Any]] = {
+        "label": ("I32", cache.labels),
+        "ok": ("BOOL", cache.ok),
+        "key_bytes": ("U8", np.frombuffer(b"".join(encoded), np.uint8)),
+        "key_stops": ("I64", np.cumsum([len(key) for key in encoded], dtype=np.int64)),
     }
+    tensors = {name: ("F16", _shape(cache, name), 2) for name in _FLOATS}
+    tensors |= {name: (kind, values.shape, values.itemsize) for name, (kind, values) in small.items()}
     metadata = {MANIFEST_KEY: _manifest_text(cache), FAILURES_KEY: json.dumps(cache.failures)}
-    save_file(tensors, path, metadata=metadata)
+    with open(path, "wb") as file:
+        file.write(_safetensors_header(tensors, metadata))
+        for name in _FLOATS:
+            _write_floats(cache, name, file)
+        for _, values in small.values():
+            file.write(values.tobytes())
     for shard in cache.manifest.shards:
         progress(shard)
+
+
+def _safetensors_header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
+    """The head of a safetensors file; `tensors` are (type, shape, bytes per value), stored in this order."""
+    table: dict[str, Any] = {"__metadata__": dict(metadata)}
+    start = 0
+    for name, (kind, shape, itemsize) in tensors.items():
+        stop = start + int(np.prod(shape, dtype=np.int64)) * itemsize
+        table[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(table).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
 
 
 def _manifest_text(cache: EmbeddingCache) -> str:
@@ -117,16 +140,15 @@ def _write_parquet(cache: EmbeddingCache, path: Path, neighbors: str, progress: 
     import pyarrow.parquet as pq
 
     graph = _neighbor_rows(cache, neighbors) if neighbors else None
-    writer = None
-    try:
+    with open(path, "wb") as file:
+        writer = None
         for shard, columns in _columns(cache):
             if graph is not None:
                 columns["neighbors"] = _atlas_neighbors(*(part[shard.start : shard.stop] for part in graph))
             table = pa.table(columns).replace_schema_metadata({MANIFEST_KEY: _manifest_text(cache)})
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd", compression_level=1)
-            writer.write_table(table)  # one row group per shard
+            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd", compression_level=1)
+            writer.write_table(table, row_group_size=max(len(table), 1))  # one row group per shard
             progress(shard)
-    finally:
         if writer is not None:
             writer.close()
 

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -66,19 +66,22 @@ def load_neighbors(folder: Path, key: str) -> tuple[npt.NDArray[np.int32], Half,
     path = _path(folder, key)
     if not path.exists():
         return None
-    with os_errors(path, "read"), open(path, "rb") as readable:
-        size = readable.seek(0, 2)
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            if problem := _problem(file, size):
-                raise _damaged(path, problem)
-            attributes = {name: _loaded(file.attrs[name]) for name in file.attrs}
-            arrays = {name: file[name][...] for name in _DTYPES}
-    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise _damaged(path, str(error)) from None
+    with os_errors(path, "read"), open(path, "rb") as raw:
+        arrays, attributes = _read(path, raw)
     if attributes.pop(_DIGEST, None) != _digest(arrays, attributes):
         raise _damaged(path, "its bytes are not those that were written")
     return arrays["index"], arrays["similarity"], attributes
+
+
+def _read(path: Path, raw: BinaryIO) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Attribute]]:
+    try:
+        with h5py.File(raw, "r") as file:
+            if problem := _problem(file, path.stat().st_size):
+                raise _damaged(path, problem)
+            attributes = {name: _loaded(file.attrs[name]) for name in file.attrs}
+            return {name: file[name][...] for name in _DTYPES}, attributes
+    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise _damaged(path, str(error)) from None
 
 
 def _path(folder: Path, key: str) -> Path:

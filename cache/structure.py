@@ -76,7 +76,8 @@ def parse_structure(path: Path, manifest: Manifest, rows: int, header: int, size
     Raises ValueError, saying what is not as the layout says; whatever the file holds, no other file is opened.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        # Through Python's own file: no lock, and no quarrel with whoever has it open in this process with one.
+        with open(path, "rb") as raw, h5py.File(raw, "r") as file:
             if problem := _structure_problem(file, manifest, rows):
                 raise ValueError(problem)
             parts = {name: _part(file[name]) for name in DATASETS}
