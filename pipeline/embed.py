@@ -26,7 +26,7 @@ from pipeline.images import ImageSource, open_source
 from pipeline.progress import Progress
 from pipeline.views import ViewPolicy, jitter
 
-BATCH_SIZES = {"cpu": 16, "cuda": 128}  # fixed per device type: probing would make a resumed cache differ in a bit
+BATCH_SIZES = {"cpu": 16, "cuda": 128}
 PARTS = ("decode wait", "preprocess", "forward", "write")
 
 
@@ -128,7 +128,7 @@ def fill(
     config: EmbedConfig,
 ) -> None:
     """Make the `pending` shards; each is written while the next one is computed."""
-    size = config.batch_size if config.batch_size != "auto" else BATCH_SIZES.get(backbone.device.type, 16)
+    size = batch_size(config, backbone.device)
     batches = [batch for shard in pending for batch in cut(shard.start, shard.stop, size)]
     clock, written, unreadable = Clock(), _done(), 0
     stream = embed_rows(backbone, images, batches, policy=policy, workers=config.workers, clock=clock)
@@ -180,6 +180,12 @@ def embed_rows(
         if batch is None:
             return
         yield forward(batch)
+
+
+def batch_size(config: EmbedConfig, device: torch.device) -> int:
+    """Images per forward pass. Automatic sizes are fixed per kind of device, as probing would make a resumed cache
+    differ in a bit from an uninterrupted one; they saturate it, and `Forward` backs off where memory is short."""
+    return BATCH_SIZES.get(device.type, 16) if config.batch_size == "auto" else config.batch_size
 
 
 def cut(start: int, stop: int, size: int) -> list[range]:
