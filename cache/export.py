@@ -5,14 +5,14 @@ every half is a float32, so that is exact, too.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from cache.files import PART, make_folder, os_errors, write_atomic
-from cache.layout import FAILURES, MANIFEST, NEIGHBORS, CacheError, Shard, dataset_shapes
+from cache.layout import FAILURES, MANIFEST, NEIGHBORS, CacheError, Progress, Shard, dataset_shapes, silent
 from cache.neighbors import load_neighbors
 from cache.store import EmbeddingCache
 
@@ -21,10 +21,8 @@ FAILURES_KEY = "temi.failures"
 SUFFIXES = (".parquet", ".safetensors")
 _FLOATS = ("embedding", "views")
 
-Progress = Callable[[Shard], None]
 
-
-def export_cache(cache: EmbeddingCache, out: Path, *, neighbors: str = "", progress: Progress = lambda _: None) -> None:
+def export_cache(cache: EmbeddingCache, out: Path, *, neighbors: str = "", progress: Progress = silent) -> None:
     """Write `cache` to `out`: a .parquet file, a .safetensors file, or else a folder of .npy files.
 
     `neighbors` names a neighbor graph of the cache to put into the Parquet file, in the form of Embedding Atlas.
@@ -70,25 +68,25 @@ def _write_npy(cache: EmbeddingCache, folder: Path, neighbors: str, progress: Pr
             np.lib.format.write_array_header_1_0(
                 file, {"descr": "<f2", "fortran_order": False, "shape": _shape(cache, name)}
             )
-            _write_floats(cache, name, file)
+            _write_floats(cache, name, file, progress)
     np.save(folder / "label.npy", cache.labels)
     np.save(folder / "ok.npy", cache.ok)
     (folder / "keys.txt").write_bytes("".join(f"{_line(key)}\n" for key in cache.keys).encode())
     for name in (MANIFEST, FAILURES):
         write_atomic(folder / name, (cache.folder / name).read_bytes())
-    for shard in cache.manifest.shards:
-        progress(shard)
 
 
 def _shape(cache: EmbeddingCache, name: str) -> tuple[int, ...]:
     return dataset_shapes(cache.rows, cache.views, cache.dim)[name]
 
 
-def _write_floats(cache: EmbeddingCache, name: str, file: BinaryIO) -> None:
-    """Append a whole dataset, a shard at a time: written, not mapped: a full disk kills who maps a file."""
+def _write_floats(cache: EmbeddingCache, name: str, file: BinaryIO, progress: Progress) -> None:
+    """Append a whole dataset, a shard at a time. Not by mapping the file: a full disk would kill the process."""
     read = {"embedding": cache.embedding, "views": cache.view_embedding}[name]
     for shard in cache.manifest.shards:
         file.write(read(shard.start, shard.stop).reshape(-1).view(np.uint8).data)
+        if name == _FLOATS[-1]:  # counted once, at the larger part
+            progress(shard, cache.rows)
 
 
 def _line(key: str) -> str:
@@ -99,23 +97,27 @@ def _line(key: str) -> str:
 
 def _write_safetensors(cache: EmbeddingCache, path: Path, neighbors: str, progress: Progress) -> None:
     encoded = [key.encode() for key in cache.keys]
-    small: dict[str, tuple[str, Any]] = {
+    # Larger values first, so that each tensor starts at a multiple of its values' size.
+    arrays: dict[str, tuple[str, Any]] = {
+        "key_stops": ("I64", np.cumsum([len(key) for key in encoded], dtype=np.int64)),
         "label": ("I32", cache.labels),
+        "embedding": ("F16", None),  # these two are read as they are written
+        "views": ("F16", None),
         "ok": ("BOOL", cache.ok),
         "key_bytes": ("U8", np.frombuffer(b"".join(encoded), np.uint8)),
-        "key_stops": ("I64", np.cumsum([len(key) for key in encoded], dtype=np.int64)),
     }
-    tensors = {name: ("F16", _shape(cache, name), 2) for name in _FLOATS}
-    tensors |= {name: (kind, values.shape, values.itemsize) for name, (kind, values) in small.items()}
+    tensors = {
+        name: (kind, _shape(cache, name), 2) if values is None else (kind, values.shape, values.itemsize)
+        for name, (kind, values) in arrays.items()
+    }
     metadata = {MANIFEST_KEY: _manifest_text(cache), FAILURES_KEY: json.dumps(cache.failures)}
     with open(path, "wb") as file:
         file.write(_safetensors_header(tensors, metadata))
-        for name in _FLOATS:
-            _write_floats(cache, name, file)
-        for _, values in small.values():
-            file.write(values.tobytes())
-    for shard in cache.manifest.shards:
-        progress(shard)
+        for name, (_, values) in arrays.items():
+            if values is None:
+                _write_floats(cache, name, file, progress)
+            else:
+                file.write(values.tobytes())
 
 
 def _safetensors_header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
@@ -148,7 +150,7 @@ def _write_parquet(cache: EmbeddingCache, path: Path, neighbors: str, progress: 
             table = pa.table(columns).replace_schema_metadata({MANIFEST_KEY: _manifest_text(cache)})
             writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd", compression_level=1)
             writer.write_table(table, row_group_size=max(len(table), 1))  # one row group per shard
-            progress(shard)
+            progress(shard, cache.rows)
         if writer is not None:
             writer.close()
 

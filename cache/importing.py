@@ -9,13 +9,12 @@ import xxhash
 
 from cache.files import os_errors
 from cache.fingerprint import Fingerprint
-from cache.layout import CacheError, Half, Shard, plan_shards
+from cache.layout import CacheError, Half, Progress, Shard, plan_shards, silent
 from cache.manifest import Manifest
 from cache.sources import Rows, Source, open_source
 from cache.store import EmbeddingCache
 from cache.writer import ShardWriter
 
-Progress = Callable[[Shard], None]
 Content = Callable[[Shard], Mapping[str, Any]]
 
 
@@ -24,7 +23,7 @@ def fill(folder: Path, manifest: Manifest, content: Content, *, overwrite: bool,
     with ShardWriter.open(folder, manifest, overwrite=overwrite) as writer:
         for shard in writer.pending():
             writer.write(shard, **content(shard))
-            progress(shard)
+            progress(shard, manifest.rows)
         cache = writer.finish()
     assert cache is not None  # this is the only worker
     return cache
@@ -39,7 +38,7 @@ def import_embeddings(
     backbone: str = "",
     shard_rows: int = 4096,
     overwrite: bool = False,
-    progress: Progress = lambda _: None,
+    progress: Progress = silent,
 ) -> EmbeddingCache:
     """Make a cache in `folder` of `source`.
 

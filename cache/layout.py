@@ -3,6 +3,7 @@
 Axis letters: N rows (images), V views per row, D embedding width, n rows of one shard.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -52,6 +53,14 @@ class Shard:
     @property
     def rows(self) -> int:
         return self.stop - self.start
+
+
+Progress = Callable[[Shard, int], None]
+"""Called with each shard that is done, and the number of rows in all."""
+
+
+def silent(shard: Shard, rows: int) -> None:
+    """A `Progress` that shows nothing."""
 
 
 def plan_shards(rows: int, shard_rows: int) -> tuple[Shard, ...]:

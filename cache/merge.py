@@ -1,6 +1,6 @@
 """One cache of several, whose images are disjoint."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import xxhash
 
 from cache.fingerprint import Fingerprint
 from cache.importing import fill
-from cache.layout import CacheError, Shard, plan_shards
+from cache.layout import CacheError, Progress, Shard, plan_shards, silent
 from cache.manifest import Manifest
 from cache.store import EmbeddingCache
 
@@ -32,7 +32,7 @@ def merge_caches(
     *,
     shard_rows: int = 4096,
     overwrite: bool = False,
-    progress: Callable[[Shard], None] = lambda _: None,
+    progress: Progress = silent,
 ) -> EmbeddingCache:
     """Merge the caches in `folders` into a new one in `out`.
 

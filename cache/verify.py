@@ -1,19 +1,19 @@
 """Finding everything that is wrong with a cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from cache.files import LOCK, os_errors
-from cache.layout import FAILURES, NEIGHBORS, CacheError, Shard
+from cache.layout import FAILURES, NEIGHBORS, CacheError, Progress, Shard, silent
 from cache.manifest import Manifest
 from cache.neighbors import load_neighbors
 from cache.shard import Failure, ShardFile, Sidecar, failures_csv
 
 
-def verify(folder: Path, progress: Callable[[Shard], None] = lambda shard: None) -> list[str]:
+def verify(folder: Path, progress: Progress = silent) -> list[str]:
     """Every problem of the cache in `folder`, one sentence each; re-reads every byte. Empty: nothing is wrong.
 
     Unlike opening, this goes on after a problem, so that one run names them all. `progress` is called after each shard.
@@ -29,7 +29,7 @@ def verify(folder: Path, progress: Callable[[Shard], None] = lambda shard: None)
             failures += _check_shard(folder, manifest, shard)
         except CacheError as error:
             problems.append(str(error))
-        progress(shard)
+        progress(shard, manifest.rows)
     problems += list(_stray_files(folder, manifest))
     if not problems:
         problems += list(_failures_problem(folder, failures))

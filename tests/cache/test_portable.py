@@ -180,15 +180,16 @@ def test_an_import_that_was_interrupted_is_resumed(tmp_path: Path, elsewhere: np
     class Stop(Exception):
         pass
 
-    def stop(shard: Any) -> None:
+    def stop(shard: Any, rows: int) -> None:
         raise Stop
 
-    arguments = {"keys": tmp_path / "keys.txt", "shard_rows": 4}
+    arguments: dict[str, Any] = {"keys": tmp_path / "keys.txt", "shard_rows": 4}
     with pytest.raises(Stop):
         import_embeddings(tmp_path / "e.npy", tmp_path / "c", progress=stop, **arguments)
-    done: list[int] = []
-    import_embeddings(tmp_path / "e.npy", tmp_path / "c", progress=lambda shard: done.append(shard.index), **arguments)
-    assert done == [1, 2]
+    done: list[tuple[int, int]] = []
+    arguments["progress"] = lambda shard, rows: done.append((shard.index, rows))
+    import_embeddings(tmp_path / "e.npy", tmp_path / "c", **arguments)
+    assert done == [(1, 11), (2, 11)]
     np.save(tmp_path / "e.npy", elsewhere + 1)
     with pytest.raises(CacheError, match="revision"):
         import_embeddings(tmp_path / "e.npy", tmp_path / "c", **arguments)
