@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import xxhash
@@ -35,7 +36,7 @@ class Fingerprint:
         for name in ("preprocessing", "view_policy"):
             object.__setattr__(self, name, json.loads(json.dumps(getattr(self, name), allow_nan=False, sort_keys=True)))
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """32 hexadecimal digits that identify these settings; every shard carries them."""
         canonical = json.dumps(asdict(self), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
