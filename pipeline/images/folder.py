@@ -1,19 +1,15 @@
 """A folder of image files, nested as deep as it likes."""
 
 import os
-import re
 from pathlib import Path
 
-import numpy as np
-import xxhash
-from jaxtyping import Int32, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.images.decode import SUFFIXES, decode_image
+from pipeline.images.listing import digest, natural_key, path_labels, path_splits
 from pipeline.images.source import UnreadableImage
-
-SPLITS = ("train", "val", "validation", "test")
 
 
 class FolderImages:
@@ -39,27 +35,22 @@ class FolderImages:
             raise UserError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}); give another folder")
         self._names = [name for name, _ in found]
         self.keys = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in self._names]
-        self.digest = _digest(self.keys, [size for _, size in found])
+        self.digest = digest(self.keys, [size for _, size in found])
         paths = [key.split("/") for key in self.keys]
-        self.splits = _splits(paths)
-        self.labels, self.classes = _labels([path[1:] for path in paths] if self.splits else paths)
+        self.splits = path_splits(paths)
+        self.labels, self.classes = path_labels([path[1:] for path in paths] if self.splits else paths)
 
     def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
-        try:
-            data = (self.folder / self._names[row]).read_bytes()
-        except OSError as error:
-            raise UnreadableImage(f"cannot be opened: {error.strerror}") from None
-        return decode_image(data, self.max_pixels)
+        return read_file(self.folder / self._names[row], self.max_pixels)
 
 
-def natural_key(name: str) -> tuple[object, ...]:
-    """Sort key of a posix path: part by part, digits by value, ties by the text itself; independent of the locale."""
-    parts = name.split("/")
-    return (*(tuple(_chunk(chunk) for chunk in re.split(r"([0-9]+)", part) if chunk) for part in parts), (), *parts)
-
-
-def _chunk(text: str) -> tuple[int, int, str]:
-    return (0, int(text), "") if "0" <= text[0] <= "9" else (1, 0, text)
+def read_file(path: Path, max_pixels: int) -> UInt8[Tensor, "3 H W"]:
+    """The image in the file `path`; raises UnreadableImage."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"cannot be opened: {error.strerror}") from None
+    return decode_image(data, max_pixels)
 
 
 def _walk(folder: Path) -> list[tuple[str, int]]:
@@ -86,28 +77,3 @@ def _is_image(entry: os.DirEntry[str], root: Path) -> bool:
     if os.path.splitext(entry.name)[1].lower() not in SUFFIXES or not entry.is_file():
         return False
     return not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(root)
-
-
-def _digest(keys: list[str], sizes: list[int]) -> str:
-    digest = xxhash.xxh3_128()
-    for key, size in zip(keys, sizes, strict=True):
-        digest.update(f"{key}\0{size}\n".encode())
-    return digest.hexdigest()
-
-
-def _splits(paths: list[list[str]]) -> dict[str, tuple[int, int]]:
-    tops = [path[0].lower() if len(path) > 1 else "" for path in paths]
-    if not set(tops) <= set(SPLITS):
-        return {}
-    rows = {top: [row for row, other in enumerate(tops) if other == top] for top in dict.fromkeys(tops)}
-    ranges = {top: (members[0], members[-1] + 1) for top, members in rows.items()}
-    contiguous = all(stop - start == len(rows[top]) for top, (start, stop) in ranges.items())
-    return ranges if contiguous else {}  # "Train" beside "train" may interleave: then they are no splits
-
-
-def _labels(paths: list[list[str]]) -> tuple[Int32[np.ndarray, " N"], tuple[str, ...]]:
-    names = sorted({path[0] for path in paths}, key=natural_key)
-    if any(len(path) != 2 for path in paths) or len(names) < 2:
-        return np.full(len(paths), -1, np.int32), ()
-    index = {name: position for position, name in enumerate(names)}
-    return np.array([index[path[0]] for path in paths], np.int32), tuple(names)

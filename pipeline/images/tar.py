@@ -1,0 +1,127 @@
+"""Images inside tar archives, WebDataset shards among them, read in place: nothing is unpacked."""
+
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from pipeline.errors import UserError
+from pipeline.images.decode import SUFFIXES, decode_image
+from pipeline.images.listing import SPLITS, digest, natural_key, path_labels, path_splits, refuse_twins, value_labels
+from pipeline.images.source import UnreadableImage
+
+Label = int | str | None
+
+
+class Member(NamedTuple):
+    """Where an image lies: `size` bytes from `start` of archive number `archive`."""
+
+    key: str
+    archive: int
+    start: int
+    size: int
+    label: Label  # of WebDataset's .cls or .json beside the image
+
+
+class TarImages:
+    """Every image file in `archives`, in natural order of archive and name.
+
+    A tar of a folder of images has the rows, keys, splits and labels of that folder. In WebDataset shards the label of
+    ``0017.jpg`` is the number in ``0017.cls``, or ``label`` or ``cls`` in ``0017.json``; keys are ARCHIVE/NAME.
+
+    Raises
+    ------
+    UserError
+        An archive is missing, compressed, damaged, or no archive holds an image.
+    """
+
+    def __init__(self, archives: list[Path], max_pixels: int) -> None:
+        self.archives, self.max_pixels = archives, max_pixels
+        found = [member for index, path in enumerate(archives) for member in _members(path, index)]
+        if not found:
+            raise UserError(f"{archives[0]} holds no image; give a tar of image files or WebDataset shards")
+        if len(archives) > 1:
+            found = [member._replace(key=f"{archives[member.archive].stem}/{member.key}") for member in found]
+        else:
+            found = sorted(_without_common_folder(found), key=lambda member: natural_key(member.key))
+        self._members = found
+        self.keys = [member.key for member in found]
+        refuse_twins(self.keys, archives[0])
+        self.digest = digest(self.keys, [member.size for member in found])
+        paths = [key.split("/") for key in self.keys]
+        self.splits = path_splits(paths) if len(archives) == 1 else {}
+        if any(member.label is not None for member in found):
+            self.labels, self.classes = value_labels([member.label for member in found])
+        else:
+            folders = [path[1:] for path in paths] if self.splits or len(archives) > 1 else paths
+            self.labels, self.classes = path_labels(folders)
+
+    def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
+        member = self._members[row]
+        try:
+            data = _bytes_at(self.archives[member.archive], member.start, member.size)
+        except OSError as error:
+            raise UnreadableImage(f"cannot be read from the archive: {error.strerror}") from None
+        return decode_image(data, self.max_pixels)
+
+
+def _members(path: Path, index: int) -> list[Member]:
+    """The images of one archive in natural order, by its headers alone."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            files = [file for file in archive if file.isreg() and not file.issparse()]
+        labels = dict(label for file in files if (label := _label(path, file)))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give an existing tar archive") from None
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable, uncompressed tar archive ({error}); recompress or unpack it"
+        ) from None
+    images = [file for file in files if _is_image(file.name)]
+    images.sort(key=lambda file: natural_key(file.name))
+    return [
+        Member(file.name.removeprefix("./"), index, file.offset_data, file.size, labels.get(_sample(file.name)))
+        for file in images
+    ]
+
+
+def _is_image(name: str) -> bool:
+    hidden = any(part.startswith(".") for part in name.removeprefix("./").split("/"))
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not hidden
+
+
+def _sample(name: str) -> str:
+    """WebDataset's key of a file: the path up to the first dot of its last part."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.split(".", 1)[0]
+
+
+def _label(path: Path, file: tarfile.TarInfo) -> tuple[str, Label] | None:
+    """(sample, label) if `file` is the .cls or .json of a WebDataset sample and holds one."""
+    suffix = os.path.splitext(file.name)[1].lower()
+    if suffix not in (".cls", ".json") or file.size > 1 << 20:
+        return None
+    text = _bytes_at(path, file.offset_data, file.size).decode("utf-8", "replace").strip()
+    if suffix == ".cls":
+        return _sample(file.name), int(text) if text.isdecimal() else text
+    table = json.loads(text)
+    value = table.get("label", table.get("cls")) if isinstance(table, dict) else None
+    return (_sample(file.name), value) if isinstance(value, int | str) else None
+
+
+def _bytes_at(path: Path, start: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
+def _without_common_folder(found: list[Member]) -> list[Member]:
+    """An archive made of a folder holds that folder's name in front of every key; keys are relative to the folder."""
+    tops = {member.key.partition("/")[0] for member in found}
+    if len(tops) > 1 or any("/" not in member.key for member in found) or tops <= set(SPLITS):
+        return found
+    return [member._replace(key=member.key.partition("/")[2]) for member in found]
