@@ -5,6 +5,7 @@ import fcntl
 import functools
 import json
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -148,7 +149,7 @@ class Lock:
     def __init__(self, path: Path, descriptor: int) -> None:
         self._path = path
         self._descriptor: int | None = descriptor
-        self._owner = os.getpid()
+        _held.add(self)
 
     @classmethod
     def acquire(cls, path: Path, *, wait: bool = False) -> "Lock | None":
@@ -173,10 +174,15 @@ class Lock:
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
-        if self._owner == os.getpid():  # a forked worker holds a copy of the lock, but it is not its to remove
-            with suppress(OSError):
-                self._path.unlink()
+        with suppress(OSError):
+            self._path.unlink()
         os.close(descriptor)
+
+    def forget(self) -> None:
+        """In a forked process: the lock is the parent's. Close the copy, which would outlive the parent."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def __enter__(self) -> "Lock":
         return self
@@ -186,6 +192,17 @@ class Lock:
 
     def __del__(self) -> None:
         self.release()
+
+
+_held: "weakref.WeakSet[Lock]" = weakref.WeakSet()
+
+
+def _forget_locks() -> None:
+    for lock in list(_held):
+        lock.forget()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _same_file(descriptor: int, path: Path) -> bool:

@@ -103,9 +103,7 @@ def all_finite(values: Half) -> bool:
     maxima of integers are about 30 times faster than ``numpy.isfinite``, which converts every value.
     """
     bits = np.ascontiguousarray(values).reshape(-1).view(np.uint16)
-    return all(
-        bits_finite(bits[start : start + BLOCK_BYTES // 2]) for start in range(0, bits.size, BLOCK_BYTES // 2)
-    )
+    return all(bits_finite(bits[start : start + BLOCK_BYTES // 2]) for start in range(0, bits.size, BLOCK_BYTES // 2))
 
 
 def bits_finite(bits: npt.NDArray[np.uint16]) -> bool:

@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -145,6 +147,28 @@ def test_a_writer_in_another_process_is_refused_until_it_dies(tmp_path: Path) ->
     assert len(list(tmp_path.glob("*.lock"))) == 1  # left behind, but nobody's
     write_cache(tmp_path)
     assert list(tmp_path.glob("*.lock")) == []
+
+
+def test_workers_of_a_killed_writer_do_not_keep_its_claim(tmp_path: Path) -> None:
+    """Processes that decode images are forks of the writer, and notice its death seconds later."""
+    code = (
+        "import os, sys, time, pathlib; sys.path.insert(0, sys.argv[2]); from synthetic import *\n"
+        "w = ShardWriter.open(pathlib.Path(sys.argv[1]), make_manifest()); w.pending(); worker = os.fork()\n"
+        "if worker: print(worker, flush=True)\n"
+        "time.sleep(60)"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        worker = int(writer.stdout.readline())
+        try:
+            with pytest.raises(CacheError, match="another process"):
+                ShardWriter.open(tmp_path, make_manifest()).pending()
+            writer.kill()
+            writer.wait()
+            assert len(ShardWriter.open(tmp_path, make_manifest()).pending()) == 3
+        finally:
+            os.kill(worker, signal.SIGKILL)
 
 
 def test_a_broken_image_keeps_its_row_with_zeros(tmp_path: Path) -> None:
