@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.errors import USER_ERRORS, UserError
+from pipeline.commands import results
+from pipeline.console import user_errors
+from pipeline.errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,24 +22,13 @@ app = typer.Typer(
     help="Cluster images without labels: embed once, train clustering heads in seconds, look at the result.",
 )
 
+app.add_typer(results)
+
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file of settings; see configs/default.toml")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="one setting; may be repeated")
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="destroy what --out holds; the default is to resume it")]
-
-
-@contextmanager
-def _user_errors() -> Iterator[None]:
-    """A user's mistake is one sentence on stderr and exit code 2; Ctrl-C says how to go on."""
-    try:
-        yield
-    except USER_ERRORS as error:
-        print(f"temi: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        print("temi: stopped; run the same command again to go on from here", file=sys.stderr)
-        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -51,7 +42,7 @@ def embed(
     overwrite: Overwrite = False,
 ) -> None:
     """Stage one: run a frozen backbone once over SOURCE and its augmented views, into an embedding cache."""
-    with _user_errors():
+    with user_errors():
         from pipeline.config import load_config
         from pipeline.embed import embed as run_embed
 
@@ -81,22 +72,54 @@ def train_heads(
     cache: Annotated[Path, typer.Argument(help="folder written by `temi embed`")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder; an interrupted run there is resumed")],
     clusters: Annotated[int | None, typer.Option(help="number of clusters; short for --set heads.clusters=C")] = None,
+    trials: Annotated[Path | None, typer.Option(help="TOML file of [[trial]] tables or a [grid]: many at once")] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(metavar="SECTION.KEY=V,V", help="a trial for each value; may be repeated")
+    ] = None,
     config: ConfigFile = None,
     set_: Overrides = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Stage two: train clustering heads on a cache. No label is read."""
-    with _user_errors():
+    with user_errors():
         from cache import EmbeddingCache
         from pipeline.config import load_config
-        from pipeline.run import read_json, train_heads
+        from pipeline.folder import read_json
+        from pipeline.run import train_heads
 
         overrides = [*(set_ or ()), *([f"heads.clusters={clusters}"] if clusters is not None else [])]
+        if trials or grid:
+            _train_trials(cache, out, trials, grid or [], config, overrides, overwrite)
+            return
         settings = load_config(config, overrides)
         train_heads(EmbeddingCache.open(cache), settings, out, overwrite=overwrite)
         summary = read_json(out / "training.json")
         _print_training(summary)
         print(f"assignments: {out / 'assignments.csv'}\nnext: temi evaluate {out}")
+
+
+def _train_trials(
+    cache: Path, out: Path, file: Path | None, grid: list[str], config: Path | None, overrides: list[str], destroy: bool
+) -> None:
+    from cache import EmbeddingCache
+    from pipeline.trials import plan_trials, train_trials, trial_name
+
+    trials = train_trials(
+        EmbeddingCache.open(cache), plan_trials(file, grid, config, overrides), out, overwrite=destroy
+    )
+    trained = [trial for trial in trials if "stopped" not in trial]
+    rows = [
+        trial | {"method": trial_name(trial), "kind": "clustering", "loss": min(trial["head_loss"])}
+        for trial in trained
+    ]
+    if rows:
+        _print_table(f"{len(trials)} trials, by scores that need no label", rows)
+    for trial in trials:
+        if "stopped" in trial:
+            print(f"note: {trial_name(trial)}: {trial['stopped']}")
+    if not trained:
+        raise UserError(f"none of the {len(trials)} trials in {out} could be trained; see the notes above")
+    print(f"written: {out / 'trials.json'}\nnext: temi evaluate {out}")
 
 
 def _print_training(summary: dict[str, Any]) -> None:
@@ -114,14 +137,20 @@ def _print_training(summary: dict[str, Any]) -> None:
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="folder written by `temi train-heads`")],
+    run: Annotated[Path, typer.Argument(help="folder written by `temi train-heads`, of one run or of trials")],
     cache: Annotated[Path | None, typer.Argument(help="a held-out cache, or the training cache if it moved")] = None,
 ) -> None:
     """Score a run beside k-means and the labeled ceilings; without labels, by label-free scores."""
-    with _user_errors():
+    with user_errors():
         from cache import EmbeddingCache
         from pipeline.evaluate import evaluate_run
+        from pipeline.trials import evaluate_trials, is_trials
 
+        if is_trials(run):
+            for part in evaluate_trials(run, EmbeddingCache.open(cache) if cache else None):
+                _print_table(f"{part['name']} ({part['images']:,} images)", part["rows"])
+            print(f"written: {run / 'result.json'}")
+            return
         result = evaluate_run(run, EmbeddingCache.open(cache) if cache else None)
         for part in result["parts"]:
             _print_table(f"{part['name']} ({part['images']:,} images)", part["rows"])
@@ -139,6 +168,10 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ami": ("AMI", lambda value: f"{100 * value:.1f}"),
     "ari": ("ARI", lambda value: f"{100 * value:.1f}"),
     "purity": ("purity", lambda value: f"{100 * value:.1f}"),
+    "loss": ("loss", lambda value: f"{value:.4f}"),
+    "neighbor_consistency": ("neighbors", lambda value: _figure(value)),
+    "head_agreement": ("heads agree", lambda value: _figure(value)),
+    "mean_confidence": ("confidence", lambda value: _figure(value)),
     "used_clusters": ("used", str),
     "effective_clusters": ("exp(H)", lambda value: f"{value:.1f}"),
     "smallest_cluster": ("min size", str),
@@ -179,7 +212,7 @@ def cache_info(
     folder: CacheFolder, json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False
 ) -> None:
     """What is in CACHE and what it was made from, also if it is unfinished."""
-    with _user_errors():
+    with user_errors():
         import json
 
         from cache.info import summarize
@@ -197,7 +230,7 @@ def cache_info(
 @cache_app.command("verify")
 def cache_verify(folder: CacheFolder) -> None:
     """Re-read every byte of CACHE and name everything that is wrong; exit code 1 if anything is."""
-    with _user_errors():
+    with user_errors():
         from cache import EmbeddingCache, Manifest
         from cache.verify import verify
 
@@ -219,7 +252,7 @@ def cache_export(
     neighbors: Annotated[str, typer.Option(metavar="KEY", help="neighbor graph to put into the Parquet file")] = "",
 ) -> None:
     """Write CACHE in a format of other programs; `temi cache import` makes the same cache of it again."""
-    with _user_errors():
+    with user_errors():
         from cache import EmbeddingCache
         from cache.export import export_cache
 
@@ -239,7 +272,7 @@ def cache_import(
     overwrite: Overwrite = False,
 ) -> None:
     """Make a cache of SOURCE: an exported cache, or embeddings made elsewhere."""
-    with _user_errors():
+    with user_errors():
         from cache.importing import import_embeddings
 
         with _rows_done("import") as progress:
@@ -256,7 +289,7 @@ def cache_merge(
     overwrite: Overwrite = False,
 ) -> None:
     """Merge caches of different images, made with the same settings, into one."""
-    with _user_errors():
+    with user_errors():
         from cache.merge import merge_caches
 
         with _rows_done("merge") as progress:

@@ -18,9 +18,10 @@ from cache import EmbeddingCache
 from pipeline.config import load_config
 from pipeline.data import training_rows
 from pipeline.errors import UserError
+from pipeline.folder import RunFolder, read_json, write_json
 from pipeline.mine import drop_self, nearest
 from pipeline.model import ClusterModel
-from pipeline.run import RunFolder, assign, read_json, write_assignments, write_json
+from pipeline.run import assign, write_assignments
 from pipeline.select import size_scores
 
 KNN = 20  # neighbors that vote in the kNN ceiling
@@ -150,7 +151,7 @@ def evaluate_run(folder: Path, other: EmbeddingCache | None = None) -> dict[str,
         raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
     model = ClusterModel.load(run.model)
     home = open_training_cache(run, other)
-    parts = _parts(run, home, None if other is None or other.digest == home.digest else other, model)
+    parts = scored_parts(run, home, None if other is None or other.digest == home.digest else other, model)
     result = {
         "run": str(folder),
         "training": read_json(run.training),
@@ -182,7 +183,7 @@ def open_training_cache(run: RunFolder, other: EmbeddingCache | None) -> Embeddi
     return cache
 
 
-def _parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | None, model: ClusterModel) -> list[Part]:
+def scored_parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | None, model: ClusterModel) -> list[Part]:
     trained_split = load_config(run.config).train.split
     rows = training_rows(home, trained_split)
     parts = [_part("training rows", home, rows)]
