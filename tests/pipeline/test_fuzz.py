@@ -55,10 +55,10 @@ def originals():
 
 
 def mutate(data, random):
-    """One to four damages: flipped bits, random or extreme bytes (often in the header), cuts, repeats, a cut end."""
+    """One to three damages: flipped bits, random or extreme bytes, cuts, repeats, a cut end; a fifth in the header."""
     damaged = bytearray(data)
-    for _ in range(random.integers(1, 5)):
-        end = len(damaged) if random.random() < 0.5 else min(len(damaged), 64)
+    for _ in range(random.integers(1, 4)):
+        end = len(damaged) if random.random() < 0.8 else min(len(damaged), 64)
         place = int(random.integers(end)) if end else 0
         length = int(random.integers(1, 33))
         damage = random.integers(6)
@@ -75,7 +75,7 @@ def mutate(data, random):
         elif damage == 4:
             damaged[place:place] = damaged[place : place + length]
         else:
-            del damaged[max(8, place) :]
+            del damaged[-length:]
     return bytes(damaged)
 
 
