@@ -23,6 +23,7 @@ from pipeline.config import EmbedConfig
 from pipeline.decoding import DecodedBatch, decode_batches, default_workers
 from pipeline.errors import UserError
 from pipeline.images import ImageSource, open_source
+from pipeline.origin import record_origin
 from pipeline.progress import Progress
 from pipeline.views import ViewPolicy, jitter
 
@@ -92,6 +93,8 @@ def embed(
     backbone = load_backbone(config)
     policy = view_policy(config)
     with ShardWriter.open(out, plan(images, backbone, policy, config.shard_rows), overwrite=overwrite) as writer:
+        if worker == 0:
+            record_origin(out, source, root)
         fill(writer, writer.pending(worker, workers), images, backbone, policy, config)
         return writer.finish()
 

@@ -1,0 +1,108 @@
+"""Commands that use a finished run: parse, call, print. `cli` adds them to `temi`."""
+
+import csv
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.console import user_errors
+
+results = typer.Typer()
+PANEL = "Use the result"
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder written by `temi train-heads`")]
+Images = Annotated[
+    str | None, typer.Option("--images", help="where the training images are, if they moved since `temi embed`")
+]
+
+
+class Format(StrEnum):
+    """What `temi export` writes."""
+
+    csv = "csv"
+    parquet = "parquet"
+    json = "json"
+    folders = "folders"
+    datasets = "datasets"
+    onnx = "onnx"
+
+
+class Link(StrEnum):
+    """How `temi export --format folders` puts images into folders."""
+
+    symlink = "symlink"
+    hardlink = "hardlink"
+    copy = "copy"
+
+
+@results.command(rich_help_panel=PANEL)
+def predict(
+    run: Run,
+    images: Annotated[str, typer.Argument(help="an image, a folder or any other source of `temi embed`, or a cache")],
+    out: Annotated[Path | None, typer.Option("--out", help="FILE.parquet or FILE.csv; default: CSV to stdout")] = None,
+    backbone: Annotated[str | None, typer.Option(help="folder of the weights, where they are not from a hub")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Assign new IMAGES to the clusters of RUN, and flag those unlike anything it was trained on."""
+    with user_errors():
+        from pipeline.predict import predict as run_predict
+
+        counts = run_predict(run, images, out, backbone=backbone, device=device)
+        unreadable = f", {counts.unreadable} unreadable" if counts.unreadable else ""
+        print(f"{counts.images:,} images, {counts.novel} unlike the training images{unreadable}", file=sys.stderr)
+
+
+@results.command(rich_help_panel=PANEL)
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", help="file, or new folder for `folders` and `datasets`")],
+    format_: Annotated[Format, typer.Option("--format", help="what to write")] = Format.csv,
+    link: Annotated[Link, typer.Option(help="how `folders` holds images; originals are never moved")] = Link.symlink,
+    images: Images = None,
+) -> None:
+    """Write the assignments of RUN as a table, folders of images or a Hugging Face data set, or its model as ONNX."""
+    with user_errors():
+        from pipeline.export import export_datasets, export_folders, export_table
+        from pipeline.results import FinishedRun
+
+        finished = FinishedRun(run)
+        match format_:
+            case Format.folders:
+                count = export_folders(finished, out, link.value, images)
+            case Format.datasets:
+                count = export_datasets(finished, out, images)
+            case Format.onnx:
+                from pipeline.onnx_export import export_onnx
+
+                difference = export_onnx(finished.model, out)
+                print(f"{out}: differs from torch by at most {difference:.1g}")
+                return
+            case _:
+                count = export_table(finished, out, format_.value)
+        print(f"{out}: {count:,} images in {finished.model.clusters} clusters")
+
+
+@results.command(rich_help_panel=PANEL)
+def names(
+    run: Run,
+    table: Annotated[Path | None, typer.Argument(metavar="NAMES.csv", help="columns cluster and name")] = None,
+) -> None:
+    """Name the clusters of RUN; without NAMES.csv, print a table to fill in."""
+    with user_errors():
+        from pipeline.names import set_names
+        from pipeline.results import FinishedRun
+
+        finished = FinishedRun(run)
+        if table is not None:
+            given = sum(map(bool, set_names(run, table, finished.model.clusters)))
+            print(f"{run}: {given} of {finished.model.clusters} clusters have a name\nnext: temi report {run}")
+            return
+        groups = finished.assignments.groupby("cluster")["confidence"]
+        sizes, confidence = groups.size(), groups.mean()
+        writer = csv.writer(sys.stdout)
+        writer.writerow(["cluster", "name", "images", "confidence"])
+        for cluster, name in enumerate(finished.names):
+            writer.writerow([cluster, name, sizes.get(cluster, 0), f"{confidence.get(cluster, 0):.2f}"])

@@ -1,0 +1,51 @@
+"""A finished run as a person uses it: its model, its assignments and the names of its clusters."""
+
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.folder import RunFolder
+from pipeline.model import ClusterModel
+from pipeline.names import display_name, read_names
+
+COLUMNS = ["key", "row", "cluster", "confidence"]
+
+
+class FinishedRun:
+    """What `temi train-heads` left in `folder`; UserError where it is not finished or damaged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = RunFolder(folder)
+        if not self.files.finished:
+            raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
+
+    @cached_property
+    def model(self) -> ClusterModel:
+        return ClusterModel.load(self.files.model)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Name of each cluster, "" where none was given."""
+        return read_names(self.folder, self.model.clusters)
+
+    @cached_property
+    def headings(self) -> list[str]:
+        """What each cluster is called: its name, or "cluster 3"."""
+        return [display_name(cluster, self.names) for cluster in range(self.model.clusters)]
+
+    @cached_property
+    def assignments(self) -> pd.DataFrame:
+        """key, row, cluster and confidence of every readable image of the training cache."""
+        path = self.folder / "assignments.parquet"
+        repair = f"write it again with `temi evaluate {self.folder}`"
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path} cannot be read ({error}); {repair}") from None
+        if not set(COLUMNS) <= set(table.columns) or not table["cluster"].between(0, self.model.clusters - 1).all():
+            raise UserError(f"{path} does not fit the run; {repair}")
+        return table[COLUMNS]
