@@ -16,6 +16,7 @@ SCHEMA = 1
 
 MANIFEST = "manifest.json"
 FAILURES = "failures.csv"
+ORIGIN = "source.json"  # a note of where the images were, kept by whoever fills a cache and not read here
 NEIGHBORS = "neighbors"
 
 # In the order of their bytes in a shard: the small ones first, so that headers and keys are read in one go.

@@ -10,13 +10,15 @@ import numpy.typing as npt
 import xxhash
 
 from cache.files import LOCK, PART, Lock, make_folder, os_errors, write_atomic
-from cache.layout import FAILURES, MANIFEST, NEIGHBORS, CacheError, Half, Shard, all_finite
+from cache.layout import FAILURES, MANIFEST, NEIGHBORS, ORIGIN, CacheError, Half, Shard, all_finite
 from cache.manifest import Manifest
 from cache.shard import Failure, Sidecar, digest_parts, failures_csv
 from cache.store import EmbeddingCache
 from cache.structure import encode_keys, encode_shard
 
-_OURS = re.compile(rf"(shard-\d{{5,8}}\.(h5|json)|{MANIFEST}|{FAILURES}|shard-\d{{5,8}}|manifest)({PART}|{LOCK})?")
+_OURS = re.compile(
+    rf"(shard-\d{{5,8}}\.(h5|json)|{MANIFEST}|{FAILURES}|{ORIGIN}|shard-\d{{5,8}}|manifest)({PART}|{LOCK})?"
+)
 
 
 class ShardWriter:

@@ -5,15 +5,17 @@ from pathlib import Path
 
 from cache import EmbeddingCache
 from cache.files import write_atomic
+from cache.layout import ORIGIN
 from pipeline.errors import UserError
 from pipeline.images import ImageSource, open_source
 from pipeline.images.torchvision_sets import SETS
 
-ORIGIN = "source.json"  # not in the fingerprint: a folder may move without any embedding changing
-
 
 def record_origin(cache: Path, source: str, root: Path | None) -> None:
-    """Note in the folder of a cache which `source` it is being made from."""
+    """Note in the folder of a cache which `source` it is being made from.
+
+    Not in the fingerprint: a folder of images may move without any embedding changing.
+    """
     named = source == "digits" or source in SETS or source.startswith(("hf:", "hf-stream:"))
     origin = {"source": source if named else str(Path(source).resolve()), "root": str(root.resolve()) if root else None}
     write_atomic(cache / ORIGIN, (json.dumps(origin, indent=1) + "\n").encode("utf-8", "backslashreplace"))
