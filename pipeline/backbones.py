@@ -93,7 +93,7 @@ def efficientnet_lite0(config: EmbedConfig, device: torch.device, precision: str
         pooling="mean",
         precision=precision,
         dim=1280,
-        preprocessing=Preprocessing(224, (224, 224), "bicubic", 1.0, (127.0,) * 3, (128.0,) * 3),
+        preprocessing=Preprocessing(224, (224, 224), "bicubic", 1.0, (127.0,) * 3, (128.0,) * 3).at(config.image_size),
         device=device,
         encode=lambda pixels: model.extract_features(pixels).mean(dim=(2, 3)),
     )
@@ -134,7 +134,7 @@ def hugging_face(config: EmbedConfig, device: torch.device, precision: str) -> B
     vision = getattr(settings, "vision_config", settings)
     model = getattr(model, "vision_model", model)  # the image half of CLIP, SigLIP and their like
     model.eval().requires_grad_(False).to(device)
-    preprocessing = from_processor(processor, config.backbone)
+    preprocessing = from_processor(processor, config.backbone).at(config.image_size)
     prefix, width = _layout(model, vision, preprocessing, device, config)
     return Backbone(
         name=f"{settings.model_type} (local folder)" if folder else config.backbone,

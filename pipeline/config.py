@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import UserError
+from pipeline.scaling import Kind
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -31,6 +32,9 @@ class EmbedConfig(Section):
     backbone: str = Field("facebook/dinov2-base", description="Hugging Face id, local folder, or efficientnet-lite0")
     revision: str | None = Field(None, description="Hugging Face revision; empty: the newest, resolved to a commit")
     pooling: Literal["cls", "mean", "cls+mean"] = Field("cls", description="how tokens become one vector")
+    image_size: Annotated[int, Field(ge=16)] | None = Field(
+        None, description="side of the square that the encoder sees; empty: the encoder's own; small images want less"
+    )
     views: Annotated[int, Field(ge=0)] = Field(2, description="augmented views per image, V")
     crop_scale: tuple[Fraction, Fraction] = Field((0.25, 1.0), description="area of a view's random crop")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip of a view")
@@ -47,9 +51,10 @@ class EmbedConfig(Section):
 
 
 class NeighborConfig(Section):
-    """Mining: exact cosine neighbors of every row, itself excluded."""
+    """Mining: the cosine neighbors of every row, itself excluded."""
 
-    k: Count = Field(50, description="neighbors per row, K")
+    k: Count = Field(15, description="neighbors per row, K")
+    scale: Kind = Field("whiten50", description="of the embeddings that are compared; see pipeline/scaling.py")
 
 
 class HeadConfig(Section):
@@ -58,7 +63,7 @@ class HeadConfig(Section):
     kind: Literal["published", "linear", "mlp-bn"] = Field("linear", description="see pipeline/heads.py")
     count: Count = Field(16, description="heads, H")
     clusters: Count = Field(10, description="clusters, C")
-    scale: Literal["none", "l2", "standardize", "center-l2"] = Field("center-l2", description="of the input embedding")
+    scale: Kind = Field("whiten50", description="of the embedding that heads read; see pipeline/scaling.py")
     hidden: Count = Field(512, description="width of the first hidden layer (published, mlp-bn)")
     bottleneck: Count = Field(256, description="width of the second hidden layer (published)")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="of mlp-bn")
@@ -68,7 +73,10 @@ class ObjectiveConfig(Section):
     """What a step minimizes; see pipeline/objectives.py for the equations."""
 
     name: Literal["temi", "pmi", "wmi", "scan", "beta-mi"] = Field("temi", description="objective")
-    beta: Positive = Field(0.6, description="exponent of the agreement of student and teacher")
+    beta: Positive = Field(1.0, description="exponent of the agreement of student and teacher; the paper's: 0.6")
+    marginal_power: NonNegative | None = Field(
+        None, description="rho: p(c)^rho stands for p(c); empty: 1, the paper's, or 0 where the start leaves sizes free"
+    )
     student_temperature: Positive = Field(0.1, description="softmax temperature of the student, tau")
     teacher_temperature: Positive = Field(0.1, description="softmax temperature of the teacher")
     marginal_momentum: Fraction = Field(0.9, description="EMA momentum of p(c)")
@@ -77,17 +85,28 @@ class ObjectiveConfig(Section):
     regularizer_weight: NonNegative = Field(5.0, description="lambda of the added term")
 
 
+class StartConfig(Section):
+    """Where heads begin; see pipeline/start.py."""
+
+    kind: Literal["layouts", "random"] = Field("layouts", description="consensus of graph layouts, or random weights")
+    sizes: Literal["auto", "even", "free"] = Field("auto", description="of clusters; auto: decided without labels")
+    seed: int = Field(0, description="of layouts, partitions and the order of learning them")
+    steps: Count = Field(400, description="in which heads learn the consensus")
+    lr: Positive = Field(5e-3, description="peak learning rate of those steps")
+    batch_size: Count = Field(1024, description="images per such step")
+
+
 class TeacherConfig(Section):
     """The teacher is an EMA of the student; its momentum follows a cosine from start to end."""
 
-    momentum: Fraction = Field(0.996, description="at the first step")
-    final_momentum: Fraction = Field(1.0, description="at the last step")
+    momentum: Fraction = Field(0.99, description="at the first step")
+    final_momentum: Fraction = Field(0.99, description="at the last step")
 
 
 class OptimizerConfig(Section):
     """AdamW with linear warm-up and cosine decay."""
 
-    lr: Positive = Field(1e-3, description="peak learning rate")
+    lr: Positive = Field(2e-3, description="peak learning rate")
     min_lr: NonNegative = Field(1e-6, description="at the end of the cosine")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
     warmup: Fraction = Field(0.1, description="share of the steps that the warm-up takes")
@@ -107,13 +126,13 @@ class TrainConfig(Section):
     """Length, batches and bookkeeping of stage two."""
 
     batch_size: Count = Field(512, description="pairs per step, B; at most N")
-    epochs: NonNegative = Field(100.0, description="passes over the rows, unless that is fewer than min_steps")
-    min_steps: Count = Field(2000, description="floor: a small folder is trained as seriously as a large one")
+    epochs: NonNegative = Field(10.0, description="passes over the rows, unless that is fewer than min_steps")
+    min_steps: Count = Field(400, description="floor: a small folder is trained as seriously as a large one")
     seed: int = Field(0, description="of the initial heads")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     split: str = Field("", description="train on the rows of this split only; empty: train if there is one, else all")
     log_every: Count = Field(50, description="steps between lines of metrics.jsonl")
-    checkpoint_every: Count = Field(500, description="steps between checkpoints (latest, best)")
+    checkpoint_every: Count = Field(200, description="steps between checkpoints (latest, best)")
     keep_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints that are kept; 0: none")
     max_skipped: Count = Field(100, description="non-finite steps in a row after which training stops")
     tensorboard: bool = Field(True, description="write TensorBoard events")
@@ -125,6 +144,7 @@ class Config(Section):
     embed: EmbedConfig = EmbedConfig()
     neighbors: NeighborConfig = NeighborConfig()
     heads: HeadConfig = HeadConfig()
+    start: StartConfig = StartConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     teacher: TeacherConfig = TeacherConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

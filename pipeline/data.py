@@ -12,8 +12,8 @@ from torch import Tensor
 from cache import EmbeddingCache
 from pipeline.config import Config, PairConfig
 from pipeline.errors import UserError
-from pipeline.heads import Scaling
 from pipeline.mine import mine_neighbors
+from pipeline.scaling import Scaling
 
 
 def pick_device(name: str) -> torch.device:
@@ -67,7 +67,7 @@ def load_training_set(cache: EmbeddingCache, config: Config, device: torch.devic
     `scratch` takes the neighbor graph where the cache's own folder is read-only. Labels are not read.
     """
     rows = training_rows(cache, config.train.split)
-    _check(cache, config, len(rows))
+    check_settings(cache, config, len(rows))
     with_views = "views" in config.pairs.source
     embedding = torch.from_numpy(cache.embedding()[rows]).to(device).float()
     scaling = Scaling.fit(config.heads.scale, embedding)
@@ -77,11 +77,13 @@ def load_training_set(cache: EmbeddingCache, config: Config, device: torch.devic
         bank = torch.cat([bank[:, None], scaling(views)], dim=1).flatten(0, 1)
     neighbors = np.empty((len(rows), 0), dtype=np.int64)
     if "neighbors" in config.pairs.source:
-        neighbors = mine_neighbors(cache, rows, config.neighbors.k, scratch).astype(np.int64)
+        index, _ = mine_neighbors(cache, rows, config.neighbors.k, config.neighbors.scale, scratch)
+        neighbors = index.astype(np.int64)
     return TrainingSet(rows, bank, cache.views if with_views else 0, torch.from_numpy(neighbors).to(device), scaling)
 
 
-def _check(cache: EmbeddingCache, config: Config, n: int) -> None:
+def check_settings(cache: EmbeddingCache, config: Config, n: int) -> None:
+    """Raise a UserError where `config` asks for more than the `n` images to train on can give."""
     if n < 2:
         raise UserError(f"{cache.folder} has {n} readable images to train on; embed more (see failures.csv there)")
     if config.heads.clusters > n:

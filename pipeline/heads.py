@@ -64,14 +64,25 @@ class Heads:
             buffers={name: tensor.clone() for name, tensor in self.buffers.items()},
         )
 
-    def select(self, index: Tensor) -> "Heads":
-        """The heads at `index` (a slice of axis G) as heads of their own."""
+    def select(self, index: Tensor | slice) -> "Heads":
+        """The heads at `index` of axis G as heads of their own; those of a slice share its memory."""
         return replace(
             self,
             weights={name: tensor.detach()[index] for name, tensor in self.weights.items()},
             buffers={name: tensor[index] for name, tensor in self.buffers.items()},
             outputs=self.outputs[index],
         )
+
+    def copy_(self, other: "Heads") -> None:
+        """Take over weights and statistics of `other`."""
+        for name, tensor in self.tensors().items():
+            tensor.detach().copy_(other.tensors()[name].detach())
+
+    def without_absent(self) -> "Heads":
+        """The same heads without the outputs that none of them has."""
+        widest = int(self.outputs.sum(1).max())
+        weights = {name: w[:, :widest].clone() if name in LAST_LAYER else w for name, w in self.weights.items()}
+        return replace(self, weights=weights, outputs=self.outputs[:, :widest])
 
     def logits(
         self, x: Float[Tensor, "M D"], training: bool = False, keep: Float[Tensor, "H M hidden"] | None = None
@@ -83,6 +94,17 @@ class Heads:
         """
         z = _FORWARD[self.kind](self, x, training, keep)
         return z if self.complete else z.masked_fill(~self.outputs[:, None], ABSENT)
+
+    def gradients(
+        self, x: Float[Tensor, "M D"], logits: Float[Tensor, "G M C"], gradient: Float[Tensor, "G M C"]
+    ) -> dict[str, Tensor]:
+        """Gradient of every weight by name, from the `gradient` at the `logits` that these heads computed from `x`."""
+        if self.kind == "linear":  # one product, and no graph to keep
+            flat = gradient.transpose(0, 1).flatten(1)
+            weight = flat.mT @ x
+            return {"last.weight": weight.view_as(self.weights["last.weight"]), "last.bias": gradient.sum(1)}
+        names, weights = list(self.weights), list(self.weights.values())
+        return dict(zip(names, torch.autograd.grad(logits, weights, gradient), strict=True))
 
     @cached_property
     def complete(self) -> bool:
@@ -190,35 +212,3 @@ def _update_running(buffers: dict[str, Tensor], mean: Tensor, var: Tensor, rows:
 
 
 _FORWARD = {"linear": _linear, "published": _published, "mlp-bn": _mlp_bn}
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """How embeddings are scaled before the heads: x -> (x - shift) * factor, then to unit norm or not.
-
-    Attributes
-    ----------
-    shift, factor : (D,)
-    unit : whether rows are then brought to norm 1
-    """
-
-    shift: Float[Tensor, " D"]
-    factor: Float[Tensor, " D"]
-    unit: bool
-
-    @classmethod
-    def fit(cls, kind: str, x: Float[Tensor, "N D"]) -> "Scaling":
-        """Statistics of the training rows for `kind` none, l2, standardize or center-l2."""
-        zero, one = torch.zeros_like(x[0]), torch.ones_like(x[0])
-        match kind:
-            case "standardize":
-                return cls(x.mean(0), 1 / x.std(0).clamp_min(1e-6), False)
-            case "center-l2":
-                return cls(x.mean(0), one, True)
-            case _:
-                return cls(zero, one, kind == "l2")
-
-    def __call__(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-        """Scaled float32 rows."""
-        scaled = (x.float() - self.shift) * self.factor
-        return F.normalize(scaled, dim=-1) if self.unit else scaled

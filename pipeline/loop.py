@@ -100,13 +100,12 @@ class TrialLog:
     def record(self, done: int, metrics: Metrics) -> None:
         """Append a line to metrics.jsonl and the same to TensorBoard."""
         self.since_checkpoint.append(metrics.loss)
-        head = self.index * self.trainer.heads_per_trial
         values: dict[str, Any] = {
             "loss": metrics.loss.mean().item(),
             "best_head_loss": metrics.loss.min().item(),
             "gradient_norm": metrics.norm,
-            "lr": self.trainer.rates[done - 1, head].item(),
-            "teacher_momentum": self.trainer.momenta[done - 1, head].item(),
+            "lr": self.trainer.rates[done - 1, self.index].item(),
+            "teacher_momentum": self.trainer.momenta[done - 1, self.index].item(),
             "skipped": metrics.skipped,
             "effective_clusters": torch.special.entr(metrics.marginal).sum(-1).exp().mean().item(),
         }

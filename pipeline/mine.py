@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, Int32, Int64
+import torch
+from jaxtyping import Float, Float16, Int32, Int64
 
 from cache import CacheError, EmbeddingCache, load_neighbors, save_neighbors
 from pipeline.errors import UserError
 from pipeline.progress import Progress
+from pipeline.scaling import Kind, Scaling
 
 BLOCK_ROWS = 4096  # queries per search: bounds the (block, K + 1) results and faiss's own distance tiles
 
@@ -27,12 +29,17 @@ def import_faiss() -> Any:
 
 
 def mine_neighbors(
-    cache: EmbeddingCache, rows: Int64[np.ndarray, " n"], k: int, fallback: Path | None = None
-) -> Int32[np.ndarray, "n K"]:
-    """The k nearest neighbors by cosine of each of `rows`, as positions in `rows`, nearest first, itself excluded.
+    cache: EmbeddingCache, rows: Int64[np.ndarray, " n"], k: int, scale: Kind = "l2", fallback: Path | None = None
+) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
+    """The k nearest neighbors by cosine of each of `rows`, nearest first, itself excluded, after scaling.
 
-    The graph is stored in ``CACHE/neighbors`` under a key made of the embeddings' digest, the rows and k; where that
-    folder cannot be written, in `fallback`.
+    The graph is stored in ``CACHE/neighbors`` under a key made of the embeddings' digest, the rows, k and the scaling;
+    where that folder cannot be written, in `fallback`.
+
+    Returns
+    -------
+    index : positions in `rows`
+    similarity : cosine of the scaled embeddings
 
     Raises
     ------
@@ -44,15 +51,17 @@ def mine_neighbors(
             f"neighbors.k = {k} needs more than {k} images, but {len(rows)} can be trained on; "
             f"set --set neighbors.k={max(1, min(50, len(rows) // 10))} or add images"
         )
-    key = _graph_key(cache.digest, rows, k)
+    key = _graph_key(cache.digest, rows, k, scale)
     folders = [cache.folder / "neighbors", *([fallback] if fallback else [])]
     for folder in folders:
         if stored := load_neighbors(folder, key):
-            return stored[0]
-    index, similarity = exact_neighbors(_selected(cache, rows), k)
+            return stored[0], stored[1]
+    embedding = torch.from_numpy(cache.embedding()[rows])
+    index, similarity = exact_neighbors(Scaling.fit(scale, embedding)(embedding).numpy(), k)
     attributes: dict[str, str | int | float] = {
         "metric": "cosine",
         "k": k,
+        "scale": scale,
         "backend": "faiss-flat",
         "embeddings": cache.digest,
     }
@@ -64,11 +73,11 @@ def mine_neighbors(
                 raise
         else:
             break
-    return index
+    return index, similarity
 
 
 def exact_neighbors(
-    embedding: Float16[np.ndarray, "n D"], k: int
+    embedding: Float[np.ndarray, "n D"], k: int
 ) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
     """Exact inner-product search on L2-normalized rows, in blocks, on the GPU where faiss has one.
 
@@ -117,11 +126,6 @@ def nearest(
     return found, score
 
 
-def _selected(cache: EmbeddingCache, rows: Int64[np.ndarray, " n"]) -> Float16[np.ndarray, "n D"]:
-    embedding = cache.embedding()
-    return embedding if len(rows) == cache.rows else embedding[rows]
-
-
-def _graph_key(digest: str, rows: Int64[np.ndarray, " n"], k: int) -> str:
+def _graph_key(digest: str, rows: Int64[np.ndarray, " n"], k: int, scale: str) -> str:
     selection = hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()
-    return hashlib.sha256(f"{digest} {selection} cosine {k}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{digest} {selection} cosine {scale} {k}".encode()).hexdigest()[:16]

@@ -1,6 +1,8 @@
 """The trained model that leaves stage two: the teacher heads of the best checkpoint, ready for new embeddings."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from torch import Tensor
 
 from cache.files import write_atomic
 from pipeline.errors import UserError
-from pipeline.heads import Heads, Scaling
+from pipeline.heads import Heads
+from pipeline.scaling import Scaling
 
 BLOCK_ROWS = 8192  # rows per forward pass: bounds the (H, rows, C) probabilities
 FORMAT = "temi-heads-1"
@@ -29,7 +32,7 @@ class ClusterModel:
     scaling : of an embedding before the heads
     temperature : (H,) of the softmax
     loss : (H,) mean training loss of each head in the window that chose this checkpoint
-    order : (C,) output of the selected head that is cluster 0, 1, ...: clusters are numbered by falling size
+    alignment : (H, C) output of each head that is cluster 0, 1, ...; clusters are numbered by falling size
     fingerprint : what the embeddings were made from, field by field
     """
 
@@ -37,7 +40,7 @@ class ClusterModel:
     scaling: Scaling
     temperature: Float[Tensor, " H"]
     loss: Float[Tensor, " H"]
-    order: Int64[Tensor, " C"]
+    alignment: Int64[Tensor, "H C"]
     fingerprint: dict[str, Any]
 
     @property
@@ -48,7 +51,7 @@ class ClusterModel:
     @property
     def clusters(self) -> int:
         """C."""
-        return len(self.order)
+        return self.alignment.shape[1]
 
     def blocks(self, embedding: Float16[Tensor, "n D"] | Float[Tensor, "n D"]) -> list[Tensor]:
         """(H, rows, C) probabilities of all heads, block by block."""
@@ -58,27 +61,31 @@ class ClusterModel:
                 f"{len(self.scaling.shift)}; embed with the run's backbone, {self.fingerprint.get('backbone')}"
             )
         device = self.scaling.shift.device
-        return [
-            self.heads.probabilities(self.scaling(block.to(device)), self.temperature)
-            for block in torch.split(embedding, BLOCK_ROWS)
-        ]
+        with torch.no_grad():
+            return [
+                self.heads.probabilities(self.scaling(block.to(device)), self.temperature)
+                for block in torch.split(embedding, BLOCK_ROWS)
+            ]
 
     def predict_proba(self, embedding: Float16[Tensor, "n D"] | Float[Tensor, "n D"]) -> Float[Tensor, "n C"]:
-        """Cluster probabilities by the selected head, clusters in their final order."""
-        return torch.cat([block[self.selected] for block in self.blocks(embedding)])[:, self.order]
+        """The consensus: mean probability of the aligned heads."""
+        index = self.alignment[:, None]
+        return torch.cat([b.gather(2, index.expand(-1, b.shape[1], -1)).mean(0) for b in self.blocks(embedding)])
 
-    def head_clusters(self, embedding: Float16[Tensor, "n D"]) -> Int64[Tensor, "H n"]:
-        """Every head's own assignment; the ids of different heads are unrelated."""
-        return torch.cat([block.argmax(-1) for block in self.blocks(embedding)], dim=1)
+    def head_clusters(self, embedding: Float16[Tensor, "n D"] | Float[Tensor, "n D"]) -> Int64[Tensor, "H n"]:
+        """Every head's own assignment, in the aligned cluster ids."""
+        own = torch.cat([block.argmax(-1) for block in self.blocks(embedding)], dim=1)
+        return self.alignment.argsort(1).gather(1, own)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, atomically."""
         tensors = {f"head.{name}": tensor for name, tensor in self.heads.tensors().items()}
-        tensors |= {"shift": self.scaling.shift, "factor": self.scaling.factor, "outputs": self.heads.outputs}
-        tensors |= {"temperature": self.temperature, "loss": self.loss, "order": self.order}
+        tensors |= {"shift": self.scaling.shift, "weight": self.scaling.weight, "outputs": self.heads.outputs}
+        tensors |= {"temperature": self.temperature, "loss": self.loss, "alignment": self.alignment}
         metadata = {
             "format": FORMAT,
             "kind": self.heads.kind,
+            "root": json.dumps(self.scaling.root),
             "unit": json.dumps(self.scaling.unit),
             "fingerprint": json.dumps(self.fingerprint, sort_keys=True),
         }
@@ -95,10 +102,10 @@ class ClusterModel:
         buffers = {name: tensor for name, tensor in named.items() if name in ("norm.mean", "norm.var")}
         return cls(
             Heads(metadata["kind"], weights, buffers, tensors["outputs"]),
-            Scaling(tensors["shift"], tensors["factor"], json.loads(metadata["unit"])),
+            Scaling(json.loads(metadata["root"]), tensors["shift"], tensors["weight"], json.loads(metadata["unit"])),
             tensors["temperature"],
             tensors["loss"],
-            tensors["order"],
+            tensors["alignment"],
             json.loads(metadata["fingerprint"]),
         )
 
@@ -112,10 +119,23 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 
 def load_tensors(path: Path, device: torch.device | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; a UserError where there is none or it is damaged."""
+    with _opened(path, device) as file:
+        metadata = json.loads((file.metadata() or {}).get("temi", "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """Metadata alone of a file that `save_tensors` wrote."""
+    with _opened(path) as file:
+        metadata: dict[str, str] = json.loads((file.metadata() or {}).get("temi", "{}"))
+        return metadata
+
+
+@contextmanager
+def _opened(path: Path, device: torch.device | None = None) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
-            metadata = json.loads((file.metadata() or {}).get("temi", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+            yield file
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; train with `temi train-heads CACHE --out {path.parent}`") from None
     except (SafetensorError, json.JSONDecodeError, OSError) as error:

@@ -3,7 +3,8 @@
 Source: Adaloglou, Michels, Kalisch, Kollmann, "Exploring the Limits of Deep Image Clustering using Pretrained
 Models", BMVC 2023 (arXiv 2303.17896). Every function here is pure: log-probabilities in, a loss per head and its
 gradient with respect to the *student's log-probabilities* out; `logit_gradient` carries that gradient through the
-softmax. No autograd graph is built through a loss and no probability is ever divided by, so nothing underflows.
+softmax (`temi` does both at once, in place). No autograd graph is built through a loss and no probability is ever
+divided by, so nothing underflows.
 
 Rows are the M = 2B images of a batch of B pairs; row i's partner is row (i + B) mod M (`swap_partners`).
 """
@@ -28,17 +29,32 @@ def swap_partners(rows: Float[Tensor, "G M C"]) -> Float[Tensor, "G M C"]:
     return torch.cat([partners, anchors], dim=1)
 
 
-def pair_weight(teacher: LogProbs, heads: int) -> PerRow:
+def softmax_(scores: Float[Tensor, "G M C"]) -> PerRow:
+    """Turn `scores` into probabilities in place; logsumexp of what they were.
+
+    Written out, because on a CPU torch.softmax over ten clusters takes several times as long and gives no logsumexp.
+    """
+    top = scores.amax(-1, keepdim=True)
+    total = scores.sub_(top).exp_().sum(-1, keepdim=True)
+    scores.mul_(total.reciprocal())
+    return total.log_().add_(top).squeeze(-1)
+
+
+def overlap(teacher: LogProbs) -> Float[Tensor, "G B"]:
+    """sum_c q_t(c|x) q_t(c|x') of each pair; `teacher` holds probabilities (not logarithms)."""
+    anchors, partners = teacher.chunk(2, dim=1)
+    return (anchors * partners).sum(-1)
+
+
+def pair_weight(overlaps: Float[Tensor, "G B"], heads: int) -> PerRow:
     """w(x, x') = (1/H) sum_h sum_c q_t^h(c|x) q_t^h(c|x'): one weight per pair, shared by the heads of a trial.
 
     Parameters
     ----------
-    teacher : (G, M, C) probabilities (not logarithms), G = T * heads
+    overlaps : of every head, G = T * heads
     heads : heads per trial, H; 1 gives every head its own weight (wmi)
     """
-    anchors, partners = teacher.chunk(2, dim=1)
-    own = (anchors * partners).sum(-1)
-    shared = own.view(-1, heads, own.shape[1]).mean(1, keepdim=True).expand(-1, heads, -1).flatten(0, 1)
+    shared = overlaps.view(-1, heads, overlaps.shape[1]).mean(1, keepdim=True).expand(-1, heads, -1).flatten(0, 1)
     return torch.cat([shared, shared], dim=1)
 
 
@@ -49,29 +65,39 @@ def update_marginal(marginal: Float[Tensor, "G C"], teacher: LogProbs, momentum:
 
 
 def temi(
-    student: LogProbs, partner: LogProbs, log_marginal: Float[Tensor, "G C"], beta: PerHead, weight: PerRow
+    scores: Float[Tensor, "G M C"], teacher: LogProbs, log_prior: Float[Tensor, "G C"], beta: PerHead, weight: PerRow
 ) -> Scored:
     """Mean over rows of -w log sum_c (q_s q_t)^beta / p_c  (the paper's equation 6, p outside the power).
 
+    The one objective whose gradient is taken at the logits: there it is the difference of two softmaxes.
+
     Parameters
     ----------
-    student : log q_s of each row
-    partner : log q_t of each row's partner
-    log_marginal : log p, the EMA of the teacher's batch mean
+    scores : the student's z_s / tau; the memory becomes the gradient
+    teacher : log q_t of each row (not of its partner)
+    log_prior : log p, the EMA of the teacher's batch mean
     beta : exponent per head
     weight : w per row; ones give the paper's unweighted pmi
 
     Returns
     -------
-    loss per head, and its gradient with respect to `student`: -beta w r / M with
+    loss per head, and its gradient with respect to `scores`: beta w (q_s - r) / M with
     r = softmax_c(beta (log q_s + log q_t) - log p).
     """
-    agreement = beta[:, None, None] * (student + partner) - log_marginal[:, None]
-    log_sum = agreement.logsumexp(-1)
+    exponent, agreement = beta[:, None], torch.empty_like(scores)
+    for own, other in zip(agreement.chunk(2, dim=1), swapped_halves(scores, teacher), strict=True):
+        torch.add(*other, out=own)
+    torch.addcmul(-log_prior[:, None], agreement, exponent[..., None], out=agreement)
+    log_sum = softmax_(agreement)
+    log_sum = log_sum - exponent * softmax_(scores)
     loss = -(weight * log_sum).mean(-1)
-    responsibility = (agreement - log_sum[..., None]).exp()
-    scale = -beta[:, None] * weight / weight.shape[1]
-    return loss, responsibility * scale[..., None]
+    scale = exponent * weight / weight.shape[1]
+    return loss, scores.sub_(agreement).mul_(scale[..., None])
+
+
+def swapped_halves(rows: LogProbs, others: LogProbs) -> list[tuple[Tensor, Tensor]]:
+    """Both halves of `rows`, each beside the half of `others` that holds its partners."""
+    return list(zip(rows.chunk(2, dim=1), reversed(others.chunk(2, dim=1)), strict=True))
 
 
 def scan(student: LogProbs, partner: LogProbs, entropy_weight: PerHead) -> Scored:
@@ -115,7 +141,6 @@ def sample_entropy(student: LogProbs, weight: PerHead) -> Scored:
     return loss, -weight[:, None, None] * probability * (student + 1) / student.shape[1]
 
 
-def logit_gradient(gradient: LogProbs, student: LogProbs, temperature: PerHead) -> Float[Tensor, "G M C"]:
-    """Carry a gradient through log_softmax(z / tau): dz = (g - q_s sum_c g) / tau."""
-    centered = torch.addcmul(gradient, student.exp(), gradient.sum(-1, keepdim=True), value=-1)
-    return centered / temperature[:, None, None]
+def logit_gradient(gradient: LogProbs, student: LogProbs) -> Float[Tensor, "G M C"]:
+    """Carry a gradient through log_softmax(s), s = z / tau: ds = g - q_s sum_c g."""
+    return torch.addcmul(gradient, student.exp(), gradient.sum(-1, keepdim=True), value=-1)

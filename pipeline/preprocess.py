@@ -5,7 +5,7 @@ device. Where a Hugging Face image processor does the same steps, the numbers ar
 in float (DINOv3) is met within one gray level.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,13 @@ class Preprocessing:
     rescale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    def at(self, size: int | None) -> "Preprocessing":
+        """The same for a `size` x `size` crop, resized in proportion; unchanged for None."""
+        if size is None:
+            return self
+        short = self.resize if isinstance(self.resize, int) else min(self.resize)
+        return replace(self, resize=round(short * size / min(self.crop)), crop=(size, size))
 
     def describe(self) -> dict[str, Any]:
         """All of it as JSON for the fingerprint."""

@@ -16,8 +16,11 @@ from torch import Tensor
 from pipeline import objectives
 from pipeline.config import Config, OptimizerConfig, TeacherConfig
 from pipeline.data import Batches, TrainingSet
-from pipeline.heads import LAST_LAYER, dropout_mask, init_heads
+from pipeline.heads import LAST_LAYER, Heads, dropout_mask, init_heads
 from pipeline.optimizer import StackedAdamW
+
+MARGINAL_ROWS = 4096  # rows per block when the marginal of a warm start is taken
+BLOCK_BYTES = 2**20  # of a block's widest activation on a CPU: about what a core keeps in its second-level cache
 
 
 def total_steps(config: Config, rows: int) -> int:
@@ -43,6 +46,23 @@ def teacher_momentum(config: TeacherConfig, steps: int) -> Float[Tensor, " S"]:
     return (config.momentum + (config.final_momentum - config.momentum) * rise).float()
 
 
+@dataclass(frozen=True)
+class Block:
+    """Consecutive heads whose activations are computed together.
+
+    Attributes
+    ----------
+    heads : its part of axis G
+    student, teacher : those heads, in the memory of the whole stack
+    trials : each trial it has heads of, with the place of the trial's heads within the block
+    """
+
+    heads: slice
+    student: Heads
+    teacher: Heads
+    trials: list[tuple[int, slice]]
+
+
 class HeadTrainer:
     """Students, teachers, marginals and optimizer of T trials that share head kind, objective and batches.
 
@@ -63,75 +83,130 @@ class HeadTrainer:
         fresh = init_heads(self.config.heads, data.bank.shape[1], clusters, [config.train.seed for config in configs])
         self.student = fresh.to(self.device)
         self.teacher = self.student.clone()
-        for weight in self.student.weights.values():
-            weight.requires_grad_()
-        self._place_hyperparameters(configs)
-        self.optimizer = StackedAdamW(self.student.weights, self.weight_decay)
         self.marginal = self.student.outputs / self.student.outputs.sum(-1, keepdim=True)
+        self.blocks = self._cut_into_blocks()
+        self._place_hyperparameters(configs)
+        decay = [configs[trial].optimizer.weight_decay for block in self.blocks for trial, _ in block.trials]
+        self.optimizer = StackedAdamW(self.student.weights, decay)
         self.window = Window(self.trials, self.heads_per_trial, self.device)
         self.skipped = torch.zeros(self.trials, dtype=torch.long, device=self.device)
         self.skipped_in_a_row = torch.zeros_like(self.skipped)
 
+    def _cut_into_blocks(self) -> list[Block]:
+        """All heads at once on a GPU; elsewhere blocks that stay in the processor's cache and within one trial.
+
+        So on a CPU a trial is computed by the same operations whether it trains alone or beside others.
+        """
+        per_trial, total = self.heads_per_trial, self.trials * self.heads_per_trial
+        size = total
+        if self.device.type == "cpu":
+            size = heads_per_block(self.config, 2 * self.batches.size, self.student.outputs.shape[1])
+        blocks = []
+        for first in range(0, total, size):
+            span = slice(first, first + size)
+            student, teacher = self.student.select(span), self.teacher.select(span)
+            for weight in student.weights.values():
+                weight.requires_grad_()
+            inside = [(trial, slice(trial * per_trial, (trial + 1) * per_trial)) for trial in range(self.trials)]
+            if size < total:
+                inside = [(first // per_trial, slice(0, size))]
+            blocks.append(Block(span, student, teacher, inside))
+        return blocks
+
     def _place_hyperparameters(self, configs: Sequence[Config]) -> None:
-        """One value per head on the device, and tables over the steps, so that a step never waits for the host."""
+        """One value per head on the device, and tables over the steps on the host: a step never waits for either."""
 
         def per_head(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, device=self.device).repeat_interleave(self.heads_per_trial)
 
         self.beta = per_head([c.objective.beta for c in configs])
+        powers = [c.objective.marginal_power for c in configs]
+        self.marginal_power = per_head([1.0 if power is None else power for power in powers])
+        self.power_is_free = per_head([power is None for power in powers])
         self.student_temperature = per_head([c.objective.student_temperature for c in configs])
         self.teacher_temperature = per_head([c.objective.teacher_temperature for c in configs])
         self.marginal_momentum = per_head([c.objective.marginal_momentum for c in configs])
         self.scan_entropy = per_head([c.objective.scan_entropy for c in configs])
         self.regularizer_weight = per_head([c.objective.regularizer_weight for c in configs])
-        self.weight_decay = per_head([c.optimizer.weight_decay for c in configs])
         self.clip = torch.tensor([c.optimizer.clip or math.inf for c in configs], device=self.device)
-        rates = torch.stack([learning_rate(c.optimizer, self.steps) for c in configs], dim=1)
-        momenta = torch.stack([teacher_momentum(c.teacher, self.steps) for c in configs], dim=1)
-        self.rates = rates.to(self.device).repeat_interleave(self.heads_per_trial, dim=1)
-        self.momenta = momenta.to(self.device).repeat_interleave(self.heads_per_trial, dim=1)
+        self.rates = torch.stack([learning_rate(c.optimizer, self.steps) for c in configs], dim=1)
+        self.momenta = torch.stack([teacher_momentum(c.teacher, self.steps) for c in configs], dim=1)
 
     def step(self, number: int, bank_rows: Int64[Tensor, " M"]) -> None:
         """Train on one batch of pairs: anchors, then their partners, as rows of the bank."""
         x = self.data.bank[bank_rows]
-        logits = self.student.logits(x, training=True, keep=self._dropout(number, len(x)))
-        student = (logits.detach() / self.student_temperature[:, None, None]).log_softmax(-1)
-        with torch.no_grad():
-            teacher_logits = self.teacher.logits(x, training=True)
-            teacher = (teacher_logits / self.teacher_temperature[:, None, None]).log_softmax(-1)
-        marginal = objectives.update_marginal(self.marginal, teacher.exp(), self.marginal_momentum)
-        loss, gradient = self._objective(student, teacher, marginal)
-        gradient = objectives.logit_gradient(gradient, student, self.student_temperature) / self.heads_per_trial
-        names = list(self.student.weights)
-        gradients = dict(
-            zip(names, torch.autograd.grad(logits, list(self.student.weights.values()), gradient), strict=True)
-        )
-        active, norm = self._guard_and_clip(loss, gradients)
-        self.marginal = torch.where(active[:, None], marginal, self.marginal)
-        frozen = LAST_LAYER if number < self.config.optimizer.freeze_last * self.steps else ()
-        self.optimizer.step(gradients, self.rates[number], active, frozen)
-        self._follow(self.momenta[number])
-        self.window.add(loss, norm, active)
+        teacher, marginal, overlap = zip(*(self._teach(block, x) for block in self.blocks), strict=True)
+        weight = self._pair_weight(overlap)
+        keep = self._dropout(number, len(x))
+        learned = [
+            self._learn(block, x, keep, *known)
+            for block, *known in zip(self.blocks, teacher, marginal, weight, strict=True)
+        ]
+        loss = torch.cat([loss for loss, _ in learned])
+        gradients = [gradient for _, gradient in learned]
+        good, norm = self._guard(loss, gradients)
+        self._update(number, gradients, good, norm)
+        seen = torch.cat(marginal)
+        torch.where(good.repeat_interleave(self.heads_per_trial)[:, None], seen, self.marginal, out=self.marginal)
+        self.window.add(loss, norm, good)
+
+    @torch.no_grad()
+    def _teach(self, block: Block, x: Float[Tensor, "M D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Teachers' log q_t (g, M, C), their marginal with this batch (g, C), and the overlap of each pair (g, B)."""
+        span = block.heads
+        teacher = block.teacher.logits(x, training=True).div_(self.teacher_temperature[span, None, None])
+        probability = teacher.clone()
+        teacher.sub_(objectives.softmax_(probability)[..., None])
+        marginal = objectives.update_marginal(self.marginal[span], probability, self.marginal_momentum[span])
+        return teacher, marginal, objectives.overlap(probability)
+
+    def _pair_weight(self, overlap: Sequence[Float[Tensor, "g B"]]) -> Sequence[Float[Tensor, "g M"]]:
+        """w of every head's rows, block by block."""
+        heads = {"temi": self.heads_per_trial, "wmi": 1}.get(self.config.objective.name)
+        if heads is None:
+            return [torch.ones_like(own).repeat(1, 2) for own in overlap]
+        return objectives.pair_weight(torch.cat(list(overlap)), heads).chunk(len(overlap))
+
+    def _learn(
+        self,
+        block: Block,
+        x: Float[Tensor, "M D"],
+        keep: Tensor | None,
+        teacher: Tensor,
+        marginal: Tensor,
+        weight: Tensor,
+    ) -> tuple[Float[Tensor, " g"], dict[str, Tensor]]:
+        """Loss of each head of a block and the gradient of its weights."""
+        if keep is not None and len(block.trials) == 1:
+            keep = keep[block.heads.start % len(keep) :][: len(block.student.outputs)]
+        with torch.set_grad_enabled(block.student.kind != "linear"):
+            logits = block.student.logits(x, training=True, keep=keep)
+        temperature = self.student_temperature[block.heads, None, None]
+        loss, gradient = self._objective(block.heads, logits.detach() / temperature, teacher, marginal, weight)
+        gradient.div_(temperature * self.heads_per_trial)
+        return loss, block.student.gradients(x, logits, gradient)
 
     def _objective(
-        self, student: Float[Tensor, "G M C"], teacher: Float[Tensor, "G M C"], marginal: Float[Tensor, "G C"]
-    ) -> tuple[Float[Tensor, " G"], Float[Tensor, "G M C"]]:
-        """Loss per head and its gradient at the student's log-probabilities."""
-        partner = objectives.swap_partners(teacher)
-        log_marginal = marginal.clamp_min(objectives.TINY).log()
-        match self.config.objective.name:
-            case "scan":
-                loss, gradient = objectives.scan(student, partner, self.scan_entropy)
-            case "beta-mi":
-                loss, gradient = objectives.beta_mi(student, partner, log_marginal, self.beta)
-            case name:
-                heads = {"temi": self.heads_per_trial, "wmi": 1}.get(name)
-                weight = objectives.pair_weight(teacher.exp(), heads) if heads else torch.ones_like(student[..., 0])
-                loss, gradient = objectives.temi(student, partner, log_marginal, self.beta, weight)
-        if self.config.objective.regularizer != "none":
-            term = _REGULARIZERS[self.config.objective.regularizer]
-            extra, extra_gradient = term(student, self.regularizer_weight)
-            loss, gradient = loss + extra, gradient + extra_gradient
+        self, span: slice, scores: Tensor, teacher: Tensor, marginal: Tensor, weight: Tensor
+    ) -> tuple[Float[Tensor, " g"], Float[Tensor, "g M C"]]:
+        """Loss per head and its gradient at the student's scores z / tau, whose memory may be reused."""
+        name, regularizer = self.config.objective.name, self.config.objective.regularizer
+        log_marginal, beta = marginal.clamp_min(objectives.TINY).log(), self.beta[span]
+        family = name in ("temi", "pmi", "wmi")
+        student = scores if family and regularizer == "none" else scores.log_softmax(-1)
+        if family:
+            prior = self.marginal_power[span, None] * log_marginal
+            loss, gradient = objectives.temi(scores, teacher, prior, beta, weight)
+        else:
+            partner = objectives.swap_partners(teacher)
+            if name == "scan":
+                loss, gradient = objectives.scan(student, partner, self.scan_entropy[span])
+            else:
+                loss, gradient = objectives.beta_mi(student, partner, log_marginal, beta)
+            gradient = objectives.logit_gradient(gradient, student)
+        if regularizer != "none":
+            extra, extra_gradient = _REGULARIZERS[regularizer](student, self.regularizer_weight[span])
+            loss, gradient = loss + extra, gradient + objectives.logit_gradient(extra_gradient, student)
         return loss, gradient
 
     def _dropout(self, number: int, rows: int) -> Tensor | None:
@@ -141,38 +216,77 @@ class HeadTrainer:
         shape = (self.heads_per_trial, rows, self.config.heads.hidden)
         return dropout_mask(shape, self.config.heads.dropout, generator, self.device)
 
-    def _guard_and_clip(
-        self, loss: Float[Tensor, " G"], gradients: dict[str, Tensor]
-    ) -> tuple[Bool[Tensor, " G"], Float[Tensor, " T"]]:
-        """Scale each trial's gradient to its clip norm; zero it, and mark its heads inactive, where not finite."""
-        square = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0)
-        norm = square.view(self.trials, -1).sum(1).sqrt()
+    def _guard(
+        self, loss: Float[Tensor, " G"], gradients: Sequence[dict[str, Tensor]]
+    ) -> tuple[Bool[Tensor, " T"], Float[Tensor, " T"]]:
+        """Which trials have a finite loss and gradient, and the norm of the gradient; the others are counted."""
+        norms = [torch.stack([g.flatten(1).norm(dim=1) for g in named.values()]).norm(dim=0) for named in gradients]
+        norm = torch.cat(norms).view(self.trials, -1).norm(dim=1)
         good = norm.isfinite() & loss.view(self.trials, -1).isfinite().all(1)
-        scale = (self.clip / norm.clamp_min(objectives.TINY)).clamp(max=1).repeat_interleave(self.heads_per_trial)
-        active = good.repeat_interleave(self.heads_per_trial)
-        for gradient in gradients.values():
-            shape = (-1, *[1] * (gradient.ndim - 1))
-            gradient.mul_(scale.view(shape)).masked_fill_(~active.view(shape), 0.0)
         self.skipped += ~good
-        self.skipped_in_a_row = torch.where(good, 0, self.skipped_in_a_row + 1)
-        return active, norm
+        self.skipped_in_a_row.add_(1).mul_(~good)
+        return good, norm
 
     @torch.no_grad()
-    def _follow(self, momentum: Float[Tensor, " G"]) -> None:
-        """teacher <- m teacher + (1 - m) student; batch-norm statistics are the teacher's own."""
-        for name, weight in self.teacher.weights.items():
-            weight.lerp_(self.student.weights[name], (1 - momentum).view(-1, *[1] * (weight.ndim - 1)))
+    def _update(self, number: int, gradients: Sequence[dict[str, Tensor]], good: Tensor, norm: Tensor) -> None:
+        """One clipped step of every student; teacher <- m teacher + (1 - m) student.
+
+        Batch-norm statistics of the teacher are its own.
+        """
+        frozen = LAST_LAYER if number < self.config.optimizer.freeze_last * self.steps else ()
+        skip, shrink = (~good).float(), (norm / self.clip).clamp_min(1)
+        group = 0
+        for block, named in zip(self.blocks, gradients, strict=True):
+            for trial, inside in block.trials:
+                own = {name: gradient[inside] for name, gradient in named.items()}
+                rate, follow = self.rates[number, trial].item(), 1 - self.momenta[number, trial].item()
+                self.optimizer.step(group, own, rate, skip[trial], shrink[trial], frozen)
+                for name, weight in block.teacher.weights.items():
+                    weight[inside].lerp_(block.student.weights[name][inside], follow)
+                group += 1
+
+    @torch.no_grad()
+    def begin_at(self, heads: Heads, free: Sequence[bool]) -> None:
+        """Start students, teachers and marginals at trained `heads`.
+
+        Where a trial's sizes are `free` and its marginal_power is not set, the objective stops balancing: rho = 0.
+        """
+        for role in (self.student, self.teacher):
+            for name, tensor in role.tensors().items():
+                tensor.copy_(heads.tensors()[name])
+        blocks = torch.split(self.data.originals, MARGINAL_ROWS)
+        mass = torch.stack([heads.probabilities(block, self.teacher_temperature).sum(1) for block in blocks])
+        self.marginal.copy_(mass.sum(0) / len(self.data.originals))
+        unbalanced = torch.tensor(free, device=self.device).repeat_interleave(self.heads_per_trial)
+        self.marginal_power.masked_fill_(unbalanced & self.power_is_free, 0.0)
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor a bit-exact resume needs; the leading axis is T or G."""
+        """Every tensor a bit-exact resume needs; the leading axis divides evenly among the trials."""
         named = {"student": self.student, "teacher": self.teacher}
         tensors = {f"{role}.{name}": t.detach() for role, heads in named.items() for name, t in heads.tensors().items()}
-        tensors |= {"marginal": self.marginal, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        tensors |= {"marginal": self.marginal, "marginal_power": self.marginal_power}
+        tensors |= {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
         return tensors | self.optimizer.state()
+
+    def heads_of(self, trial: int) -> Tensor:
+        """Positions of a trial's heads on axis G."""
+        first = trial * self.heads_per_trial
+        return torch.arange(first, first + self.heads_per_trial, device=self.device)
 
     def trial(self, index: int) -> "Slice":
         """The part of every tensor of `state` that belongs to trial `index`."""
         return Slice({name: tensor.chunk(self.trials)[index] for name, tensor in self.state().items()})
+
+
+def heads_per_block(config: Config, rows: int, clusters: int) -> int:
+    """Heads of a block on a CPU: the largest divisor of H whose widest activation is within BLOCK_BYTES.
+
+    The rule is measured: ``benchmarks/heads.py --blocks``.
+    """
+    width = clusters if config.heads.kind == "linear" else max(clusters, config.heads.hidden)
+    fitting = max(1, BLOCK_BYTES // (4 * rows * width))
+    count = config.heads.count
+    return max(size for size in range(1, count + 1) if count % size == 0 and size <= fitting)
 
 
 @dataclass(frozen=True)
@@ -195,9 +309,8 @@ class Window:
         self.norm = torch.zeros(trials, device=device)
         self.count = torch.zeros(trials, device=device)
 
-    def add(self, loss: Float[Tensor, " G"], norm: Float[Tensor, " T"], active: Bool[Tensor, " G"]) -> None:
+    def add(self, loss: Float[Tensor, " G"], norm: Float[Tensor, " T"], good: Bool[Tensor, " T"]) -> None:
         """Count one step; a trial that sat it out is not in its means."""
-        good = active.view(self.loss.shape)[:, 0]
         self.loss += torch.where(good[:, None], loss.view(self.loss.shape), 0.0)
         self.norm += torch.where(good, norm, 0.0)
         self.count += good

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import HeadConfig
-from pipeline.heads import Heads, Scaling, dropout_mask, init_heads
+from pipeline.heads import Heads, dropout_mask, init_heads
 
 D, C, M, H = 6, 4, 9, 3
 KINDS = ("linear", "published", "mlp-bn")
@@ -94,19 +94,3 @@ def test_dropout_keeps_the_mean_and_only_touches_training() -> None:
     mask = dropout_mask((2, 200, 500), 0.25, torch.Generator().manual_seed(0), torch.device("cpu"))
     assert mask.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert mask.mean().item() == pytest.approx(1.0, abs=0.01)
-
-
-@pytest.mark.parametrize("kind", ["none", "l2", "standardize", "center-l2"])
-def test_scaling(kind: str) -> None:
-    x = 3 + 2 * rows()
-    scaled = Scaling.fit(kind, x)(x)
-    match kind:
-        case "none":
-            assert torch.equal(scaled, x)
-        case "standardize":
-            torch.testing.assert_close(scaled.mean(0), torch.zeros(D), rtol=0, atol=1e-6)
-            torch.testing.assert_close(scaled.std(0), torch.ones(D))
-        case _:
-            torch.testing.assert_close(scaled.norm(dim=1), torch.ones(M))
-            shifted = x - x.mean(0) if kind == "center-l2" else x
-            torch.testing.assert_close(scaled, shifted / shifted.norm(dim=1, keepdim=True))

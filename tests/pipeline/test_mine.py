@@ -61,9 +61,13 @@ def test_drop_self_keeps_the_others_in_order(rows: int, data: st.DataObject) -> 
 def test_the_graph_is_stored_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, mixture()[0])
     rows = np.arange(cache.rows)
-    first = mine.mine_neighbors(cache, rows, 5)
+    first, similarity = mine.mine_neighbors(cache, rows, 5)
     monkeypatch.setattr(mine, "exact_neighbors", lambda *_: pytest.fail("mined again"))
-    assert (mine.mine_neighbors(cache, rows, 5) == first).all()
+    again, similar = mine.mine_neighbors(cache, rows, 5)
+    assert (again == first).all()
+    assert (similar == similarity).all()
+    with pytest.raises(pytest.fail.Exception):
+        mine.mine_neighbors(cache, rows, 5, "whiten50")
     with pytest.raises(pytest.fail.Exception):
         mine.mine_neighbors(cache, rows, 6)
     with pytest.raises(pytest.fail.Exception):

@@ -22,7 +22,14 @@ from pipeline.run import train_heads
 
 
 def settings(*overrides: str) -> Config:
-    base = ["heads.clusters=6", "heads.count=3", "neighbors.k=10", "train.batch_size=128", "train.epochs=0"]
+    base = [
+        "heads.clusters=6",
+        "heads.count=3",
+        "neighbors.k=10",
+        "train.batch_size=128",
+        "train.epochs=0",
+        "start.kind=random",
+    ]
     more = ["train.min_steps=60", "train.log_every=10", "train.checkpoint_every=20", "train.tensorboard=false"]
     return load_config(None, [*base, *more, *overrides])
 
@@ -63,7 +70,7 @@ def test_labels_change_nothing_before_evaluate(tmp_path: Path) -> None:
         ClusterModel.load(tmp_path / "run a/heads.safetensors"),
         ClusterModel.load(tmp_path / "run b/heads.safetensors"),
     )
-    assert torch.equal(a.order, b.order)
+    assert torch.equal(a.alignment, b.alignment)
     assert torch.equal(a.loss, b.loss)
     for name, tensor in a.heads.tensors().items():
         assert torch.equal(tensor, b.heads.tensors()[name])
@@ -125,7 +132,7 @@ def test_a_process_killed_at_a_random_moment_resumes_bit_exactly(tmp_path: Path)
 def test_another_setting_or_cache_is_refused_by_name_and_overwrite_starts_again(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", mixture()[0])
     train_heads(cache, settings(), tmp_path / "run")
-    with pytest.raises(UserError, match=r"objective.beta = 0.6 and 0.8 is asked"):
+    with pytest.raises(UserError, match=r"objective.beta = 1.0 and 0.8 is asked"):
         train_heads(cache, settings("objective.beta=0.8"), tmp_path / "run")
     other = write_cache(tmp_path / "other", mixture(seed=1)[0])
     with pytest.raises(UserError, match=r"other embeddings"):

@@ -20,12 +20,16 @@ def settings(*overrides: str, clusters: int = 6, steps: int = 300) -> Config:
     base = (
         f"heads.clusters={clusters}",
         "heads.count=4",
+        "heads.scale=center",
+        "start.kind=random",
+        "objective.beta=0.6",
         "neighbors.k=10",
         "train.batch_size=128",
         f"train.min_steps={steps}",
         "train.epochs=0",
         "optimizer.lr=1e-2",
-        "teacher.momentum=0.9",  # the default follows over 250 steps: too slow for so short a run
+        "teacher.momentum=0.9",
+        "teacher.final_momentum=1",
     )
     return load_config(None, [*base, *overrides])
 
@@ -110,13 +114,17 @@ def test_a_bad_batch_is_skipped_by_its_trial_alone_and_leaves_no_trace(tmp_path:
 
 def test_gradient_clipping_bounds_the_norm_of_a_trial(tmp_path: Path) -> None:
     embedding, _ = mixture()
-    config = settings("optimizer.clip=1e-4")
-    trainer = HeadTrainer([config], load_training_set(write_cache(tmp_path, embedding), config, CPU, tmp_path))
-    gradients = {name: torch.ones_like(weight) for name, weight in trainer.student.weights.items()}
-    active, norm = trainer._guard_and_clip(torch.zeros(4), gradients)
-    clipped = torch.cat([g.flatten() for g in gradients.values()]).norm()
-    assert active.all()
-    assert norm.item() == pytest.approx(math.sqrt(sum(g.numel() for g in gradients.values())), rel=1e-5)
+    configs = [settings(f"optimizer.clip={clip}", "optimizer.warmup=0") for clip in (0, 1e-4)]
+    data = load_training_set(write_cache(tmp_path, embedding), configs[0], CPU, tmp_path)
+    trainer = HeadTrainer(configs, data)
+    trainer.step(0, next(trainer.batches.bank_rows(0, 1)))
+    free, clipped = (  # after one step from zero, Adam's first moment is a tenth of the gradient
+        torch.cat([t.flatten() for name, t in trainer.trial(i).tensors.items() if name.startswith("adam.mean")]).norm()
+        * 10
+        for i in range(2)
+    )
+    assert free.item() == pytest.approx(trainer.window.means()[1][0].item(), rel=1e-4)
+    assert free.item() > 1e-3
     assert clipped.item() == pytest.approx(1e-4, rel=1e-4)
 
 
@@ -150,7 +158,16 @@ def test_an_epoch_visits_every_row_once_and_partners_are_mined_neighbors(tmp_pat
 
 
 def test_schedules() -> None:
-    config = load_config(None, ["optimizer.lr=1.0", "optimizer.min_lr=0.1", "optimizer.warmup=0.1"])
+    config = load_config(
+        None,
+        [
+            "optimizer.lr=1.0",
+            "optimizer.min_lr=0.1",
+            "optimizer.warmup=0.1",
+            "teacher.momentum=0.996",
+            "teacher.final_momentum=1",
+        ],
+    )
     rate = learning_rate(config.optimizer, 100)
     assert rate[:10].tolist() == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rate[10].item() == pytest.approx(1.0)

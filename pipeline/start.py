@@ -1,0 +1,164 @@
+"""The warm start: heads begin at the consensus of many graph layouts instead of at random.
+
+From a random start a few thousand steps of TEMI lose to k-means on small folders. So the neighbor graph is laid out in
+three dimensions several times over several scalings of the embeddings, every layout is cut into clusters, the cuts
+vote, and the heads learn the votes before the first step of the objective.
+
+Cuts come in two kinds (pipeline/partition.py): *even* ones by k-means and Ward, whose clusters are of similar size, and
+*free* ones, merged along the graph. Which kind votes is a setting, or is decided without labels by `sizes_are_free`.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from cache import CacheError, EmbeddingCache
+from pipeline.config import StartConfig
+from pipeline.consensus import vote
+from pipeline.layout import fuzzy_graph, layout, principal_start
+from pipeline.mine import mine_neighbors
+from pipeline.model import load_tensors, save_tensors
+from pipeline.partition import evenness, free_sizes, k_means, modularity, ward
+from pipeline.progress import Progress
+from pipeline.scaling import Kind, Scaling
+from pipeline.train import HeadTrainer
+
+SPACES: tuple[Kind, ...] = ("center", "root", "whiten25", "whiten50")
+NEIGHBORS = (10, 15)  # of the layouts of one space: they differ in graph, start and noise
+FEWEST_NEIGHBORS = 5
+EPOCHS = 100
+SMALL = 3000  # rows up to which a layout gets twice the epochs
+
+Rows = Int64[np.ndarray, " N"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the layouts say about one number of clusters.
+
+    Attributes
+    ----------
+    votes : (N, C) share of the cuts that put each row into each cluster
+    free : whether cluster sizes were left free
+    evenness : mean exp(entropy) / C of the free cuts; 1 for equal sizes
+    gain : mean modularity of the free cuts minus that of k-means
+    """
+
+    votes: Float32[np.ndarray, "N C"]
+    free: bool
+    evenness: float
+    gain: float
+
+
+def find_start(
+    cache: EmbeddingCache, rows: Rows, clusters: int, config: StartConfig, device: torch.device, fallback: Path
+) -> Start:
+    """Lay out, cut and vote. Layouts are kept in the cache (or `fallback`); labels are not read."""
+    made = graph_layouts(cache, rows, clusters, config.seed, device, fallback)
+    even: list[Rows] = []
+    free: list[Rows] = []
+    gains = []
+    with Progress("partitions", total=len(SPACES) * len(NEIGHBORS), unit="layout") as progress:
+        for number, (graph, y) in enumerate(made):
+            seed = 1000 * config.seed + number
+            means = k_means(y, clusters, seed)
+            even += [means, ward(y, clusters)]
+            free.append(free_sizes(y, graph, clusters, seed))
+            gains.append(modularity(graph, free[-1]) - modularity(graph, means))
+            progress.advance()
+    uneven = float(np.mean([evenness(label, clusters) for label in free]))
+    gain = float(np.mean(gains))
+    chosen = sizes_are_free(uneven, gain) if config.sizes == "auto" else config.sizes == "free"
+    return Start(vote(free if chosen else even, clusters), chosen, uneven, gain)
+
+
+def sizes_are_free(even: float, gain: float) -> bool:
+    """Whether the free cuts are to be believed: clearly uneven, and along the graph's own borders."""
+    return even < 0.70 or (even < 0.77 and gain > 0.01)
+
+
+def graph_layouts(
+    cache: EmbeddingCache, rows: Rows, clusters: int, seed: int, device: torch.device, fallback: Path
+) -> list[tuple[sp.csr_array, Float32[np.ndarray, "N 3"]]]:
+    """A neighbor graph and its layout for every space and number of neighbors; layouts are made once per cache."""
+    most = max(FEWEST_NEIGHBORS, len(rows) // (2 * clusters))
+    counts = [min(k, most, len(rows) - 1) for k in NEIGHBORS]
+    recipe = f"{cache.digest} {SPACES} {counts} {EPOCHS} {seed} {device.type}"
+    key = hashlib.sha256(recipe.encode() + np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest()[:16]
+    paths = [folder / f"layouts-{key}.safetensors" for folder in (cache.folder / "neighbors", fallback)]
+    graphs = _graphs(cache, rows, counts, fallback)
+    for path in paths:
+        if path.exists():
+            return list(zip((graph for graph, _ in graphs), load_tensors(path)[0]["layouts"].numpy(), strict=True))
+    epochs = EPOCHS * (2 if len(rows) <= SMALL else 1)
+    made = []
+    with Progress("layouts", total=len(SPACES) * len(NEIGHBORS), unit="layout") as progress:
+        for number, (graph, x) in enumerate(graphs):
+            draw = 1000 * seed + number
+            made.append((graph, layout(graph, principal_start(x.to(device), draw), epochs, draw, device)))
+            progress.advance()
+    _keep(paths, np.stack([y for _, y in made]))
+    return made
+
+
+def _graphs(
+    cache: EmbeddingCache, rows: Rows, counts: list[int], fallback: Path
+) -> Iterator[tuple[sp.csr_array, Float[Tensor, "N D"]]]:
+    """For every space and count: the fuzzy graph, and the scaled embeddings it was mined from."""
+    embedding = torch.from_numpy(cache.embedding()[rows])
+    for space in SPACES:
+        index, similarity = mine_neighbors(cache, rows, max(counts), space, fallback)
+        x = Scaling.fit(space, embedding)(embedding)
+        for k in counts:
+            yield fuzzy_graph(index[:, :k], 1 - similarity[:, :k].astype(np.float32)), x
+
+
+def _keep(paths: list[Path], layouts: Float32[np.ndarray, "L N 3"]) -> None:
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_tensors(path, {"layouts": torch.from_numpy(layouts)}, {})
+        except (CacheError, OSError):
+            continue  # a read-only cache: the fallback will do, and if not, they are made again next time
+        return
+
+
+def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -> None:
+    """Teach every head its trial's votes by cross-entropy; teachers and marginals start where the students end.
+
+    Every head weighs the rows by exponential draws of its own (Bayesian bootstrap), so heads of a trial differ.
+    """
+    x = trainer.data.originals
+    heads = trainer.student.clone()
+    target = _targets(starts, heads.outputs.shape[1]).to(x.device)
+    generator = torch.Generator().manual_seed(config.seed)
+    importance = torch.empty(trainer.heads_per_trial, len(x)).exponential_(generator=generator)
+    importance = importance.repeat(trainer.trials, 1).to(x.device)
+    weights = [weight.requires_grad_() for weight in heads.weights.values()]
+    optimizer = torch.optim.Adam(weights, config.lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / config.steps)
+    with Progress("warm start", total=config.steps, unit="step") as progress:
+        for _ in range(config.steps):
+            rows = torch.randint(len(x), (min(config.batch_size, len(x)),), generator=generator).to(x.device)
+            logits = heads.logits(x[rows], training=True)
+            probability = (logits.detach() / trainer.student_temperature[:, None, None]).softmax(-1)
+            wanted = target[:, rows].repeat_interleave(trainer.heads_per_trial, dim=0)
+            gradient = (probability - wanted) * (importance[:, rows] / len(rows))[..., None]
+            optimizer.zero_grad()
+            torch.autograd.backward(logits, gradient)
+            optimizer.step()
+            schedule.step()
+            progress.advance()
+    trainer.begin_at(heads.clone(), [start.free for start in starts])
+
+
+def _targets(starts: list[Start], width: int) -> Float32[Tensor, "T N width"]:
+    padded = [np.pad(start.votes, ((0, 0), (0, width - start.votes.shape[1]))) for start in starts]
+    return torch.from_numpy(np.stack(padded))
