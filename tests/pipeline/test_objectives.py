@@ -39,9 +39,8 @@ def numpy_temi(z: np.ndarray, teacher: np.ndarray, p: np.ndarray, beta: float, w
 
 def test_temi_equals_the_sum_over_clusters_that_the_paper_writes() -> None:
     logits, teacher, log_marginal, beta = draw()
-    weight = objectives.pair_weight(teacher.exp(), heads=3)
-    partner = objectives.swap_partners(teacher)
-    loss, _ = objectives.temi(logits.log_softmax(-1), partner, log_marginal, beta, weight)
+    weight = objectives.pair_weight(objectives.overlap(teacher.exp()), heads=3)
+    loss, _ = objectives.temi(logits.clone(), teacher, log_marginal, beta, weight)
     for head in range(G):
         expected = numpy_temi(
             logits[head].numpy(),
@@ -53,17 +52,23 @@ def test_temi_equals_the_sum_over_clusters_that_the_paper_writes() -> None:
         assert loss[head].item() == pytest.approx(expected, rel=1e-12)
 
 
-def test_temi_gradient_is_beta_over_tau_times_q_minus_r() -> None:
+def test_temi_gradient_is_beta_times_q_minus_r() -> None:
     logits, teacher, log_marginal, beta = draw()
     partner = objectives.swap_partners(teacher)
-    weight = objectives.pair_weight(teacher.exp(), heads=1)
-    tau = torch.full((G,), 0.1, dtype=torch.float64)
+    weight = objectives.pair_weight(objectives.overlap(teacher.exp()), heads=1)
     student = (logits / 0.1).log_softmax(-1)
-    _, gradient = objectives.temi(student, partner, log_marginal, beta, weight)
-    found = objectives.logit_gradient(gradient, student, tau)
+    _, found = objectives.temi(logits / 0.1, teacher, log_marginal, beta, weight)
     r = (beta[:, None, None] * (student + partner) - log_marginal[:, None]).softmax(-1)
-    closed = beta[:, None, None] / 0.1 * (student.exp() - r) * weight[..., None] / (2 * B)
+    closed = beta[:, None, None] * (student.exp() - r) * weight[..., None] / (2 * B)
     torch.testing.assert_close(found, closed, rtol=1e-12, atol=1e-15)
+
+
+def test_softmax_in_place_equals_torch() -> None:
+    logits, *_ = draw(7)
+    for scores in (logits.clone(), logits.transpose(0, 1).contiguous().transpose(0, 1), logits * 1e4):
+        expected, log_sum = scores.softmax(-1), scores.logsumexp(-1)
+        torch.testing.assert_close(objectives.softmax_(scores), log_sum)
+        torch.testing.assert_close(scores, expected)
 
 
 def numpy_beta_mi(z: np.ndarray, teacher: np.ndarray, p: np.ndarray, beta: float) -> float:
@@ -102,10 +107,32 @@ def test_regularizers_equal_their_references() -> None:
         assert sample[h].item() == pytest.approx(-float(weight[h]) * (q * np.log(q)).sum(-1).mean(), abs=1e-12)
 
 
+def temi_by_definition(name: str, student: Tensor, teacher: Tensor, log_marginal: Tensor, beta: Tensor) -> Tensor:
+    """Loss per head, for autograd."""
+    heads = {"temi": 3, "wmi": 1}.get(name)
+    weight = objectives.pair_weight(objectives.overlap(teacher.exp()), heads) if heads else 1.0
+    agreement = beta[:, None, None] * (student + objectives.swap_partners(teacher)) - log_marginal[:, None]
+    return -(weight * agreement.logsumexp(-1)).mean(-1)
+
+
+@pytest.mark.parametrize("name", ["temi", "pmi", "wmi"])
+@given(seed=st.integers(0, 2**31), spread=st.floats(0.1, 5.0))
+@settings(max_examples=10, deadline=None)
+def test_temi_gradient_equals_autograd(name: str, seed: int, spread: float) -> None:
+    logits, teacher, log_marginal, beta = draw(seed, spread)
+    leaf = (logits / 0.1).requires_grad_()
+    expected_loss = temi_by_definition(name, leaf.log_softmax(-1), teacher, log_marginal, beta)
+    (expected,) = torch.autograd.grad(expected_loss.sum(), leaf)
+    heads = {"temi": 3, "wmi": 1}.get(name)
+    weight = (
+        objectives.pair_weight(objectives.overlap(teacher.exp()), heads) if heads else torch.ones_like(logits[..., 0])
+    )
+    loss, found = objectives.temi(logits / 0.1, teacher, log_marginal, beta, weight)
+    torch.testing.assert_close(loss, expected_loss.detach())
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-12)
+
+
 OBJECTIVES = {
-    "temi": lambda s, t, m, b: objectives.temi(s, t, m, b, objectives.pair_weight(t.exp(), heads=3)),
-    "pmi": lambda s, t, m, b: objectives.temi(s, t, m, b, torch.ones_like(s[..., 0])),
-    "wmi": lambda s, t, m, b: objectives.temi(s, t, m, b, objectives.pair_weight(t.exp(), heads=1)),
     "scan": lambda s, t, m, b: objectives.scan(s, t, torch.full((G,), 5.0, dtype=torch.float64)),
     "beta-mi": objectives.beta_mi,
     "batch-entropy": lambda s, t, m, b: objectives.batch_entropy(s, b),
@@ -118,12 +145,11 @@ OBJECTIVES = {
 @settings(max_examples=10, deadline=None)
 def test_gradient_through_the_softmax_equals_autograd(name: str, seed: int, spread: float) -> None:
     logits, teacher, log_marginal, beta = draw(seed, spread)
-    tau = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
-    leaf = logits.requires_grad_()
-    student = (leaf / tau[:, None, None]).log_softmax(-1)
+    leaf = (logits / 0.5).requires_grad_()
+    student = leaf.log_softmax(-1)
     loss, gradient = OBJECTIVES[name](student, teacher, log_marginal, beta)
     (expected,) = torch.autograd.grad(loss.sum(), leaf)
-    found = objectives.logit_gradient(gradient.detach(), student.detach(), tau)
+    found = objectives.logit_gradient(gradient.detach(), student.detach())
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-12)
 
 
@@ -131,11 +157,10 @@ def test_extreme_logits_give_finite_gradients_where_the_probability_form_gives_n
     logits = torch.zeros(1, 2, 3)
     logits[..., 0] = 500.0  # at temperature 0.1 the other probabilities underflow
     teacher = logits.flip(-1)
-    tau, beta, weight = torch.tensor([0.1]), torch.tensor([0.6]), torch.ones(1, 2)
-    student = (logits / 0.1).log_softmax(-1)
-    loss, gradient = objectives.temi(student, (teacher / 0.1).log_softmax(-1), torch.zeros(1, 3), beta, weight)
+    beta, weight = torch.tensor([0.6]), torch.ones(1, 2)
+    loss, gradient = objectives.temi(logits / 0.1, (teacher / 0.1).log_softmax(-1), torch.zeros(1, 3), beta, weight)
     assert loss.isfinite().all()
-    assert objectives.logit_gradient(gradient, student, tau).isfinite().all()
+    assert gradient.isfinite().all()
 
     leaf = logits.clone().requires_grad_()
     joint = (leaf / 0.1).softmax(-1) * (teacher / 0.1).softmax(-1)
@@ -147,7 +172,7 @@ def test_extreme_logits_give_finite_gradients_where_the_probability_form_gives_n
 @settings(deadline=None)
 def test_loss_of_uniform_heads_is_minus_one_over_c_times_two_minus_two_beta_log_c(clusters: int, beta: float) -> None:
     uniform = torch.full((1, 4, clusters), 1 / clusters, dtype=torch.float64)
-    weight = objectives.pair_weight(uniform, heads=1)
+    weight = objectives.pair_weight(objectives.overlap(uniform), heads=1)
     loss, _ = objectives.temi(
         uniform.log(), uniform.log(), uniform[:, 0].log(), torch.tensor([beta], dtype=torch.float64), weight
     )
@@ -157,9 +182,9 @@ def test_loss_of_uniform_heads_is_minus_one_over_c_times_two_minus_two_beta_log_
 def test_loss_of_agreeing_balanced_one_hot_rows_is_minus_mean_weight_log_c() -> None:
     one_hot = torch.eye(C, dtype=torch.float64).mul(60).log_softmax(-1)[None]
     rows = torch.cat([one_hot, one_hot], dim=1)
-    weight = objectives.pair_weight(rows.exp(), heads=1)
+    weight = objectives.pair_weight(objectives.overlap(rows.exp()), heads=1)
     loss, _ = objectives.temi(
-        rows, rows, torch.full((1, C), 1 / C).double().log(), torch.tensor([0.6], dtype=torch.float64), weight
+        rows.clone(), rows, torch.full((1, C), 1 / C).double().log(), torch.tensor([0.6], dtype=torch.float64), weight
     )
     assert loss.item() == pytest.approx(-float(weight.mean()) * np.log(C), rel=1e-6)
 
@@ -177,7 +202,7 @@ def test_entropy_term_charges_a_perfectly_balanced_batch_alpha_c_minus_one_over_
 def test_pair_weight_is_shared_by_the_heads_of_a_trial_and_by_both_directions() -> None:
     _, teacher, *_ = draw()
     q = teacher.exp()
-    weight = objectives.pair_weight(q, heads=3)
+    weight = objectives.pair_weight(objectives.overlap(q), heads=3)
     by_hand = np.mean([(q[h, :B] * q[h, B:]).sum(-1).numpy() for h in range(G)], axis=0)
     for half in (weight[:, :B], weight[:, B:]):
         np.testing.assert_allclose(half.numpy(), np.tile(by_hand, (G, 1)))
