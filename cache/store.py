@@ -139,6 +139,10 @@ class EmbeddingCache:
 
 def _each(read: Callable[[Shard], None], shards: list[Shard]) -> None:
     """Call `read` on each shard; several at once, as both the disk and the digest leave room for it."""
+    if len(shards) < 2:
+        for shard in shards:
+            read(shard)
+        return
     with ThreadPoolExecutor(_THREADS) as pool:
         for _ in pool.map(read, shards):
             pass

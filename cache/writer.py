@@ -112,7 +112,7 @@ class ShardWriter:
             header=header,
             xxh3_128=xxhash.xxh3_128_hexdigest(image),
             digests=digest_parts(image, header, data),
-            failures=tuple(Failure(row, keys[row - shard.start], failures[row]) for row in sorted(failures)),
+            failures=tuple(Failure(row, keys[row - shard.start], _text(failures[row])) for row in sorted(failures)),
             seconds={name: float(value) for name, value in seconds.items()},
         )
         write_atomic(self.folder / f"{shard.name}.h5", image)
@@ -214,6 +214,11 @@ class ShardWriter:
             f"the embedding of {keys[row]} (row {shard.start + row}) is not finite, or above 65504, "
             "the largest float16; use precision fp32, or another backbone"
         )
+
+
+def _text(reason: str) -> str:
+    """`reason` without what UTF-8 cannot hold: messages of decoders may quote any bytes."""
+    return reason.encode(errors="replace").decode()
 
 
 def _lock(path: Path, *, wait: bool) -> Lock:

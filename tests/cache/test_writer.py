@@ -244,6 +244,12 @@ def test_a_name_that_cannot_be_kept_is_refused(tmp_path: Path, key: str) -> None
         writer.write(manifest.shards[0], **content)
 
 
+def test_a_reason_that_is_not_unicode_is_kept_as_far_as_it_is(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, failures={5: "bad marker \udcff in file"})
+    assert cache.failures == {5: "bad marker ? in file"}
+    assert cache.verify() == []
+
+
 def test_long_and_empty_names_are_kept_whole(tmp_path: Path) -> None:
     manifest = make_manifest(rows=4)
     keys = ["", "ü" * 5000, "a b\n\t", "日本/語.png"]
