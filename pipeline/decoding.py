@@ -97,9 +97,9 @@ def decode_batches(
 
 
 def default_workers(device: torch.device) -> int:
-    """Decoding processes: as many as there are cores for a GPU; a CPU backbone is slow, so one or two keep up."""
+    """Decoding processes: one per core for a GPU, half as many beside a CPU backbone, where they mostly wait."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 32) if device.type == "cuda" else min(2, max(1, cores // 8))
+    return min(cores, 32) if device.type == "cuda" else min(8, max(1, cores // 2))
 
 
 def _as_is(batch: Any) -> Any:
