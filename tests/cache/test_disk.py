@@ -6,7 +6,9 @@ import resource
 import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -95,20 +97,39 @@ def test_an_export_that_does_not_fit_leaves_nothing_behind(small_disk: Path, tmp
         assert list(small_disk.iterdir()) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write anywhere")
-def test_a_folder_without_permission_is_a_sentence(tmp_path: Path) -> None:
-    write_cache(tmp_path / "cache")
-    (tmp_path / "cache").chmod(0o555)
+@contextmanager
+def ordinary_user() -> Iterator[None]:
+    """The superuser may write anywhere, so be somebody else for a while."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
     try:
-        with pytest.raises(CacheError, match="permission denied"):
-            ShardWriter.open(tmp_path / "cache", make_manifest(), overwrite=True)
-        with pytest.raises(CacheError, match="permission denied"):
-            save_neighbors(
-                tmp_path / "cache" / "neighbors", "k", np.zeros((2, 1), np.int32), np.zeros((2, 1), "f2"), {}
-            )
-        assert EmbeddingCache.open(tmp_path / "cache").verify() == []
+        yield
     finally:
-        (tmp_path / "cache").chmod(0o755)
+        os.seteuid(0)
+
+
+def test_a_folder_without_permission_is_a_sentence() -> None:
+    with tempfile.TemporaryDirectory() as work:
+        os.chmod(work, 0o755)
+        folder = Path(work) / "cache"
+        write_cache(folder)
+        folder.chmod(0o555)
+        graph = (np.zeros((20, 1), np.int32), np.zeros((20, 1), np.float16))
+        with ordinary_user():
+            for overwrite in (False, True):
+                with pytest.raises(CacheError, match="permission denied"):
+                    ShardWriter.open(folder, make_manifest(), overwrite=overwrite)
+            with pytest.raises(CacheError, match="permission denied"):
+                save_neighbors(folder / "neighbors", "k", *graph, {})
+            with pytest.raises(CacheError, match="permission denied"):
+                ShardWriter.open(folder / "new", make_manifest())
+            assert EmbeddingCache.open(folder).verify() == []
+        (folder / "shard-00001.h5").chmod(0o000)
+        with ordinary_user(), pytest.raises(CacheError, match=r"cannot read .*shard-00001\.h5: permission denied"):
+            EmbeddingCache.open(folder).embedding()
+        folder.chmod(0o755)
 
 
 def test_a_read_only_disk_can_be_read_and_says_so_when_written(small_disk: Path, tmp_path: Path) -> None:
