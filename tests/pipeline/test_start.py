@@ -1,0 +1,170 @@
+"""Layouts, cuts, votes and the warm start: references, laws, and that they find what is there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixtures import mixture, write_cache
+
+from pipeline import start as start_module
+from pipeline.config import StartConfig, load_config
+from pipeline.consensus import match, medoid, vote
+from pipeline.data import load_training_set
+from pipeline.evaluate import hungarian_accuracy
+from pipeline.layout import CURVE, _moves, fuzzy_graph, layout, principal_start
+from pipeline.mine import exact_neighbors
+from pipeline.partition import LINKAGE, evenness, free_sizes, k_means, merge, modularity, ward
+from pipeline.start import find_start, graph_layouts, warm_start
+from pipeline.train import HeadTrainer
+
+CPU = torch.device("cpu")
+
+
+def neighbors(embedding: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    index, similarity = exact_neighbors(embedding.astype(np.float32), k)
+    return index, 1 - similarity.astype(np.float32)
+
+
+def test_fuzzy_graph_equals_the_definition_row_by_row() -> None:
+    index, distance = neighbors(mixture(rows=60)[0], 8)
+    one_way = np.zeros((60, 60))
+    for i in range(60):
+        low, high = 1e-9, 1e3
+        for _ in range(200):
+            sigma = (low + high) / 2
+            total = np.exp(-(distance[i] - distance[i, 0]) / sigma).sum()
+            low, high = (low, sigma) if total > np.log2(9) else (sigma, high)
+        one_way[i, index[i]] = np.exp(-(distance[i] - distance[i, 0]) / sigma)
+    expected = one_way + one_way.T - one_way * one_way.T
+    np.testing.assert_allclose(fuzzy_graph(index, distance).toarray(), expected, atol=1e-3)
+
+
+def test_fuzzy_graph_survives_duplicates() -> None:
+    index, distance = neighbors(np.ones((30, 4)), 5)
+    graph = fuzzy_graph(index, distance)
+    assert np.isfinite(graph.data).all()
+    assert graph.data.max() <= 1
+
+
+def test_moves_are_the_gradient_of_umaps_objective() -> None:
+    a, b = CURVE
+    y = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    attraction = torch.log(1 + a * (y[0] - y[1]).square().sum() ** b)  # -log of the edge's membership
+    (gradient,) = torch.autograd.grad(attraction, y)
+    moves = _moves(y.detach(), torch.empty(2, 0, dtype=torch.long), torch.Generator())
+    assert (moves == 0).all()  # no edge, no move
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.layout.NEGATIVES", 0)
+        moves = _moves(y.detach(), torch.tensor([[0], [1]]), torch.Generator())
+    torch.testing.assert_close(moves, -gradient.clamp(-4, 4))
+
+
+def test_a_layout_separates_clusters_and_is_a_function_of_its_seed() -> None:
+    embedding, label = mixture(noise=0.6)
+    graph = fuzzy_graph(*neighbors(embedding, 10))
+    first = principal_start(torch.from_numpy(embedding).float(), seed=3)
+    y = layout(graph, first, 60, 3, CPU)
+    assert np.array_equal(y, layout(graph, first, 60, 3, CPU))
+    assert not np.array_equal(y, layout(graph, first, 60, 4, CPU))
+    assert hungarian_accuracy(label, k_means(y, 6, seed=0)) > 0.97
+    assert hungarian_accuracy(label, ward(y, 6)) > 0.97
+
+
+def test_free_sizes_find_uneven_clusters_where_k_means_cuts_the_largest() -> None:
+    rng = np.random.default_rng(0)
+    line = np.c_[np.linspace(0, 30, 900), rng.normal(0, 0.3, (900, 2))]  # one long cluster
+    small = [center + rng.normal(0, 0.3, (40, 3)) for center in ([0, 6, 0], [10, 6, 0], [20, 6, 0])]
+    y = np.concatenate([line, *small]).astype(np.float32)
+    label = np.repeat([0, 1, 2, 3], [900, 40, 40, 40])
+    graph = fuzzy_graph(*_euclidean_neighbors(y, 8))
+    free = free_sizes(y, graph, 4, seed=0)
+    assert hungarian_accuracy(label, free) > 0.98 > 0.6 > hungarian_accuracy(label, k_means(y, 4, seed=0))
+    assert evenness(free, 4) < 0.5
+    assert modularity(graph, label) > 0
+
+
+def _euclidean_neighbors(y: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    distance = np.linalg.norm(y[:, None] - y[None], axis=2)
+    np.fill_diagonal(distance, np.inf)
+    index = distance.argsort(1)[:, :k].astype(np.int32)
+    return index, np.take_along_axis(distance, index, 1).astype(np.float32)
+
+
+def test_merge_takes_the_pair_of_highest_linkage_each_time() -> None:
+    rng = np.random.default_rng(1)
+    weight = np.triu(rng.random((7, 7)), 1)
+    weight, size = weight + weight.T, rng.integers(1, 9, 7)
+    groups = [{i} for i in range(7)]
+    while len(groups) > 3:
+
+        def score(a: set[int], b: set[int]) -> float:
+            n_a, n_b = size[list(a)].sum(), size[list(b)].sum()
+            return float(weight[np.ix_(list(a), list(b))].sum() / (n_a * n_b) ** LINKAGE)
+
+        a, b = max(((a, b) for a in groups for b in groups if a is not b), key=lambda pair: score(*pair))
+        groups = [g for g in groups if g not in (a, b)] + [a | b]
+    found = merge(weight, size, 3)
+    assert sorted(sorted(np.flatnonzero(found == c).tolist()) for c in range(3)) == sorted(sorted(g) for g in groups)
+
+
+def test_modularity_equals_newmans_double_sum() -> None:
+    rng = np.random.default_rng(0)
+    dense = np.triu(rng.random((20, 20)) < 0.3, 1) * rng.random((20, 20))
+    dense = dense + dense.T
+    label = rng.integers(0, 3, 20)
+    degree, total = dense.sum(1), dense.sum()
+    same = label[:, None] == label
+    expected = ((dense - np.outer(degree, degree) / total) * same).sum() / total
+    assert modularity(sp.csr_array(dense), label) == pytest.approx(expected)
+
+
+@given(st.integers(2, 6), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_votes_do_not_depend_on_cluster_ids(clusters: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, clusters, 80)
+    labelings = [np.where(rng.random(80) < 0.2, rng.integers(0, clusters, 80), truth) for _ in range(5)]
+    renamed = [rng.permutation(clusters)[label] for label in labelings]
+    share, other = vote(labelings, clusters), vote(renamed, clusters)
+    np.testing.assert_allclose(share.sum(1), 1, rtol=1e-6)
+    assert hungarian_accuracy(share.argmax(1), other.argmax(1)) > 0.9
+
+
+def test_match_and_medoid() -> None:
+    label = np.array([0, 0, 1, 1, 2, 2])
+    assert match((label + 1) % 3, label, 3).tolist() == [2, 0, 1]
+    noise = np.array([0, 1, 2, 0, 1, 2])
+    assert medoid([noise, label, (label + 1) % 3]) in (1, 2)
+
+
+def test_start_finds_the_clusters_and_its_layouts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, label = mixture(noise=0.6)
+    cache = write_cache(tmp_path / "cache", embedding)
+    rows, config = np.arange(cache.rows), StartConfig()
+    found = find_start(cache, rows, 6, config, CPU, tmp_path)
+    assert hungarian_accuracy(label, found.votes.argmax(1)) > 0.97
+    assert not found.free
+    monkeypatch.setattr(start_module, "layout", lambda *_: pytest.fail("laid out again"))
+    again = find_start(cache, rows, 6, config, CPU, tmp_path)
+    assert np.array_equal(found.votes, again.votes)
+    with pytest.raises(pytest.fail.Exception):
+        graph_layouts(cache, rows, 6, 1, CPU, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["linear", "published", "mlp-bn"])
+def test_heads_learn_the_votes(tmp_path: Path, kind: str) -> None:
+    embedding, label = mixture(noise=0.6)
+    config = load_config(None, ["heads.clusters=6", "heads.count=2", f"heads.kind={kind}", "heads.hidden=64"])
+    data = load_training_set(write_cache(tmp_path, embedding), config, CPU, tmp_path)
+    trainer = HeadTrainer([config], data)
+    votes = np.eye(6, dtype=np.float32)[label]
+    warm_start(trainer, [start_module.Start(votes, free=True, evenness=0.5, gain=0.1)], config.start)
+    for heads in (trainer.student, trainer.teacher):
+        clusters = heads.logits(data.originals).argmax(-1).numpy()
+        assert all((own == label).mean() > 0.97 for own in clusters)
+    assert (trainer.marginal_power == 0).all()  # free sizes: the objective stops balancing
+    torch.testing.assert_close(trainer.marginal.sum(-1), torch.ones(2))
