@@ -2,6 +2,6 @@
 
 from jaxtyping import install_import_hook
 
-HOOK = install_import_hook(
-    ["pipeline.objectives", "pipeline.heads", "pipeline.optimizer", "pipeline.mine"], "beartype.beartype"
-)
+STAGE_ONE = ["pipeline.images", "pipeline.views", "pipeline.backbones", "pipeline.preprocess", "pipeline.decoding"]
+STAGE_TWO = ["pipeline.objectives", "pipeline.heads", "pipeline.optimizer", "pipeline.mine"]
+HOOK = install_import_hook([*STAGE_ONE, "pipeline.embed", *STAGE_TWO], "beartype.beartype")
