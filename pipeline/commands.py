@@ -17,6 +17,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder written by `tem
 Images = Annotated[
     str | None, typer.Option("--images", help="where the training images are, if they moved since `temi embed`")
 ]
+Cache = Annotated[Path | None, typer.Option("--cache", help="the training cache, if it moved since `temi train-heads`")]
 
 
 class Format(StrEnum):
@@ -36,6 +37,23 @@ class Link(StrEnum):
     symlink = "symlink"
     hardlink = "hardlink"
     copy = "copy"
+
+
+@results.command(rich_help_panel=PANEL)
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="default: RUN/report.html")] = None,
+    images: Images = None,
+    cache: Cache = None,
+) -> None:
+    """Write one HTML page to look at the clusters of RUN: map, typical and uncertain images, training, comparison."""
+    with user_errors():
+        from pipeline.report import write_report
+        from pipeline.results import FinishedRun
+
+        page = write_report(FinishedRun(run, cache), out, images)
+        print(f"written: {page} ({page.stat().st_size / 2**20:.1f} MB); open it in a browser, it needs no network")
+        print(f"next: temi names {run} > names.csv, fill in names, temi names {run} names.csv, and the report again")
 
 
 @results.command(rich_help_panel=PANEL)
@@ -62,13 +80,14 @@ def export(
     format_: Annotated[Format, typer.Option("--format", help="what to write")] = Format.csv,
     link: Annotated[Link, typer.Option(help="how `folders` holds images; originals are never moved")] = Link.symlink,
     images: Images = None,
+    cache: Cache = None,
 ) -> None:
     """Write the assignments of RUN as a table, folders of images or a Hugging Face data set, or its model as ONNX."""
     with user_errors():
         from pipeline.export import export_datasets, export_folders, export_table
         from pipeline.results import FinishedRun
 
-        finished = FinishedRun(run)
+        finished = FinishedRun(run, cache)
         match format_:
             case Format.folders:
                 count = export_folders(finished, out, link.value, images)

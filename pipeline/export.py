@@ -15,13 +15,10 @@ import pyarrow.parquet
 from PIL import Image
 
 from cache.files import os_errors, write_atomic
-from pipeline.config import EmbedConfig
 from pipeline.errors import UserError
-from pipeline.evaluate import open_training_cache
 from pipeline.images import ImageSource, UnreadableImage
 from pipeline.images.folder import FolderImages
 from pipeline.images.listed import ListedImages
-from pipeline.origin import open_images
 from pipeline.progress import Progress
 from pipeline.results import FinishedRun
 
@@ -61,7 +58,7 @@ def export_folders(run: FinishedRun, out: Path, link: str, source: str | None = 
     UserError
         `out` is not empty, the images cannot be found, or cannot be linked.
     """
-    images = run_images(run, source)
+    images = run.images(source)
     if link != "copy" and file_of(images, 0) is None:
         raise UserError(f"the images of {run.folder} are not files of their own and cannot be linked; use --link copy")
     folders = [out / folder_name(cluster, name) for cluster, name in enumerate(run.names)]
@@ -89,7 +86,7 @@ def export_datasets(run: FinishedRun, out: Path, source: str | None = None) -> i
 
     Image files go in byte for byte; other images as PNG.
     """
-    images = run_images(run, source)
+    images = run.images(source)
     schema = _datasets_schema(run.names)
     _new_folder(out)
     count = len(run.assignments)
@@ -98,12 +95,6 @@ def export_datasets(run: FinishedRun, out: Path, source: str | None = None) -> i
             pyarrow.parquet.write_table(table, out / f"train-{number:05d}.parquet", row_group_size=256)
             progress.advance(len(table))
     return count
-
-
-def run_images(run: FinishedRun, source: str | None) -> ImageSource:
-    """The images that the run's cache was made from; see `open_images`."""
-    cache = open_training_cache(run.files, None)
-    return open_images(cache, source, EmbedConfig().max_pixels)
 
 
 def file_of(images: ImageSource, row: int) -> Path | None:

@@ -6,19 +6,27 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
+from cache import EmbeddingCache
+from pipeline.config import load_config
 from pipeline.errors import UserError
+from pipeline.evaluate import open_training_cache
 from pipeline.folder import RunFolder
+from pipeline.images import ImageSource
 from pipeline.model import ClusterModel
 from pipeline.names import display_name, read_names
+from pipeline.origin import open_images
 
 COLUMNS = ["key", "row", "cluster", "confidence"]
 
 
 class FinishedRun:
-    """What `temi train-heads` left in `folder`; UserError where it is not finished or damaged."""
+    """What `temi train-heads` left in `folder`; UserError where it is not finished or damaged.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    `cache` is where the training cache is now, if it moved.
+    """
+
+    def __init__(self, folder: Path, cache: Path | None = None) -> None:
+        self.folder, self._cache = folder, cache
         self.files = RunFolder(folder)
         if not self.files.finished:
             raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
@@ -36,6 +44,15 @@ class FinishedRun:
     def headings(self) -> list[str]:
         """What each cluster is called: its name, or "cluster 3"."""
         return [display_name(cluster, self.names) for cluster in range(self.model.clusters)]
+
+    @cached_property
+    def cache(self) -> EmbeddingCache:
+        """The cache that the run was trained on; UserError or CacheError where it is gone or has changed."""
+        return open_training_cache(self.files, EmbeddingCache.open(self._cache) if self._cache else None)
+
+    def images(self, source: str | None = None) -> ImageSource:
+        """The images that the cache was made from, at `source` or where they were; see `open_images`."""
+        return open_images(self.cache, source, load_config(self.files.config).embed.max_pixels)
 
     @cached_property
     def assignments(self) -> pd.DataFrame:

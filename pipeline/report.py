@@ -1,0 +1,297 @@
+"""`temi report`: one HTML page that opens from disk without network, to look at clusters and decide what to do next.
+
+Everything is inside the page: plotly.js from its Python package, thumbnails, and the figures as one JSON block, from
+which page/report.js builds the rest. Labels, where there are any, are shown and change nothing.
+"""
+
+import base64
+import html
+import json
+import re
+import tomllib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+from plotly.offline import get_plotlyjs
+from scipy.cluster.hierarchy import dendrogram, linkage
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import normalized_mutual_info_score
+
+from cache.files import os_errors, write_atomic
+from pipeline.atlas import run_atlas
+from pipeline.errors import UserError
+from pipeline.folder import read_json
+from pipeline.results import FinishedRun
+from pipeline.select import AGREEMENT_HEADS
+from pipeline.thumbnails import run_thumbnails
+
+TYPICAL, UNCERTAIN = 12, 6  # images on a cluster's card
+NEAREST = 3
+POINTS = 50_000  # images on the map; of more, a sample
+THUMBNAIL_BYTES = 30 * 2**20  # 40 MB as base64; cards come first, then images of the map in random order
+CONFUSION_CLASSES = 300
+CURVE_POINTS = 500
+
+Scaled = Float32[np.ndarray, "n D"]
+
+
+def write_report(run: FinishedRun, out: Path | None = None, source: str | None = None) -> Path:
+    """Write the report of `run` to `out`, by default ``RUN/report.html``; `source` is where the images are now.
+
+    Where the images cannot be found and no `source` is given, the report has no pictures and says why.
+    """
+    out = out or run.folder / "report.html"
+    page = render(figures(run, source), run.folder.resolve().name)
+    with os_errors(out, "write"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, page.encode("utf-8", "backslashreplace"))
+    return out
+
+
+def render(data: dict[str, Any], title: str) -> str:
+    """The page around `data`; whatever text is in it cannot leave its place."""
+    page = files("pipeline") / "page"
+    parts = {
+        "title": html.escape(title),
+        "style": (page / "report.css").read_text(encoding="utf-8"),
+        "plotly": get_plotlyjs(),
+        "script": (page / "report.js").read_text(encoding="utf-8"),
+        "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+    }
+    template = (page / "report.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
+
+
+def figures(run: FinishedRun, source: str | None) -> dict[str, Any]:
+    """All that the page shows, as JSON."""
+    table = run.assignments
+    rows = table["row"].to_numpy()
+    cluster = table["cluster"].to_numpy().astype(np.int64)
+    confidence = table["confidence"].to_numpy().astype(np.float32)
+    embedding = torch.from_numpy(run.cache.embedding()[rows])
+    scaled = run.model.scaling(embedding).cpu().numpy()
+    label = run.cache.labels[rows].astype(np.int64)
+    center = centers(scaled, cluster, run.model.clusters)
+    cards = [
+        card | {"name": name, "near": near, "classes": classes}
+        for card, name, near, classes in zip(
+            cluster_cards(scaled, cluster, confidence, center),
+            run.headings,
+            nearest_clusters(center, cluster),
+            class_shares(label, cluster, run.cache.classes, run.model.clusters),
+            strict=True,
+        )
+    ]
+    on_cards = list(dict.fromkeys(i for card in cards for i in [*card["typical"], *card["uncertain"]]))
+    shown, place = shown_images(len(table), on_cards)
+    for card in cards:
+        card["typical"] = [place[i] for i in card["typical"]]
+        card["uncertain"] = [place[i] for i in card["uncertain"]]
+    position = run_atlas(run.folder, scaled[shown])
+    pictures, missing = _pictures(run, rows, shown, [place[i] for i in on_cards], source)
+    return {
+        "overview": overview(run, confidence),
+        "clusters": cards,
+        "images": {
+            "key": table["key"].iloc[shown].tolist(),
+            "cluster": cluster[shown].tolist(),
+            "confidence": _rounded(confidence[shown], 3),
+            "x": _rounded(position[:, 0], 4),
+            "y": _rounded(position[:, 1], 4),
+            "picture": pictures,
+        },
+        "missing": missing,
+        "comparison": _comparison(run),
+        "confusion": confusion(label, cluster, run.cache.classes, run.headings),
+        "curves": _curves(run),
+        "agreement": agreement(run, embedding),
+        "tree": merge_tree(center, cluster, run.headings),
+        "settings": _settings(run),
+    }
+
+
+def centers(scaled: Scaled, cluster: Int64[np.ndarray, " n"], clusters: int) -> Float32[np.ndarray, "C D"]:
+    """Direction of the mean of each cluster, at unit norm; zeros for an empty one."""
+    total = np.zeros((clusters, scaled.shape[1]), dtype=np.float32)
+    np.add.at(total, cluster, scaled)
+    norm = np.linalg.norm(total, axis=1, keepdims=True)
+    unit: Float32[np.ndarray, "C D"] = total / np.maximum(norm, 1e-12)
+    return unit
+
+
+def cluster_cards(
+    scaled: Scaled,
+    cluster: Int64[np.ndarray, " n"],
+    confidence: Float32[np.ndarray, " n"],
+    center: Float32[np.ndarray, "C D"],
+) -> list[dict[str, Any]]:
+    """Size, mean confidence, the images nearest to the center, and the least confident others of each cluster."""
+    closeness = np.einsum("nd,nd->n", scaled, center[cluster])
+    cards = []
+    for index in range(len(center)):
+        members = np.flatnonzero(cluster == index)
+        typical = members[np.argsort(-closeness[members], kind="stable")[:TYPICAL]]
+        rest = members[~np.isin(members, typical)]
+        uncertain = rest[np.argsort(confidence[rest], kind="stable")[:UNCERTAIN]]
+        mean = float(confidence[members].mean()) if len(members) else 0.0
+        lists = {"typical": typical.tolist(), "uncertain": uncertain.tolist()}
+        cards.append({"id": index, "size": len(members), "confidence": round(mean, 4), **lists})
+    return cards
+
+
+def nearest_clusters(center: Float32[np.ndarray, "C D"], cluster: Int64[np.ndarray, " n"]) -> list[list[int]]:
+    """The clusters whose centers have the largest cosine to each one's, empty ones left out."""
+    cosine = center @ center.T
+    empty = np.bincount(cluster, minlength=len(center)) == 0
+    cosine[:, empty] = -np.inf
+    np.fill_diagonal(cosine, -np.inf)
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, :NEAREST]
+    return [
+        [] if empty[own] else [int(other) for other in others if np.isfinite(cosine[own, other])]
+        for own, others in enumerate(order)
+    ]
+
+
+def class_shares(
+    label: Int64[np.ndarray, " n"], cluster: Int64[np.ndarray, " n"], classes: Sequence[str], clusters: int
+) -> list[list[tuple[str, float]]]:
+    """The up to three most frequent classes of each cluster and their share of its labeled images."""
+    known = label >= 0
+    shares: list[list[tuple[str, float]]] = []
+    for index in range(clusters):
+        count = np.bincount(label[known & (cluster == index)], minlength=len(classes))
+        top = [int(c) for c in np.argsort(-count, kind="stable")[:3] if count[c]]
+        shares.append([(_class_name(classes, c), round(count[c] / count.sum(), 3)) for c in top])
+    return shares
+
+
+def shown_images(count: int, on_cards: list[int]) -> tuple[Int64[np.ndarray, " shown"], dict[int, int]]:
+    """Which of `count` images the page holds: all, or those on cards and a sample; and the place of each there."""
+    shown = np.arange(count)
+    if count > POINTS:
+        sample = np.random.default_rng(0).permutation(count)[:POINTS]
+        shown = np.unique(np.concatenate([sample, on_cards]))
+    return shown, {int(image): place for place, image in enumerate(shown)}
+
+
+def confusion(
+    label: Int64[np.ndarray, " n"], cluster: Int64[np.ndarray, " n"], classes: Sequence[str], headings: Sequence[str]
+) -> dict[str, Any] | None:
+    """Images of each class in each cluster, clusters ordered so that their best one-to-one match is the diagonal."""
+    known = label >= 0
+    present = np.unique(label[known])
+    if not len(present) or len(present) > CONFUSION_CLASSES or len(headings) > CONFUSION_CLASSES:
+        return None
+    table = np.zeros((label.max() + 1, len(headings)), dtype=np.int64)
+    np.add.at(table, (label[known], cluster[known]), 1)
+    table = table[present]
+    row, column = linear_sum_assignment(table, maximize=True)
+    matched = list(column[np.argsort(row)])
+    order = matched + [c for c in range(len(headings)) if c not in set(matched) and table[:, c].any()]
+    return {
+        "classes": [_class_name(classes, c) for c in present],
+        "clusters": [headings[c] for c in order],
+        "count": table[:, order].tolist(),
+        "accuracy": round(float(table[row, column].sum() / known.sum()), 4),
+    }
+
+
+def agreement(run: FinishedRun, embedding: torch.Tensor) -> list[list[float]]:
+    """Normalized mutual information of each two of the first heads; [] where there is one head."""
+    labels = run.model.head_clusters(embedding).cpu().numpy()[:AGREEMENT_HEADS]
+    if len(labels) < 2:
+        return []
+    scores = np.eye(len(labels))
+    for a, b in combinations(range(len(labels)), 2):
+        scores[a, b] = scores[b, a] = normalized_mutual_info_score(labels[a], labels[b])
+    return [_rounded(row, 3) for row in scores]
+
+
+def merge_tree(
+    center: Float32[np.ndarray, "C D"], cluster: Int64[np.ndarray, " n"], headings: Sequence[str]
+) -> dict[str, Any] | None:
+    """Average-linkage tree over the distances of centers, as the corners of its brackets; None for one cluster."""
+    used = np.unique(cluster)
+    if len(used) < 2:
+        return None
+    tree = dendrogram(linkage(center[used].astype(np.float64), "average"), no_plot=True)
+    return {
+        "across": [_rounded(np.asarray(corners), 4) for corners in tree["dcoord"]],
+        "along": [_rounded(np.asarray(corners), 1) for corners in tree["icoord"]],
+        "leaves": [headings[used[leaf]] for leaf in tree["leaves"]],
+    }
+
+
+def overview(run: FinishedRun, confidence: Float32[np.ndarray, " n"]) -> dict[str, Any]:
+    """The figures at the top of the page."""
+    training = read_json(run.files.training)
+    made = run.model.fingerprint
+    return {
+        "images": len(confidence),
+        "unreadable": int((~run.cache.ok).sum()),
+        "clusters": run.model.clusters,
+        "used": training["used_clusters"],
+        "smallest": training["smallest_cluster"],
+        "largest": training["largest_cluster"],
+        "confidence": round(float(confidence.mean()), 4),
+        "seconds": training["seconds"],
+        "steps": training["steps"],
+        "agreement": training["head_agreement"],
+        "consistency": training["neighbor_consistency"],
+        "backbone": made["backbone"],
+        "histogram": np.histogram(confidence, bins=20, range=(0, 1))[0].tolist(),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _pictures(
+    run: FinishedRun, rows: np.ndarray, shown: np.ndarray, on_cards: list[int], source: str | None
+) -> tuple[list[str], str]:
+    """Base64 WebP of each shown image, "" where there is none, and why there are none."""
+    try:
+        images = run.images(source)
+    except UserError as error:
+        if source is not None:
+            raise
+        return [""] * len(shown), str(error)
+    order = list(dict.fromkeys([*on_cards, *np.random.default_rng(0).permutation(len(shown)).tolist()]))
+    wanted = [int(rows[shown[place]]) for place in order]
+    found = run_thumbnails(run.folder, images, wanted, THUMBNAIL_BYTES)
+    return [base64.b64encode(found.get(int(row), b"")).decode() for row in rows[shown]], ""
+
+
+def _comparison(run: FinishedRun) -> list[dict[str, Any]]:
+    path = run.folder / "result.json"
+    return list(read_json(path)["parts"]) if path.exists() else []
+
+
+def _curves(run: FinishedRun) -> dict[str, list[float]] | None:
+    """At most CURVE_POINTS of the metrics of training."""
+    if not run.files.metrics.exists():
+        return None
+    lines = [json.loads(line) for line in run.files.metrics.read_text(encoding="utf-8").splitlines()]
+    lines = lines[:: max(1, len(lines) // CURVE_POINTS)]
+    names = ("step", "loss", "best_head_loss", "effective_clusters")
+    return {name: [line.get(name) for line in lines] for name in names}
+
+
+def _settings(run: FinishedRun) -> dict[str, dict[str, Any]]:
+    with os_errors(run.files.config, "read"):
+        settings = tomllib.loads(run.files.config.read_text(encoding="utf-8"))
+    made = {name: value for name, value in run.model.fingerprint.items() if value not in ("", {}, None)}
+    return {"embeddings": made} | {name: table for name, table in settings.items() if name != "embed"}
+
+
+def _class_name(classes: Sequence[str], index: int) -> str:
+    return classes[index] if index < len(classes) else f"class {index}"
+
+
+def _rounded(values: np.ndarray, digits: int) -> list[float]:
+    return [round(float(value), digits) for value in values]
