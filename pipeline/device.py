@@ -1,4 +1,6 @@
-"""Which device computes."""
+"""Which device computes, and how a processor's memory is handed out."""
+
+import ctypes
 
 import torch
 
@@ -21,3 +23,18 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError):
         raise UserError(f"device {name!r} is not available on this machine; use auto, cpu or cuda:N") from None
     return device
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next step instead of returning it to the system.
+
+    A step frees and asks again for the same megabytes; returned, each page of them costs a fault when it is next
+    touched: a quarter of the time of a step of 16 linear heads. Nothing happens where the library is not glibc.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of <malloc.h>
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(trim_threshold, 2**30)
+    mallopt(mmap_threshold, 2**25)

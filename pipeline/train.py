@@ -16,11 +16,12 @@ from torch import Tensor
 from pipeline import objectives
 from pipeline.config import Config, OptimizerConfig, TeacherConfig
 from pipeline.data import Batches, TrainingSet
+from pipeline.device import keep_freed_memory
 from pipeline.heads import LAST_LAYER, Heads, dropout_mask, init_heads
 from pipeline.optimizer import StackedAdamW
 
 MARGINAL_ROWS = 4096  # rows per block when the marginal of a warm start is taken
-BLOCK_BYTES = 2**20  # of a block's widest activation on a CPU: about what a core keeps in its second-level cache
+BLOCK_BYTES = 2**21  # of a block's widest activation on a CPU: about what a core keeps in its second-level cache
 
 
 def total_steps(config: Config, rows: int) -> int:
@@ -85,6 +86,8 @@ class HeadTrainer:
         self.teacher = self.student.clone()
         self.marginal = self.student.outputs / self.student.outputs.sum(-1, keepdim=True)
         self.blocks = self._cut_into_blocks()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._place_hyperparameters(configs)
         decay = [configs[trial].optimizer.weight_decay for block in self.blocks for trial, _ in block.trials]
         self.optimizer = StackedAdamW(self.student.weights, decay)
