@@ -1,9 +1,9 @@
 """Opening a cache into memory, and onto a device, against numpy.fromfile of the same values on the same disk.
 
 Loading a cache checks its digests and that every value is finite; numpy.fromfile checks nothing. Both sides are timed
-in every round, in changing order, because other work on the machine hits whoever comes at the wrong moment; the median
-of the rounds' ratios is printed, and the load of the machine. "From disk" has the system drop the files from its cache
-first; "from memory" reads files that it still holds.
+in every round, in changing order, because other work on the machine hits whoever comes at the wrong moment. Printed are
+the median of the rounds' ratios, the ratio of the fastest round of each side, and the load of the machine. "From disk"
+has the system drop the files from its cache first; "from memory" reads files that it still holds.
 
     python benchmarks/load.py [--gigabytes 1] [--rounds 7] [--device cpu|cuda] [--folder WHERE]
 """
@@ -63,7 +63,8 @@ def compare(folder: Path, plain: Path, rounds: int, device: str, *, from_disk: b
         f"{'from disk' if from_disk else 'from memory'} to {device}: "
         f"cache {cache:.3f} s ({gigabytes / cache:.2f} GB/s), "
         f"fromfile {fromfile:.3f} s ({gigabytes / fromfile:.2f} GB/s), "
-        f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), n = {rounds}"
+        f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
+        f"of the fastest rounds {min(seconds['fromfile']) / min(seconds['cache']):.2f}, n = {rounds}"
     )
 
 
