@@ -38,6 +38,8 @@ def verify(folder: Path, progress: Progress = silent) -> list[str]:
 
 def _check_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[Failure, ...]:
     path = folder / f"{shard.name}.h5"
+    if not path.with_suffix(".json").exists():
+        raise CacheError(f"{path} is not done (it has no sidecar); rerun the same `temi embed` to make it")
     sidecar = Sidecar.read(path.with_suffix(".json"), manifest, shard)
     file = ShardFile(path, manifest, sidecar, structures={})
     if not np.array_equal(file.array("row"), np.arange(shard.start, shard.stop)):

@@ -103,11 +103,13 @@ def test_verify_names_every_problem_at_once(copy: Path) -> None:
         data[-3] ^= 4
         (copy / name).write_bytes(data)
     (copy / "shard-00009.h5").write_bytes(b"stray")
+    (copy / "shard-00001.json").unlink()
     problems = cache.verify()
-    assert len(problems) == 3
+    assert len(problems) == 4
     assert "shard-00000.h5 is damaged: the bytes of views" in problems[0]
-    assert "shard-00002.h5 is damaged" in problems[1]
-    assert "shard-00009.h5 is no part" in problems[2]
+    assert "shard-00001.h5 is not done" in problems[1]
+    assert "shard-00002.h5 is damaged" in problems[2]
+    assert "shard-00009.h5 is no part" in problems[3]
 
 
 def test_verify_misses_no_wrong_failures_table(copy: Path) -> None:
