@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from pipeline.progress import Progress
 from pipeline.scaling import Kind, Scaling
 
 BLOCK_ROWS = 4096  # queries per search: bounds the (block, K + 1) results and faiss's own distance tiles
+# Up to here every pair is compared; see benchmarks/mining.py for what that takes. A GPU compares ten times as many.
+EXACT_ROWS, EXACT_ROWS_GPU = 100_000, 1_000_000
+RECALL = 0.95  # of the k nearest neighbors that an approximate search must find
+RECALL_QUERIES = 1000  # rows that recall is measured on
+TRAINING_ROWS_PER_LIST = 64
 
 
 def import_faiss() -> Any:
@@ -32,6 +38,8 @@ def mine_neighbors(
     cache: EmbeddingCache, rows: Int64[np.ndarray, " n"], k: int, scale: Kind = "l2", fallback: Path | None = None
 ) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
     """The k nearest neighbors by cosine of each of `rows`, nearest first, itself excluded, after scaling.
+
+    Exact up to EXACT_ROWS; beyond, approximate with a recall of at least RECALL, which is stored with the graph.
 
     The graph is stored in ``CACHE/neighbors`` under a key made of the embeddings' digest, the rows, k and the scaling;
     where that folder cannot be written, in `fallback`.
@@ -57,14 +65,14 @@ def mine_neighbors(
         if stored := load_neighbors(folder, key):
             return stored[0], stored[1]
     embedding = torch.from_numpy(cache.embedding()[rows])
-    index, similarity = exact_neighbors(Scaling.fit(scale, embedding)(embedding).numpy(), k)
-    attributes: dict[str, str | int | float] = {
-        "metric": "cosine",
-        "k": k,
-        "scale": scale,
-        "backend": "faiss-flat",
-        "embeddings": cache.digest,
-    }
+    scaled = Scaling.fit(scale, embedding)(embedding).numpy()
+    attributes: dict[str, str | int | float] = {"metric": "cosine", "k": k, "scale": scale, "embeddings": cache.digest}
+    if len(rows) <= (EXACT_ROWS_GPU if has_gpu() else EXACT_ROWS):
+        index, similarity = exact_neighbors(scaled, k)
+        attributes |= {"backend": "faiss-flat", "recall": 1.0}
+    else:
+        index, similarity, probing = approximate_neighbors(scaled, k)
+        attributes |= {"backend": "faiss-ivf", **probing}
     for folder in folders:
         try:
             save_neighbors(folder, key, index, similarity, attributes)
@@ -85,20 +93,78 @@ def exact_neighbors(
     Rows of norm zero are similar to nothing (cosine 0).
     """
     faiss = import_faiss()
-    unit = np.ascontiguousarray(embedding, dtype=np.float32)
-    faiss.normalize_L2(unit)
+    unit = _unit(embedding)
     flat = faiss.IndexFlatIP(unit.shape[1])
-    if getattr(faiss, "get_num_gpus", lambda: 0)():
+    if has_gpu():
         flat = faiss.index_cpu_to_all_gpus(flat)
     flat.add(unit)
+    return _search(flat.search, unit, k, note="exact")
+
+
+def approximate_neighbors(
+    embedding: Float[np.ndarray, "n D"], k: int
+) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"], dict[str, int | float]]:
+    """As `exact_neighbors`, by an inverted file: rows are compared within the `probes` nearest of `lists` cells.
+
+    As few cells are probed as find RECALL of the true neighbors of RECALL_QUERIES random rows.
+
+    Returns
+    -------
+    index, similarity, and a dict with ``lists``, ``probes`` and the ``recall`` that was measured
+    """
+    faiss = import_faiss()
+    unit = _unit(embedding)
+    lists = max(1, int(4 * len(unit) ** 0.5))
+    ivf = faiss.IndexIVFFlat(faiss.IndexFlatIP(unit.shape[1]), unit.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+    ivf.cp.max_points_per_centroid = TRAINING_ROWS_PER_LIST
+    ivf.cp.min_points_per_centroid = 1
+    ivf.train(unit)
+    ivf.add(unit)
+    queries = np.random.default_rng(0).choice(len(unit), min(RECALL_QUERIES, len(unit)), replace=False)
+    _, truth = faiss.knn(unit[queries], unit, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    ivf.nprobe, recall = 1, 0.0
+    while True:
+        _, found = ivf.search(unit[queries], k + 1)
+        recall = float(np.mean([len(np.intersect1d(*pair)) for pair in zip(truth, found, strict=True)]) / (k + 1))
+        if recall >= RECALL or ivf.nprobe >= lists:
+            break
+        ivf.nprobe = min(lists, 2 * ivf.nprobe)
+
+    def search(block: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        score, found = ivf.search(block, count)
+        short = np.flatnonzero((found < 0).any(1))  # fewer rows than that in the probed cells: compare with all
+        if len(short):
+            score[short], found[short] = faiss.knn(block[short], unit, count, metric=faiss.METRIC_INNER_PRODUCT)
+        return score, found
+
+    probes = int(ivf.nprobe)
+    note = f"{probes} of {lists} cells probed, recall@{k} {recall:.3f}"
+    return *_search(search, unit, k, note), {"lists": lists, "probes": probes, "recall": recall}
+
+
+def has_gpu() -> bool:
+    """Whether faiss has a GPU."""
+    return bool(getattr(import_faiss(), "get_num_gpus", lambda: 0)())
+
+
+def _unit(embedding: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
+    unit = np.array(embedding, dtype=np.float32, order="C")
+    import_faiss().normalize_L2(unit)
+    return unit
+
+
+def _search(
+    search: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]], unit: np.ndarray, k: int, note: str
+) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
+    """Neighbors of all rows by `search` (queries, count) -> (scores, positions), block by block."""
     index = np.empty((len(unit), k), dtype=np.int32)
     similarity = np.empty((len(unit), k), dtype=np.float16)
     with Progress("neighbors", total=len(unit), unit="row") as progress:
         for start in range(0, len(unit), BLOCK_ROWS):
             block = slice(start, min(start + BLOCK_ROWS, len(unit)))
-            score, found = flat.search(unit[block], k + 1)
+            score, found = search(unit[block], k + 1)
             index[block], similarity[block] = drop_self(np.arange(block.start, block.stop), found, score)
-            progress.advance(block.stop - block.start)
+            progress.advance(block.stop - block.start, note=note)
     return index, similarity
 
 
@@ -113,7 +179,7 @@ def drop_self(
 
 
 def nearest(
-    database: Float16[np.ndarray, "N D"], queries: Float16[np.ndarray, "n D"], k: int
+    database: Float[np.ndarray, "N D"], queries: Float[np.ndarray, "n D"], k: int
 ) -> tuple[Int64[np.ndarray, "n K"], np.ndarray]:
     """The k rows of `database` nearest by cosine to each query, and their similarities."""
     faiss = import_faiss()

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixtures import mixture, write_cache
 
+from cache import load_neighbors
 from pipeline import mine
 from pipeline.errors import UserError
 
@@ -80,6 +81,33 @@ def test_a_read_only_cache_gets_its_graph_elsewhere(tmp_path: Path) -> None:
     cache.folder.chmod(0o500)
     mine.mine_neighbors(cache, np.arange(cache.rows), 5, fallback=tmp_path / "run")
     assert list((tmp_path / "run").glob("*.h5"))
+
+
+def test_beyond_the_exact_limit_recall_is_at_least_95_percent_and_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding, _ = mixture(rows=2000, dim=24, clusters=15, noise=1.0)
+    cache, rows = write_cache(tmp_path, embedding), np.arange(2000)
+    exact, _ = mine.exact_neighbors(embedding, 10)
+    monkeypatch.setattr(mine, "EXACT_ROWS", 1999)
+    found, similarity = mine.mine_neighbors(cache, rows, 10, "l2")
+    recall = np.mean([len(np.intersect1d(*pair)) for pair in zip(exact, found, strict=True)]) / 10
+    attributes = load_neighbors(cache.folder / "neighbors", mine._graph_key(cache.digest, rows, 10, "l2"))[2]
+    assert attributes["backend"] == "faiss-ivf"
+    assert 1 < attributes["probes"] < attributes["lists"]
+    assert attributes["recall"] >= 0.95
+    assert recall == pytest.approx(attributes["recall"], abs=0.02)
+    assert (found != rows[:, None]).all()
+    assert (np.diff(similarity.astype(np.float32), axis=1) <= 1e-3).all()
+
+
+def test_cells_with_fewer_rows_than_neighbors_fall_back_on_comparing_with_all() -> None:
+    embedding = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    index, _, probing = mine.approximate_neighbors(embedding, 30)
+    assert probing["recall"] >= 0.95
+    assert index.min() >= 0
+    for row, own in enumerate(index):
+        assert len({row, *own.tolist()}) == 31
 
 
 def test_too_many_neighbors_is_one_sentence(tmp_path: Path) -> None:
