@@ -46,7 +46,7 @@ def test_verify_names_every_problem_and_fails(folder: Path) -> None:
     result = temi("verify", folder)
     assert result.returncode == 1
     assert "shard-00000.h5 is damaged" in result.stdout
-    assert "shard-00002.json" in result.stdout
+    assert "shard-00002.h5 is not done" in result.stdout
     assert "2 problems" in result.stderr
     assert "Traceback" not in result.stderr
 
