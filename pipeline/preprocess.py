@@ -76,7 +76,7 @@ class Preprocessing:
         """Pixels in [0, 1] as the encoder's input."""
         scale = pixels.new_tensor([255 * self.rescale / std for std in self.std])
         shift = pixels.new_tensor([mean / std for mean, std in zip(self.mean, self.std, strict=True)])
-        return pixels * scale[:, None, None] - shift[:, None, None]
+        return torch.addcmul(-shift[:, None, None], pixels, scale[:, None, None])
 
 
 def from_processor(processor: Any, name: str) -> Preprocessing:

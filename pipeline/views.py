@@ -68,12 +68,14 @@ def jitter(pixels: Float[Tensor, "B 3 H W"], factors: Float[Tensor, "B 3"]) -> F
     The formulas of torchvision.transforms.v2.functional.adjust_*, which take one factor for a whole batch.
     """
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
-    pixels = (pixels * brightness).clamp(0, 1)
+    pixels = (pixels * brightness).clamp_(0, 1)  # from here in place: passes over memory are what this costs
     mean = _gray(pixels).mean(dim=(1, 2, 3), keepdim=True)
-    pixels = torch.lerp(mean.expand_as(pixels), pixels, contrast).clamp(0, 1)
-    return torch.lerp(_gray(pixels).expand_as(pixels), pixels, saturation).clamp(0, 1)
+    pixels = pixels.mul_(contrast).add_(mean * (1 - contrast)).clamp_(0, 1)
+    gray = _gray(pixels).mul_(1 - saturation)
+    return pixels.mul_(saturation).add_(gray).clamp_(0, 1)
 
 
 def _gray(pixels: Tensor) -> Tensor:
-    weights = torch.tensor(GRAY, dtype=pixels.dtype, device=pixels.device)
-    return (pixels * weights[:, None, None]).sum(dim=1, keepdim=True)
+    red, green, blue = pixels.split(1, dim=1)  # type: ignore[no-untyped-call]
+    gray: Tensor = (red * GRAY[0]).add_(green, alpha=GRAY[1]).add_(blue, alpha=GRAY[2])
+    return gray
