@@ -1,14 +1,15 @@
 """One partition from many: cluster ids are aligned first, then rows vote."""
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score
 
 ROUNDS = 3  # of voting: first against the medoid, then against the majority so far
-MEDOID_ROWS = 20_000  # rows that the medoid is chosen on: NMI needs no more
+AGREEMENT_ROWS = 20_000  # rows that labelings are compared on: NMI needs no more
 
 Labeling = Int64[np.ndarray, " N"]
 
@@ -21,20 +22,25 @@ def match(label: Labeling, reference: Labeling, clusters: int) -> Int64[np.ndarr
     return matched
 
 
-def medoid(labelings: Sequence[Labeling]) -> int:
-    """Which labeling has the highest mean normalized mutual information with all others."""
-    step = -(-len(labelings[0]) // MEDOID_ROWS)
+def agreement(labelings: Sequence[Labeling]) -> Float64[np.ndarray, "L L"]:
+    """Normalized mutual information of every two of L labelings; 1 on the diagonal."""
+    step = -(-len(labelings[0]) // AGREEMENT_ROWS)
     sample = [label[::step] for label in labelings]
-    score = np.zeros((len(sample), len(sample)))
-    for a in range(len(sample)):
-        for b in range(a):
-            score[a, b] = score[b, a] = normalized_mutual_info_score(sample[a], sample[b])
-    return int(score.sum(1).argmax())
+    score = np.eye(len(sample))
+    for a, b in combinations(range(len(sample)), 2):
+        score[a, b] = score[b, a] = normalized_mutual_info_score(sample[a], sample[b])
+    return score
+
+
+def mean_agreement(labelings: Sequence[Labeling]) -> float:
+    """Mean of `agreement` over the pairs: how steady a way of cutting is from layout to layout."""
+    return float(agreement(labelings)[np.triu_indices(len(labelings), 1)].mean())
 
 
 def vote(labelings: Sequence[Labeling], clusters: int) -> Float32[np.ndarray, "N C"]:
     """Share of the labelings that put each row into each cluster, after alignment to the medoid and the majority."""
-    reference = labelings[medoid(labelings)]
+    medoid = agreement(labelings).sum(1).argmax()
+    reference = labelings[medoid]
     row = np.arange(len(reference))
     for _ in range(ROUNDS):
         share = np.zeros((len(row), clusters), dtype=np.float32)

@@ -26,6 +26,7 @@ from pipeline.select import size_scores
 
 KNN = 20  # neighbors that vote in the kNN ceiling
 KMEANS_RESTARTS = 10
+CONFIDENT = (50, 80, 90, 100)  # percent
 
 Labels = Int[np.ndarray, " n"]
 Embedding = Float[np.ndarray, "n D"]
@@ -71,6 +72,19 @@ def cluster_scores(label: Labels, cluster: Labels, clusters: int) -> dict[str, A
             "purity": purity(truth, found),
         }
     return scores | size_scores(torch.from_numpy(cluster.astype(np.int64)), clusters)
+
+
+def confident_accuracy(label: Labels, cluster: Labels, confidence: Float[np.ndarray, " n"]) -> dict[str, float]:
+    """ACC among the most confident 50, 80, 90 and 100 % of the labeled rows, under the match of all of them."""
+    known = label >= 0
+    if not known.any():
+        return {}
+    table = contingency(label[known], cluster[known])
+    row, column = linear_sum_assignment(table, maximize=True)
+    names = dict(zip(np.unique(cluster[known])[column], np.unique(label[known])[row], strict=True))
+    right = np.array([names.get(c) == y for c, y in zip(cluster[known], label[known], strict=True)])
+    right = right[np.argsort(-confidence[known], kind="stable")]
+    return {str(share): float(right[: max(1, round(len(right) * share / 100))].mean()) for share in CONFIDENT}
 
 
 def kmeans_clusters(train: Embedding, others: list[Embedding], clusters: int, seed: int = 0) -> list[Labels]:
@@ -221,9 +235,12 @@ def _tables(model: ClusterModel, parts: list[Part]) -> list[list[dict[str, Any]]
     tables = []
     for part, kmeans in zip(parts, baseline, strict=True):
         cluster, confidence = assign(model, part.embedding)
+        single = model.head_clusters(torch.from_numpy(part.embedding))[model.selected].cpu().numpy()
         own = cluster_scores(part.label, cluster, model.clusters) | {"confidence": float(confidence.mean())}
+        own |= {"acc_of_most_confident": confident_accuracy(part.label, cluster, confidence)}
         rows = [
             {"method": "TEMI", "kind": "clustering", **own},
+            {"method": "best head", "kind": "clustering", **cluster_scores(part.label, single, model.clusters)},
             {"method": "k-means", "kind": "clustering", **cluster_scores(part.label, kmeans, model.clusters)},
         ]
         tables.append(rows + _ceilings(train, part))

@@ -49,6 +49,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.safetensors"
         self.model = folder / "heads.safetensors"
         self.training = folder / "training.json"
+        self.start_file = folder / "start.json"
         self.stop_reason = folder / "stopped.json"
 
     @property

@@ -1,12 +1,9 @@
 """Cutting a layout into clusters: into parts of similar size, or into parts that may differ freely."""
 
-import warnings
-
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Float32, Int64
-from sklearn.cluster import AgglomerativeClustering, KMeans
-from sklearn.neighbors import kneighbors_graph
+from sklearn.cluster import KMeans
 
 MANY_CLUSTERS = 500  # from here on one k-means start must do
 MICRO = 4  # microclusters per cluster asked for,
@@ -21,16 +18,6 @@ def k_means(y: Layout, clusters: int, seed: int, starts: int = 5) -> Labeling:
     """k-means++ labels: plain random starts lose up to 9 points at 100 clusters."""
     starts = starts if clusters < MANY_CLUSTERS else 1
     labels: Labeling = KMeans(clusters, n_init=starts, max_iter=50, random_state=seed).fit_predict(y).astype(np.int64)
-    return labels
-
-
-def ward(y: Layout, clusters: int) -> Labeling:
-    """Ward's hierarchy on the 10-neighbor graph of the layout."""
-    with warnings.catch_warnings():
-        # A graph in several parts is joined by scikit-learn, which says so: that is what is wanted.
-        warnings.filterwarnings("ignore", message="the number of connected components")
-        graph = kneighbors_graph(y, min(10, len(y) - 1))
-        labels: Labeling = AgglomerativeClustering(clusters, connectivity=graph).fit_predict(y).astype(np.int64)
     return labels
 
 
@@ -77,12 +64,3 @@ def evenness(label: Labeling, clusters: int) -> float:
     share = np.bincount(label, minlength=clusters) / len(label)
     share = share[share > 0]
     return float(np.exp(-(share * np.log(share)).sum()) / clusters)
-
-
-def modularity(graph: sp.csr_array, label: Labeling) -> float:
-    """Newman's modularity of a labeling of a symmetric weighted graph."""
-    edges = sp.coo_array(graph)
-    total = edges.data.sum()
-    inside = edges.data[label[edges.row] == label[edges.col]].sum() / total
-    degree = np.bincount(label, weights=np.asarray(graph.sum(1)).ravel()) / total
-    return float(inside - np.square(degree).sum())

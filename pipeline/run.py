@@ -18,7 +18,7 @@ from pipeline.config import Config
 from pipeline.consensus import match
 from pipeline.data import load_training_set, pick_device
 from pipeline.errors import UserError
-from pipeline.folder import RunFolder, describe_environment, write_json
+from pipeline.folder import RunFolder, describe_environment, read_json, write_json
 from pipeline.loop import TrainingLoop
 from pipeline.model import ClusterModel
 from pipeline.novelty import NOVELTY, Novelty
@@ -67,6 +67,8 @@ def train_pass(
         counts = sorted({config.heads.clusters for config in configs})
         starts = {c: find_start(cache, data.rows, c, start, device, scratch) for c in counts}
         warm_start(trainer, [starts[config.heads.clusters] for config in configs], start)
+        for config, run in zip(configs, runs, strict=True):
+            write_json(run.start_file, starts[config.heads.clusters].summary())
     finished = loop.run()
     novelty = Novelty.fit(data.originals.cpu().numpy())
     for index, (run, best) in enumerate(zip(runs, finished, strict=True)):
@@ -76,7 +78,8 @@ def train_pass(
         model.save(run.model)
         novelty.save(run.folder / NOVELTY)
         write_assignments(cache, model, run.folder)
-        write_json(run.training, _summary(trainer, index, model, cache, time.perf_counter() - began))
+        summary = _summary(trainer, index, model, cache, time.perf_counter() - began)
+        write_json(run.training, summary | ({"start": read_json(run.start_file)} if run.start_file.exists() else {}))
 
 
 def build_model(trainer: HeadTrainer, trial: int, best: dict[str, Tensor], cache: EmbeddingCache) -> ClusterModel:
