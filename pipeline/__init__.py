@@ -14,3 +14,16 @@ C     clusters of a head
 B     pairs per training step
 ====  =======================================================
 """
+
+from typing import Any
+
+__all__ = ["TemiClusterer"]
+
+
+def __getattr__(name: str) -> Any:
+    """`TemiClusterer` on demand: the command line starts without torch and scikit-learn."""
+    if name == "TemiClusterer":
+        from pipeline.clusterer import TemiClusterer
+
+        return TemiClusterer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

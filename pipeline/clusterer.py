@@ -1,0 +1,121 @@
+"""Stage two as a scikit-learn estimator on embeddings: the functions behind the command line, and no others."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int32
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from cache import EmbeddingCache
+from cache.importing import import_embeddings
+from pipeline.config import Config, load_config
+from pipeline.run import assign, train_heads
+
+MAX_SEED = 2**31 - 1
+
+
+class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """Cluster embeddings with heads trained by TEMI.
+
+    Parameters
+    ----------
+    n_clusters : int, default 10
+        Number of clusters, C; some may stay empty.
+    settings : sequence of str, default ()
+        Settings of the pipeline as ``--set`` takes them, e.g. ``("train.min_steps=500", "objective.beta=0.6")``.
+    random_state : int, RandomState or None, default 0
+        Seed of layouts, heads and batches; an int gives the run that the command line gives with these seeds.
+    run : path or None, default None
+        Folder to keep the cache (``cache``) and the run (``run``) in, e.g. for `temi report`; None: neither is kept.
+
+    Attributes
+    ----------
+    labels_ : (n_samples,) int32
+        Cluster of each training row; clusters are numbered by falling size.
+    confidence_ : (n_samples,) float32
+        Probability of that cluster.
+    model_ : pipeline.model.ClusterModel
+        The trained heads.
+    n_features_in_ : int
+        Width of the embeddings.
+
+    Notes
+    -----
+    Embeddings are stored as float16, as in every cache; a value beyond 65504 is refused.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from pipeline import TemiClusterer
+    >>> labels = TemiClusterer(n_clusters=10).fit_predict(load_digits().data)
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 10,
+        *,
+        settings: Sequence[str] = (),
+        random_state: int | np.random.RandomState | None = 0,
+        run: str | Path | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.settings = settings
+        self.random_state = random_state
+        self.run = run
+
+    def fit(self, X: Any, y: object = None) -> Self:
+        """Train on embeddings (n_samples, n_features); `y` is ignored.
+
+        Raises
+        ------
+        ValueError
+            Not two or more rows of finite numbers, more clusters than rows, or a setting that does not exist.
+        """
+        embedding = validate_data(self, X, dtype=np.float32, ensure_min_samples=2)
+        config = self._config(len(embedding))
+        with tempfile.TemporaryDirectory() if self.run is None else nullcontext(self.run) as folder:
+            cache = write_cache(embedding, Path(folder))
+            self.model_ = train_heads(cache, config, Path(folder) / "run")
+            self.labels_, self.confidence_ = assign(self.model_, cache.embedding())
+        return self
+
+    def predict_proba(self, X: Any) -> Float32[np.ndarray, "n C"]:
+        """Probability of every cluster for each row of `X`."""
+        check_is_fitted(self)
+        embedding = validate_data(self, X, dtype=np.float32, reset=False)
+        probability: Float32[np.ndarray, "n C"] = self.model_.predict_proba(
+            torch.from_numpy(embedding.astype(np.float16))
+        ).numpy(force=True)
+        return probability
+
+    def predict(self, X: Any) -> Int32[np.ndarray, " n"]:
+        """Cluster of each row of `X`."""
+        cluster: Int32[np.ndarray, " n"] = self.predict_proba(X).argmax(1).astype(np.int32)
+        return cluster
+
+    def _config(self, rows: int) -> Config:
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(MAX_SEED)
+        own = [f"heads.clusters={self.n_clusters}", *(f"{part}.seed={seed}" for part in ("start", "train", "pairs"))]
+        few = load_config(None, self.settings).neighbors.k >= rows
+        return load_config(None, [*self.settings, *own, *([f"neighbors.k={rows - 1}"] if few else [])])
+
+
+def write_cache(embedding: Float32[np.ndarray, "n D"], folder: Path) -> EmbeddingCache:
+    """``folder/cache`` with these rows, as `temi cache import` makes it; the one there if it holds the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    array, keys = folder / "embedding.npy", folder / "keys.txt"
+    np.save(array, embedding)
+    keys.write_text("".join(f"{row}\n" for row in range(len(embedding))))
+    cache = import_embeddings(array, folder / "cache", keys=keys)
+    array.unlink()
+    keys.unlink()
+    return cache

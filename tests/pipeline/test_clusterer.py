@@ -1,0 +1,54 @@
+"""The estimator keeps scikit-learn's contract and gives what the command line gives."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mixtures import mixture
+from sklearn.metrics import adjusted_rand_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from pipeline import TemiClusterer
+from pipeline.clusterer import write_cache
+from pipeline.config import load_config
+from pipeline.run import assign, train_heads
+
+SHORT = ("start.kind=random", "heads.count=4", "train.min_steps=150", "train.epochs=0", "train.tensorboard=false")
+WARM = tuple(setting for setting in SHORT if setting != "start.kind=random")
+
+
+@pytest.mark.slow
+@parametrize_with_checks([TemiClusterer(n_clusters=3, settings=SHORT)])
+def test_scikit_learns_contract(estimator: TemiClusterer, check: object) -> None:
+    check(estimator)
+
+
+def test_it_is_the_command_lines_run(tmp_path: Path) -> None:
+    embedding, label = mixture(rows=300, clusters=4, noise=0.3)
+    rows = embedding.astype(np.float32)
+    clusterer = TemiClusterer(4, settings=WARM, random_state=3, run=tmp_path / "kept")
+    found = clusterer.fit_predict(rows)
+    seeds = [f"{part}.seed=3" for part in ("start", "train", "pairs")]
+    cache = write_cache(rows, tmp_path / "other")
+    model = train_heads(cache, load_config(None, [*WARM, "heads.clusters=4", *seeds]), tmp_path / "other/run")
+    cluster, confidence = assign(model, cache.embedding())
+    np.testing.assert_array_equal(found, cluster)
+    np.testing.assert_array_equal(clusterer.confidence_, confidence)
+    assert (tmp_path / "kept/run/heads.safetensors").read_bytes() == (
+        tmp_path / "other/run/heads.safetensors"
+    ).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["cache", "run"]
+    np.testing.assert_array_equal(clusterer.predict(rows), found)
+    np.testing.assert_allclose(clusterer.predict_proba(rows).sum(1), 1, atol=1e-5)
+    assert adjusted_rand_score(label, found) > 0.9
+    assert np.bincount(found).tolist() == sorted(np.bincount(found), reverse=True)
+
+
+def test_mistakes_are_value_errors() -> None:
+    rows = np.random.default_rng(0).standard_normal((20, 4))
+    with pytest.raises(ValueError, match=r"heads.clusters = 21 is more than the 20 images"):
+        TemiClusterer(21, settings=SHORT).fit(rows)
+    with pytest.raises(ValueError, match=r"unknown setting heads.colour"):
+        TemiClusterer(2, settings=("heads.colour=1",)).fit(rows)
+    with pytest.raises(ValueError, match=r"the largest float16"):
+        TemiClusterer(2, settings=SHORT).fit(rows * 1e6)
