@@ -139,19 +139,24 @@ def _print_training(summary: dict[str, Any]) -> None:
 def evaluate(
     run: Annotated[Path, typer.Argument(help="folder written by `temi train-heads`, of one run or of trials")],
     cache: Annotated[Path | None, typer.Argument(help="a held-out cache, or the training cache if it moved")] = None,
+    baselines: Annotated[
+        str, typer.Option(metavar="all|none|NAME,...", help="kmeans, spherical, umap, ward, hdbscan, leiden, turtle")
+    ] = "kmeans",
 ) -> None:
-    """Score a run beside k-means and the labeled ceilings; without labels, by label-free scores."""
+    """Score a run beside baselines and the labeled ceilings; without labels, by label-free scores."""
     with user_errors():
         from cache import EmbeddingCache
+        from pipeline.baselines import parse_baselines
         from pipeline.evaluate import evaluate_run
         from pipeline.trials import evaluate_trials, is_trials
 
+        other, chosen = EmbeddingCache.open(cache) if cache else None, parse_baselines(baselines)
         if is_trials(run):
-            for part in evaluate_trials(run, EmbeddingCache.open(cache) if cache else None):
+            for part in evaluate_trials(run, other, chosen):
                 _print_table(f"{part['name']} ({part['images']:,} images)", part["rows"])
             print(f"written: {run / 'result.json'}")
             return
-        result = evaluate_run(run, EmbeddingCache.open(cache) if cache else None)
+        result = evaluate_run(run, other, chosen)
         for part in result["parts"]:
             _print_table(f"{part['name']} ({part['images']:,} images)", part["rows"])
         scores = result["training"]
@@ -176,6 +181,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "effective_clusters": ("exp(H)", lambda value: f"{value:.1f}"),
     "smallest_cluster": ("min size", str),
     "largest_cluster": ("max size", str),
+    "seconds": ("seconds", lambda value: f"{value:.1f}"),
 }
 
 

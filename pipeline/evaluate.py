@@ -1,5 +1,6 @@
 """Metrics against labels, comparison rows and ceilings. Nothing else in this project reads a label."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Int64
 from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import normalize
 
 from cache import EmbeddingCache
+from pipeline.baselines import BASELINES, run_baseline
 from pipeline.config import load_config
 from pipeline.data import training_rows
 from pipeline.errors import UserError
@@ -25,7 +25,6 @@ from pipeline.run import assign, write_assignments
 from pipeline.select import size_scores
 
 KNN = 20  # neighbors that vote in the kNN ceiling
-KMEANS_RESTARTS = 10
 CONFIDENT = (50, 80, 90, 100)  # percent
 
 Labels = Int[np.ndarray, " n"]
@@ -89,9 +88,8 @@ def confident_accuracy(label: Labels, cluster: Labels, confidence: Float[np.ndar
 
 def kmeans_clusters(train: Embedding, others: list[Embedding], clusters: int, seed: int = 0) -> list[Labels]:
     """k-means on L2-normalized rows, best of 10 k-means++ starts; clusters of `train`, then of each of `others`."""
-    model = KMeans(clusters, n_init=KMEANS_RESTARTS, random_state=seed)
-    found = model.fit_predict(_unit(train))
-    return [found, *(model.predict(_unit(other)) for other in others)]
+    found: list[Labels] = run_baseline("kmeans", train, others, clusters, seed)[0]
+    return found
 
 
 def knn_accuracy(
@@ -131,11 +129,6 @@ def probe_accuracy(
     return float((model.predict((queries - mean) / deviation) == truth).mean())
 
 
-def _unit(rows: Embedding) -> Embedding:
-    unit: Embedding = normalize(rows.astype(np.float32))
-    return unit
-
-
 @dataclass(frozen=True)
 class Part:
     """Rows that are scored together: those trained on, a held-out split, or another cache."""
@@ -150,8 +143,10 @@ class Part:
         return len(self.label) > 0 and bool((self.label >= 0).all())
 
 
-def evaluate_run(folder: Path, other: EmbeddingCache | None = None) -> dict[str, Any]:
-    """Score the trained model of a run on its training rows and on what is held out, beside k-means and the ceilings.
+def evaluate_run(
+    folder: Path, other: EmbeddingCache | None = None, baselines: Sequence[str] = ("kmeans",)
+) -> dict[str, Any]:
+    """Score the trained model of a run on its training rows and on what is held out, beside baselines and the ceilings.
 
     Held out are the splits of the run's cache that were not trained on, or the cache `other`. Writes ``result.json``
     and assignments of every row that was scored into the run folder.
@@ -166,12 +161,13 @@ def evaluate_run(folder: Path, other: EmbeddingCache | None = None) -> dict[str,
     model = ClusterModel.load(run.model)
     home = open_training_cache(run, other)
     parts = scored_parts(run, home, None if other is None or other.digest == home.digest else other, model)
+    training = read_json(run.training)
     result = {
         "run": str(folder),
-        "training": read_json(run.training),
+        "training": training,
         "parts": [
             {"name": part.name, "images": len(part.label), "rows": rows}
-            for part, rows in zip(parts, _tables(model, parts), strict=True)
+            for part, rows in zip(parts, _tables(model, parts, baselines, training["seconds"]), strict=True)
         ],
     }
     write_json(folder / "result.json", result)
@@ -228,21 +224,30 @@ def check_same_backbone(model: ClusterModel, cache: EmbeddingCache) -> None:
             )
 
 
-def _tables(model: ClusterModel, parts: list[Part]) -> list[list[dict[str, Any]]]:
-    """Rows of every part's table: the model, k-means fitted on the training rows, and the two ceilings."""
+def _tables(
+    model: ClusterModel, parts: list[Part], baselines: Sequence[str], seconds: float
+) -> list[list[dict[str, Any]]]:
+    """Rows of every part's table: the model, baselines fitted on the training rows, and the two ceilings.
+
+    Seconds are those of training or fitting, so they stand beside the training rows alone.
+    """
     train, *others = parts
-    baseline = kmeans_clusters(train.embedding, [part.embedding for part in others], model.clusters)
+    found = [run_baseline(name, train.embedding, [p.embedding for p in others], model.clusters) for name in baselines]
     tables = []
-    for part, kmeans in zip(parts, baseline, strict=True):
+    for position, part in enumerate(parts):
         cluster, confidence = assign(model, part.embedding)
-        single = model.head_clusters(torch.from_numpy(part.embedding))[model.selected].cpu().numpy()
         own = cluster_scores(part.label, cluster, model.clusters) | {"confidence": float(confidence.mean())}
-        own |= {"acc_of_most_confident": confident_accuracy(part.label, cluster, confidence)}
+        own |= {"acc_of_most_confident": confident_accuracy(part.label, cluster, confidence), "seconds": seconds}
+        single = model.head_clusters(torch.from_numpy(part.embedding))[model.selected].cpu().numpy()
         rows = [
             {"method": "TEMI", "kind": "clustering", **own},
             {"method": "best head", "kind": "clustering", **cluster_scores(part.label, single, model.clusters)},
-            {"method": "k-means", "kind": "clustering", **cluster_scores(part.label, kmeans, model.clusters)},
         ]
+        for name, (labelings, taken) in zip(baselines, found, strict=True):
+            scores = cluster_scores(part.label, labelings[position], model.clusters)
+            rows.append({"method": BASELINES[name][0], "kind": "clustering", **scores, "seconds": taken})
+        if part is not train:
+            rows = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
         tables.append(rows + _ceilings(train, part))
     return tables
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from cache import EmbeddingCache
+from pipeline.baselines import BASELINES, run_baseline
 from pipeline.config import Config, load_config
 from pipeline.data import check_settings, training_rows
 from pipeline.errors import UserError
-from pipeline.evaluate import cluster_scores, kmeans_clusters, open_training_cache, scored_parts
+from pipeline.evaluate import cluster_scores, open_training_cache, scored_parts
 from pipeline.folder import RunFolder, read_json, write_json
 from pipeline.model import ClusterModel
 from pipeline.run import assign, train_pass
@@ -152,8 +153,10 @@ def is_trials(folder: Path) -> bool:
     return (folder / "trials.json").exists()
 
 
-def evaluate_trials(folder: Path, other: EmbeddingCache | None = None) -> list[dict[str, Any]]:
-    """Score every finished trial against the labels, beside k-means once for every number of clusters.
+def evaluate_trials(
+    folder: Path, other: EmbeddingCache | None = None, baselines: Sequence[str] = ("kmeans",)
+) -> list[dict[str, Any]]:
+    """Score every finished trial against the labels, beside baselines once for every number of clusters.
 
     Returns
     -------
@@ -175,10 +178,12 @@ def evaluate_trials(folder: Path, other: EmbeddingCache | None = None) -> list[d
             table["rows"].append({"method": method, "kind": "clustering", **scores})
         if (scored[0].name, model.clusters) not in compared:
             compared.add((scored[0].name, model.clusters))
-            baseline = kmeans_clusters(scored[0].embedding, [part.embedding for part in scored[1:]], model.clusters)
-            for part, cluster in zip(scored, baseline, strict=True):
-                row = {"method": f"k-means, {model.clusters} clusters", "kind": "baseline"}
-                parts[part.name]["rows"].append(row | cluster_scores(part.label, cluster, model.clusters))
+            for name in baselines:
+                others = [part.embedding for part in scored[1:]]
+                found, _ = run_baseline(name, scored[0].embedding, others, model.clusters)
+                row = {"method": f"{BASELINES[name][0]}, {model.clusters} clusters", "kind": "baseline"}
+                for part, cluster in zip(scored, found, strict=True):
+                    parts[part.name]["rows"].append(row | cluster_scores(part.label, cluster, model.clusters))
     for table in parts.values():
         table["rows"].sort(key=lambda row: -row.get("acc", 0.0))
     result = list(parts.values())
