@@ -1,5 +1,6 @@
 """`train_heads` is stage two, from a cache to a trained model in a run folder."""
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,10 +17,11 @@ from cache import EmbeddingCache
 from cache.files import os_errors, write_atomic
 from pipeline.config import Config
 from pipeline.consensus import match
-from pipeline.data import load_training_set, pick_device
+from pipeline.data import load_training_set, pick_device, training_rows
 from pipeline.errors import UserError
 from pipeline.folder import RunFolder, describe_environment, read_json, write_json
 from pipeline.loop import TrainingLoop
+from pipeline.memory import check_memory
 from pipeline.model import ClusterModel
 from pipeline.novelty import NOVELTY, Novelty
 from pipeline.select import label_free_scores
@@ -59,6 +61,8 @@ def train_pass(
     if not owed:
         return
     configs, runs = zip(*owed, strict=True)
+    footprint = check_memory(configs, cache, len(training_rows(cache, configs[0].train.split)), device)
+    print(f"memory: about {footprint}", file=sys.stderr)
     data = load_training_set(cache, configs[0], device, scratch)
     trainer = HeadTrainer(configs, data)
     loop = TrainingLoop(runs, trainer, configs[0])
