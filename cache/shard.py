@@ -6,7 +6,9 @@ taken from the same bytes on the way.
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -105,20 +107,15 @@ Structures = dict[tuple[str, int], dict[str, Part]]
 
 
 class ShardFile:
-    """One finished shard: its header is checked against the sidecar, its structure against the manifest."""
+    """One finished shard. Before anything else of it is read, its header and structure are checked."""
 
     def __init__(self, path: Path, manifest: Manifest, sidecar: Sidecar, structures: Structures) -> None:
         self.path = path
+        self._manifest = manifest
         self._sidecar = sidecar
+        self._structures = structures
+        self._parts: dict[str, Part] = {}
         self._verified: set[str] = set()
-        self._check_header()
-        key = (sidecar.digests[HEADER], sidecar.size)
-        if key not in structures:
-            try:
-                structures[key] = parse_structure(path, manifest, sidecar.shard.rows, sidecar.header, sidecar.size)
-            except ValueError as error:
-                raise self._damaged(str(error)) from None
-        self._parts = structures[key]
 
     def decoded_keys(self) -> list[str]:
         """The names of the images, digest-checked."""
@@ -129,10 +126,8 @@ class ShardFile:
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """The values of dataset `name`, digest-checked."""
-        part = self._parts[name]
-        values = np.empty(part.shape, part.dtype)
-        self.read_into(name, values)
-        return values
+        with self._opened() as file:
+            return self._whole(file, name)
 
     def read_into(self, name: str, out: npt.NDArray[Any], start: int = 0) -> None:
         """Fill `out` with rows of dataset `name` from row `start` of the shard on.
@@ -140,21 +135,51 @@ class ShardFile:
         A dataset's digest is checked when it is first read, which reads all of it.
         """
         assert out.flags.c_contiguous
-        part = self._parts[name]
-        if out.shape == part.shape:
-            self._read(name, part.offset, out)
-            return
-        if name not in self._verified:
-            out[...] = self.array(name)[start : start + len(out)]
-            return
-        row_bytes = part.nbytes // part.shape[0]
-        for _ in self._fill(part.offset + start * row_bytes, out):
-            pass
+        with self._opened() as file:
+            part = self._parts[name]
+            if out.shape == part.shape:
+                self._read(file, name, part.offset, out)
+            elif name not in self._verified:
+                out[...] = self._whole(file, name)[start : start + len(out)]
+            else:
+                row_bytes = part.nbytes // part.shape[0]
+                for _ in self._fill(file, part.offset + start * row_bytes, out):
+                    pass
 
-    def _read(self, name: str, offset: int, out: npt.NDArray[Any]) -> None:
+    @contextmanager
+    def _opened(self) -> Iterator[io.FileIO]:
+        # One file for header and data: read from its start on, it is read ahead by the system.
+        with os_errors(self.path, "read"), open(self.path, "rb", buffering=0) as file:
+            if not self._parts:
+                self._parts = self._checked_parts(file)
+            yield file
+
+    def _checked_parts(self, file: io.FileIO) -> dict[str, Part]:
+        sidecar = self._sidecar
+        size = os.fstat(file.fileno()).st_size
+        if size != sidecar.size:
+            raise self._damaged(f"it has {size} bytes instead of {sidecar.size}")
+        # The HDF5 library is not given bytes that were damaged by accident.
+        self._read(file, HEADER, 0, np.empty(sidecar.header, np.uint8))
+        key = (sidecar.digests[HEADER], size)
+        if key not in self._structures:
+            try:
+                parts = parse_structure(self.path, self._manifest, sidecar.shard.rows, sidecar.header, size)
+            except ValueError as error:
+                raise self._damaged(str(error)) from None
+            self._structures[key] = parts
+        return self._structures[key]
+
+    def _whole(self, file: io.FileIO, name: str) -> npt.NDArray[Any]:
+        part = self._parts[name]
+        values = np.empty(part.shape, part.dtype)
+        self._read(file, name, part.offset, values)
+        return values
+
+    def _read(self, file: io.FileIO, name: str, offset: int, out: npt.NDArray[Any]) -> None:
         digest = xxhash.xxh3_128()
         halves, finite = out.dtype == np.float16, True
-        for block in self._fill(offset, out):
+        for block in self._fill(file, offset, out):
             digest.update(block.data)
             if halves:
                 finite &= bits_finite(block.view(np.uint16))
@@ -164,28 +189,19 @@ class ShardFile:
             raise CacheError(f"{self.path} holds values of {name} that are not finite; embed again")
         self._verified.add(name)
 
-    def _fill(self, offset: int, out: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.uint8]]:
-        """Read the file from `offset` on into `out`, block by block; each block is given out as soon as it is there."""
+    def _fill(self, file: io.FileIO, offset: int, out: npt.NDArray[Any]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Read `file` from `offset` on into `out`, block by block; each block is given out as soon as it is there."""
         values = out.reshape(-1).view(np.uint8)
-        with os_errors(self.path, "read"), open(self.path, "rb", buffering=0) as file:
-            file.seek(offset)
-            for start in range(0, values.size, BLOCK_BYTES):
-                block = values[start : start + BLOCK_BYTES]
-                rest = block.data
-                while rest:
-                    count = file.readinto(rest)
-                    if not count:
-                        raise self._damaged("the file is shorter than it was written")
-                    rest = rest[count:]
-                yield block
+        file.seek(offset)
+        for start in range(0, values.size, BLOCK_BYTES):
+            block = values[start : start + BLOCK_BYTES]
+            rest = block.data
+            while rest:
+                count = file.readinto(rest)
+                if not count:
+                    raise self._damaged("the file is shorter than it was written")
+                rest = rest[count:]
+            yield block
 
     def _damaged(self, what: str) -> CacheError:
         return CacheError(f"{self.path} is damaged: {what}; {repair(self.path)}")
-
-    def _check_header(self) -> None:
-        # Before the HDF5 library sees them, so that it is not given accidentally damaged bytes to interpret.
-        with os_errors(self.path, "read"):
-            size = self.path.stat().st_size
-        if size != self._sidecar.size:
-            raise self._damaged(f"it has {size} bytes instead of {self._sidecar.size}")
-        self._read(HEADER, 0, np.empty(self._sidecar.header, np.uint8))

@@ -84,8 +84,8 @@ def parse_structure(path: Path, manifest: Manifest, rows: int, header: int, size
     except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"it is not valid HDF5 ({error})") from None
     stop = header
-    for part in parts.values():
-        if part.nbytes and part.offset != stop:
+    for part in sorted((part for part in parts.values() if part.nbytes), key=lambda part: part.offset):
+        if part.offset != stop:
             raise ValueError("its datasets do not follow each other")
         stop += part.nbytes
     if stop != size:
