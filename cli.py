@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.commands import results
+from pipeline.commands import START, report, results
 from pipeline.console import user_errors
 from pipeline.errors import UserError
 
@@ -164,7 +164,22 @@ def evaluate(
             f"label-free: loss {min(scores['head_loss']):.4f}, neighbor consistency "
             f"{_figure(scores['neighbor_consistency'])}, head agreement {_figure(scores['head_agreement'])}"
         )
-        print(f"written: {run / 'result.json'}")
+        print(f"written: {run / 'result.json'}\nnext: temi report {run}")
+
+
+# configs/demo.toml, for an installation without the repository.
+DEMO = ("embed.backbone=efficientnet-lite0", "embed.image_size=96", "embed.views=0", "heads.clusters=10")
+
+
+@app.command(rich_help_panel=START)
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="holds the cache and the run")] = Path("demo"),
+) -> None:
+    """Cluster scikit-learn's 1,797 digits, from images to a report: nothing to download, a few minutes on a CPU."""
+    embed("digits", out / "cache", set_=list(DEMO))
+    train_heads(out / "cache", out / "run", set_=list(DEMO))
+    evaluate(out / "run")
+    report(out / "run")
 
 
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {

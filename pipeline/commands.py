@@ -12,6 +12,7 @@ from pipeline.console import user_errors
 
 results = typer.Typer()
 PANEL = "Use the result"
+START = "Start here"
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder written by `temi train-heads`")]
 Images = Annotated[
@@ -125,3 +126,21 @@ def names(
         writer.writerow(["cluster", "name", "images", "confidence"])
         for cluster, name in enumerate(finished.names):
             writer.writerow([cluster, name, sizes.get(cluster, 0), f"{confidence.get(cluster, 0):.2f}"])
+
+
+@results.command(rich_help_panel=START)
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="where caches and runs would go")] = Path("."),
+) -> None:
+    """Say what this machine has for temi and how to install what is missing; exit code 1 if nothing can work."""
+    with user_errors():
+        from pipeline.doctor import examine
+
+        findings = examine(folder)
+        for finding in findings:
+            print(f"{'ok ' if finding.fine else 'NO ' if finding.needed else '-  '} {finding.subject}: {finding.found}")
+            if finding.advice:
+                print(f"      {finding.advice}")
+        if any(finding.needed and not finding.fine for finding in findings):
+            raise typer.Exit(1)
+        print("next: temi demo, or temi embed FOLDER --out CACHE")

@@ -147,8 +147,7 @@ def _embedded(run: FinishedRun, images: str, backbone: str | None, device: str) 
     one_file = path.is_file() and path.suffix.lower() in SUFFIXES
     limit = settings.max_pixels
     source: ImageSource = ImageFile(path, limit) if one_file else open_source(images, max_pixels=limit)
-    encoder = load_backbone(settings)
-    check_backbone(run, encoder)
+    encoder = load_recorded(run, settings)
     return _computed(encoder, source), len(source.keys)
 
 
@@ -167,6 +166,16 @@ def recorded_settings(run: FinishedRun, backbone: str | None, device: str) -> Em
         views=0,
         device=device,
     )
+
+
+def load_recorded(run: FinishedRun, settings: EmbedConfig) -> Backbone:
+    """The encoder of the run, at the image size of the run; UserError where the weights here are others."""
+    encoder = load_backbone(settings)
+    crop = run.model.fingerprint["preprocessing"].get("crop")
+    if crop and tuple(crop) != encoder.preprocessing.crop:
+        encoder = load_backbone(settings.model_copy(update={"image_size": crop[0]}))
+    check_backbone(run, encoder)
+    return encoder
 
 
 def check_backbone(run: FinishedRun, encoder: Backbone) -> None:

@@ -28,6 +28,8 @@ class FinishedRun:
     def __init__(self, folder: Path, cache: Path | None = None) -> None:
         self.folder, self._cache = folder, cache
         self.files = RunFolder(folder)
+        if (folder / "trials.json").exists():
+            raise UserError(f"{folder} holds several trials; give the folder of one of them, see {folder}/trials.json")
         if not self.files.finished:
             raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
 

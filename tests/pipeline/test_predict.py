@@ -13,6 +13,8 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from typer.testing import CliRunner
 
 from cli import app
+from pipeline.config import EmbedConfig
+from pipeline.embed import embed
 from pipeline.errors import UserError
 from pipeline.novelty import NOVELTY, Novelty
 from pipeline.predict import predict
@@ -107,3 +109,14 @@ def test_the_command_prints_csv_and_nothing_else(photo_run: PhotoRun) -> None:
     assert lines[0] == '"key","cluster","name","confidence","similarity","novel","error"'
     assert len(lines) == 46
     assert "45 images" in result.stderr
+
+
+def test_a_run_at_another_image_size_predicts_at_that_size(photo_run: PhotoRun, tmp_path: Path) -> None:
+    settings = EmbedConfig(backbone=str(photo_run.weights), image_size=42, views=0, workers=0, device="cpu")
+    cache = embed(str(photo_run.photos), tmp_path / "cache", settings)
+    assert cache is not None
+    train_heads(cache, short(), tmp_path / "run")
+    predict(tmp_path / "run", str(photo_run.photos), tmp_path / "p.parquet", backbone=str(photo_run.weights))
+    found = pd.read_parquet(tmp_path / "p.parquet").dropna(subset=["cluster"])
+    expected = pd.read_parquet(tmp_path / "run/assignments.parquet")
+    assert found["cluster"].astype(int).tolist() == expected["cluster"].tolist()
