@@ -6,7 +6,8 @@ Every round times, one after the other in one process and with the same threads:
 - embed, V = 0 and V = 2: a folder of JPEG files to a finished cache (loading the model is left out on all sides)
 - loop: AutoImageProcessor + AutoModel + DataLoader, as model cards show it
 
-Shares are of one round, so that other work on the machine hits both sides; the median over rounds is printed. CPU
+Every arm makes the same number of forward passes: a third of the images with two views each. Shares are of one round,
+so that other work on the machine hits both sides; the median over rounds is printed. CPU
 seconds, children included, are printed beside wall seconds: they hardly depend on what else the machine is doing.
 
     python benchmarks/embed.py PHOTOS --images 64 --rounds 3 [--model FOLDER] [--precision bf16]
@@ -117,9 +118,9 @@ def rounds(arms: dict[str, Callable[[], None]], count: int) -> Iterator[dict[str
         yield {name: timed(arms[name]) for name in names}
 
 
-def share(found: list[dict[str, tuple[float, float]]], arm: str, passes: int, other: str, clock: int) -> list[float]:
-    """Speed of `arm` per forward pass of an image, relative to `other`, round by round."""
-    return [one[other][clock] / (one[arm][clock] / passes) for one in found]
+def share(found: list[dict[str, tuple[float, float]]], arm: str, other: str, clock: int) -> list[float]:
+    """Speed of `arm` relative to `other`, round by round."""
+    return [one[other][clock] / one[arm][clock] for one in found]
 
 
 def describe(values: list[float]) -> str:
@@ -171,7 +172,8 @@ def run(options: argparse.Namespace, model: str) -> None:
     arms: dict[str, Callable[[], None]] = {"bare": lambda: bare(backbone, count, size)}
     for views in VIEWS:
         settings = config.model_copy(update={"views": views})
-        arms[f"embed V={views}"] = lambda settings=settings: embed_folder(backbone, images, settings)
+        part = FirstImages(options.photos, count // (1 + views))
+        arms[f"embed V={views}"] = lambda settings=settings, part=part: embed_folder(backbone, part, settings)
     if model != "efficientnet-lite0":
         loop = PlainLoop(model, config, backbone.device, size, options.workers or 1)
         arms["loop"] = lambda: loop(images)
@@ -206,10 +208,10 @@ def report(
     }
     for clock, name in enumerate(("wall", "CPU")):
         for views in VIEWS:
-            shares = share(found, f"embed V={views}", 1 + views, "bare", clock)
+            shares = share(found, f"embed V={views}", "bare", clock)
             result[f"embed V={views} as a share of bare, {name}"] = describe(shares)
         if "loop" in found[0]:
-            result[f"embed V=0 : plain loop, {name}"] = describe(share(found, "embed V=0", 1, "loop", clock))
+            result[f"embed V=0 : plain loop, {name}"] = describe(share(found, "embed V=0", "loop", clock))
     for name, value in result.items():
         print(f"{name}: {value}")
     if options.out:
