@@ -12,7 +12,7 @@ from torch import Tensor
 from cache import EmbeddingCache
 from pipeline.config import Config, PairConfig
 from pipeline.errors import UserError
-from pipeline.mine import mine_neighbors
+from pipeline.mine import check_count, mine_neighbors
 from pipeline.scaling import Scaling
 
 
@@ -91,6 +91,8 @@ def check_settings(cache: EmbeddingCache, config: Config, n: int) -> None:
             f"heads.clusters = {config.heads.clusters} is more than the {n} images to train on; "
             f"ask for at most {n} clusters"
         )
+    if "neighbors" in config.pairs.source:
+        check_count(config.neighbors.k, n)
     if "views" in config.pairs.source and not cache.views:
         raise UserError(
             f"pairs.source = {config.pairs.source} needs augmented views, and {cache.folder} has none; "

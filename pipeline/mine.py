@@ -34,6 +34,15 @@ def import_faiss() -> Any:
         ) from None
 
 
+def check_count(k: int, rows: int) -> None:
+    """Raise a UserError where `rows` images cannot have k neighbors each."""
+    if k >= rows:
+        raise UserError(
+            f"neighbors.k = {k} needs more than {k} images, but {rows} can be trained on; "
+            f"set --set neighbors.k={max(1, min(50, rows // 10))} or add images"
+        )
+
+
 def mine_neighbors(
     cache: EmbeddingCache, rows: Int64[np.ndarray, " n"], k: int, scale: Kind = "l2", fallback: Path | None = None
 ) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
@@ -54,11 +63,7 @@ def mine_neighbors(
     UserError
         k is not smaller than the number of rows, or faiss is missing.
     """
-    if k >= len(rows):
-        raise UserError(
-            f"neighbors.k = {k} needs more than {k} images, but {len(rows)} can be trained on; "
-            f"set --set neighbors.k={max(1, min(50, len(rows) // 10))} or add images"
-        )
+    check_count(k, len(rows))
     key = _graph_key(cache.digest, rows, k, scale)
     folders = [cache.folder / "neighbors", *([fallback] if fallback else [])]
     for folder in folders:

@@ -17,7 +17,7 @@ from cache import EmbeddingCache
 from cache.files import os_errors, write_atomic
 from pipeline.config import Config
 from pipeline.consensus import match
-from pipeline.data import load_training_set, pick_device, training_rows
+from pipeline.data import check_settings, load_training_set, pick_device, training_rows
 from pipeline.errors import UserError
 from pipeline.folder import RunFolder, describe_environment, read_json, write_json
 from pipeline.loop import TrainingLoop
@@ -54,6 +54,8 @@ def train_pass(
     """
     began = time.perf_counter()
     device = pick_device(configs[0].train.device)
+    for config in configs:  # before a folder is begun: a mistake must not stand in the way of the corrected command
+        check_settings(cache, config, len(training_rows(cache, config.train.split)))
     environment = describe_environment(cache, device)
     for config, run in zip(configs, runs, strict=True):
         run.start(config, environment, overwrite)
