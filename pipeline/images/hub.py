@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.images.decode import decode_image
-from pipeline.images.listing import digest, value_labels
+from pipeline.images.listing import digest, file_size, value_labels
 from pipeline.images.source import UnreadableImage
 
 
@@ -138,8 +138,14 @@ def _values(part: Any, label: str | None) -> list[Any]:
 
 
 def _sizes(part: Any, column: str) -> list[int]:
-    """Bytes of every image, from the offsets of the Arrow table: no image is read."""
+    """Bytes of every image, from the offsets of the Arrow table or the size of its file: no image is read."""
     sizes: list[int] = []
     for chunk in part.with_format("arrow").iter(batch_size=10_000):
-        sizes += pc.fill_null(pc.binary_length(pc.struct_field(chunk.column(column), "bytes")), 0).to_pylist()
+        images = chunk.column(column)
+        lengths = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
+        paths = pc.struct_field(images, "path").to_pylist()
+        sizes += [
+            file_size(Path(path or "")) if length is None else length
+            for length, path in zip(lengths, paths, strict=True)
+        ]
     return sizes

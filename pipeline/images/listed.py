@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.images.folder import read_file
-from pipeline.images.listing import digest, refuse_twins, value_labels, value_splits
+from pipeline.images.listing import digest, file_size, refuse_twins, value_labels, value_splits
 
 PATHS = ("path", "file", "file_name", "filename", "image", "key")
 
@@ -35,7 +35,7 @@ class ListedImages:
         refuse_twins(self.keys, path)
         self.labels, self.classes = value_labels([int(label) if label.isdecimal() else label for _, label, _ in rows])
         self.splits = value_splits([split for _, _, split in rows])
-        self.digest = digest(self.keys, (_size(self.root / key) for key in self.keys))
+        self.digest = digest(self.keys, (file_size(self.root / key) for key in self.keys))
 
     def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
         return read_file(self.root / self.keys[row], self.max_pixels)
@@ -61,10 +61,3 @@ def _csv(path: Path, text: str) -> list[tuple[str, str, str]]:
     if column is None:
         raise UserError(f"{path} has no column of paths (looked for {', '.join(PATHS)}); name one in its first line")
     return [(row[column], row.get("label") or "", row.get("split") or "") for row in table if row[column]]
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0

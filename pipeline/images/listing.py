@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -28,6 +29,14 @@ def digest(keys: list[str], sizes: Iterable[int]) -> str:
     for key, size in zip(keys, sizes, strict=True):
         state.update(f"{key}\0{size}\n".encode())
     return state.hexdigest()
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file for `digest`; 0 where there is none, whose row is unreadable."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 def path_splits(paths: list[list[str]]) -> dict[str, tuple[int, int]]:

@@ -285,6 +285,15 @@ def test_a_folder_of_data_files_loaded_or_streamed(tmp_path, folder, scheme, mon
     assert torch.equal(source.read(3), source.read(3))
 
 
+def test_a_data_set_of_files_has_a_digest_of_their_sizes(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    source = open_(f"hf:{folder}")
+    assert source.classes == ("cat", "dog")
+    assert_reads(source)
+    (folder / NAMES[2]).write_bytes(PICTURES[NAMES[2]] + b"longer")
+    assert open_(f"hf:{folder}").digest != source.digest
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"), [("text", "no column of images, only text"), ("missing", "does not exist")]
 )
