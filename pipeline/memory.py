@@ -81,22 +81,23 @@ def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, de
 
 
 def _advice(configs: Sequence[Config], footprint: Footprint, free: int) -> str:
-    first = configs[0]
-    sizes = asdict(footprint)
-    share = max(
-        0.0, (free - footprint.total) / max(sizes.values()) + 1
-    )  # what the largest part would have to shrink to
+    first, sizes = configs[0], asdict(footprint)
+    share = max(0.0, 1 - (footprint.total - free) / max(sizes.values()))  # that the largest part may keep
+
+    def less(count: int) -> int:
+        return max(1, int(count * share))
+
     match max(sizes, key=lambda name: sizes[name]):
         case "embeddings" if "views" in first.pairs.source:
             return "train without views (--set pairs.source=neighbors) or on fewer images"
         case "embeddings":
             return f"train on a split of at most {share:.0%} of these images (--set train.split=NAME)"
         case "activations":
-            return f"lower train.batch_size from {first.train.batch_size} to {max(1, int(first.train.batch_size * share))} or less"
+            return f"lower train.batch_size from {first.train.batch_size} to {less(first.train.batch_size)} or less"
         case _ if len(configs) > 1:
-            return f"train {max(1, int(len(configs) * share))} trials at a time instead of {len(configs)}"
+            return f"train {less(len(configs))} trials at a time instead of {len(configs)}"
         case _:
-            return f"lower heads.count from {first.heads.count} to {max(1, int(first.heads.count * share))} or less"
+            return f"lower heads.count from {first.heads.count} to {less(first.heads.count)} or less"
 
 
 def free_memory(device: torch.device) -> int:

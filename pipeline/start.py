@@ -21,11 +21,13 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from cache import CacheError, EmbeddingCache
+from pipeline import objectives
 from pipeline.config import StartConfig
 from pipeline.consensus import mean_agreement, vote
 from pipeline.layout import fuzzy_graph, layout, principal_start
 from pipeline.mine import mine_neighbors
 from pipeline.model import load_tensors, save_tensors
+from pipeline.optimizer import StackedAdamW
 from pipeline.partition import evenness, free_sizes, k_means
 from pipeline.progress import Progress
 from pipeline.scaling import Kind, Scaling
@@ -141,28 +143,26 @@ def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -
 
     Every head weighs the rows by exponential draws of its own (Bayesian bootstrap), so heads of a trial differ.
     """
-    x = trainer.data.originals
-    heads = trainer.student.clone()
-    target = _targets(starts, heads.outputs.shape[1]).to(x.device)
+    x, clusters = trainer.data.originals, trainer.student.outputs.shape[1]
+    target = _targets(starts, clusters).to(x.device)
     generator = torch.Generator().manual_seed(config.seed)
     importance = torch.empty(trainer.heads_per_trial, len(x)).exponential_(generator=generator)
     importance = importance.repeat(trainer.trials, 1).to(x.device)
-    weights = [weight.requires_grad_() for weight in heads.weights.values()]
-    optimizer = torch.optim.Adam(weights, config.lr)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / config.steps)
+    optimizer = StackedAdamW(trainer.student.weights, [0.0] * len(trainer.blocks))
     with Progress("warm start", total=config.steps, unit="step") as progress:
-        for _ in range(config.steps):
+        for step in range(config.steps):
             rows = torch.randint(len(x), (min(config.batch_size, len(x)),), generator=generator).to(x.device)
-            logits = heads.logits(x[rows], training=True)
-            probability = (logits.detach() / trainer.student_temperature[:, None, None]).softmax(-1)
-            wanted = target[:, rows].repeat_interleave(trainer.heads_per_trial, dim=0)
-            gradient = (probability - wanted) * (importance[:, rows] / len(rows))[..., None]
-            optimizer.zero_grad()
-            torch.autograd.backward(logits, gradient)
-            optimizer.step()
-            schedule.step()
+            batch, rate = x[rows], config.lr * (1 - step / config.steps)
+            for number, block in enumerate(trainer.blocks):
+                logits = block.student.logits(batch, training=True)
+                probability = logits.detach() / trainer.student_temperature[block.heads, None, None]
+                objectives.softmax_(probability)
+                wanted = target[[trial for trial, _ in block.trials]][:, rows]
+                wanted = wanted.repeat_interleave(len(probability) // len(wanted), dim=0)
+                gradient = (probability - wanted) * (importance[block.heads][:, rows] / len(rows))[..., None]
+                optimizer.step(number, block.student.gradients(batch, logits, gradient), rate)
             progress.advance()
-    trainer.begin_at(heads.clone(), [start.free for start in starts])
+    trainer.begin_at_students([start.free for start in starts])
 
 
 def _targets(starts: list[Start], width: int) -> Float32[Tensor, "T N width"]:

@@ -249,17 +249,17 @@ class HeadTrainer:
                 group += 1
 
     @torch.no_grad()
-    def begin_at(self, heads: Heads, free: Sequence[bool]) -> None:
-        """Start students, teachers and marginals at trained `heads`.
+    def begin_at_students(self, free: Sequence[bool]) -> None:
+        """Start teachers and marginals at what the students are.
 
         Where a trial's sizes are `free` and its marginal_power is not set, the objective stops balancing: rho = 0.
         """
-        for role in (self.student, self.teacher):
-            for name, tensor in role.tensors().items():
-                tensor.copy_(heads.tensors()[name])
-        blocks = torch.split(self.data.originals, MARGINAL_ROWS)
-        mass = torch.stack([heads.probabilities(block, self.teacher_temperature).sum(1) for block in blocks])
-        self.marginal.copy_(mass.sum(0) / len(self.data.originals))
+        self.teacher.copy_(self.student)
+        rows = torch.split(self.data.originals, MARGINAL_ROWS)
+        for block in self.blocks:
+            temperature = self.teacher_temperature[block.heads]
+            mass = torch.stack([block.teacher.probabilities(x, temperature).sum(1) for x in rows]).sum(0)
+            self.marginal[block.heads] = mass / len(self.data.originals)
         unbalanced = torch.tensor(free, device=self.device).repeat_interleave(self.heads_per_trial)
         self.marginal_power.masked_fill_(unbalanced & self.power_is_free, 0.0)
 

@@ -78,10 +78,12 @@ def test_trials_that_are_none(tmp_path: Path, text: str | None, grid: list[str],
         plan_trials(file if text else None, grid, None, BASE)
 
 
-@pytest.mark.parametrize("kind", ["linear", "published", "mlp-bn"])
-def test_a_trial_equals_itself_alone_to_the_bit(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "start"), [("linear", "random"), ("published", "random"), ("mlp-bn", "random"), ("linear", "layouts")]
+)
+def test_a_trial_equals_itself_alone_to_the_bit(tmp_path: Path, kind: str, start: str) -> None:
     cache = write_cache(tmp_path / "cache", mixture()[0])
-    fixed = [f"heads.kind={kind}", "heads.hidden=16", "heads.bottleneck=8"]
+    fixed = [f"heads.kind={kind}", f"start.kind={start}", "start.steps=50", "heads.hidden=16", "heads.bottleneck=8"]
     grid = ["objective.beta=0.6,0.8", "optimizer.lr=1e-3,1e-2", "optimizer.clip=0.01", "train.seed=3"]
     configs = plan_trials(None, grid, None, [*BASE, *fixed])
     train_trials(cache, configs, tmp_path / "together")
