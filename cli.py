@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.table import Table
 from pipeline.commands import START, report, results
 from pipeline.console import user_errors
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.count import ClusterCount
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,7 +74,10 @@ def _failures(cache: Any) -> str:
 def train_heads(
     cache: Annotated[Path, typer.Argument(help="folder written by `temi embed`")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder; an interrupted run there is resumed")],
-    clusters: Annotated[int | None, typer.Option(help="number of clusters; short for --set heads.clusters=C")] = None,
+    clusters: Annotated[
+        str | None,
+        typer.Option(metavar="C|auto[:LOW-HIGH]", help="number of clusters; auto: estimated without labels"),
+    ] = None,
     trials: Annotated[Path | None, typer.Option(help="TOML file of [[trial]] tables or a [grid]: many at once")] = None,
     grid: Annotated[
         list[str] | None, typer.Option(metavar="SECTION.KEY=V,V", help="a trial for each value; may be repeated")
@@ -84,18 +90,46 @@ def train_heads(
     with user_errors():
         from cache import EmbeddingCache
         from pipeline.config import load_config
-        from pipeline.folder import read_json
+        from pipeline.folder import read_json, write_json
         from pipeline.run import train_heads
 
-        overrides = [*(set_ or ()), *([f"heads.clusters={clusters}"] if clusters is not None else [])]
+        overrides, count = list(set_ or ()), None
+        if clusters is not None:
+            number, count = _count_clusters(clusters, cache, out, config, overrides)
+            overrides.append(f"heads.clusters={number}")
         if trials or grid:
             _train_trials(cache, out, trials, grid or [], config, overrides, overwrite)
+        else:
+            train_heads(EmbeddingCache.open(cache), load_config(config, overrides), out, overwrite=overwrite)
+        if count is not None:
+            write_json(out / "clusters.json", count.summary())
+        if trials or grid:
             return
-        settings = load_config(config, overrides)
-        train_heads(EmbeddingCache.open(cache), settings, out, overwrite=overwrite)
         summary = read_json(out / "training.json")
         _print_training(summary)
         print(f"assignments: {out / 'assignments.csv'}\nnext: temi evaluate {out}")
+
+
+def _count_clusters(
+    text: str, cache: Path, out: Path, config: Path | None, overrides: list[str]
+) -> tuple[int, "ClusterCount | None"]:
+    """The number that `--clusters` names, or the estimate it asks for, printed with its curve."""
+    from cache import EmbeddingCache
+    from pipeline.config import load_config
+    from pipeline.count import estimate_clusters, parse_clusters
+    from pipeline.data import training_rows
+    from pipeline.device import pick_device
+
+    asked = parse_clusters(text)
+    if isinstance(asked, int):
+        return asked, None
+    settings, opened = load_config(config, overrides), EmbeddingCache.open(cache)
+    rows, device = training_rows(opened, settings.train.split), pick_device(settings.train.device)
+    count = estimate_clusters(opened, rows, settings.start, device, out / "neighbors", *asked)
+    curve = [{"method": str(score.clusters), "kind": "clustering", **vars(score)} for score in count.curve]
+    _print_table("numbers of clusters, by scores that need no label", curve)
+    print(f"{count.clusters} clusters: {count.reason}")
+    return count.clusters, count
 
 
 def _train_trials(
@@ -196,6 +230,8 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "effective_clusters": ("exp(H)", lambda value: f"{value:.1f}"),
     "smallest_cluster": ("min size", str),
     "largest_cluster": ("max size", str),
+    "silhouette": ("silhouette", lambda value: _figure(value)),
+    "modularity": ("modularity", lambda value: _figure(value)),
     "seconds": ("seconds", lambda value: f"{value:.1f}"),
 }
 
