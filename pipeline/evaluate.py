@@ -188,7 +188,8 @@ def open_training_cache(run: RunFolder, other: EmbeddingCache | None) -> Embeddi
     cache = EmbeddingCache.open(Path(there["folder"]))
     if cache.digest != there["digest"]:
         raise UserError(
-            f"{there['folder']} has changed since {run.folder} was trained; give the original cache as second argument"
+            f"{there['folder']} has changed since {run.folder} was trained; give the original cache, by --cache or as "
+            "second argument of `temi evaluate`"
         )
     return cache
 
