@@ -191,24 +191,24 @@ def _published(heads: Heads, x: Tensor, training: bool, keep: Tensor | None) -> 
 
 def _mlp_bn(heads: Heads, x: Tensor, training: bool, keep: Tensor | None) -> Tensor:
     w, b = heads.weights, heads.buffers
-    hidden = _shared_linear(x, w["first.weight"], w["first.bias"])
-    mean, var = b["norm.mean"], b["norm.var"]
+    count, width, _ = w["first.weight"].shape
+    hidden = F.linear(x, w["first.weight"].flatten(0, 1), w["first.bias"].flatten())
+    mean, var = b["norm.mean"].flatten().clone(), b["norm.var"].flatten().clone()
+    gain, shift = w["norm.gain"].flatten(), w["norm.bias"].flatten()
+    hidden = F.batch_norm(hidden, mean, var, gain, shift, training, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS)
     if training:
-        mean, var = hidden.mean(1), hidden.var(1, correction=0)
-        _update_running(b, mean, var, rows=len(x))
-    hidden = (hidden - mean[:, None]) * (var[:, None] + BATCH_NORM_EPS).rsqrt()
-    hidden = F.gelu(hidden * w["norm.gain"][:, None] + w["norm.bias"][:, None])
+        _update_running(b, mean.view(count, width), var.view(count, width))
+    hidden = F.gelu(hidden).view(-1, count, width).transpose(0, 1)
     if keep is not None:
-        hidden = (hidden.view(-1, *keep.shape) * keep).flatten(0, 1)
+        hidden = (hidden.unflatten(0, (-1, len(keep))) * keep).flatten(0, 1)
     return torch.baddbmm(w["last.bias"][:, None], hidden, w["last.weight"].mT)
 
 
-def _update_running(buffers: dict[str, Tensor], mean: Tensor, var: Tensor, rows: int) -> None:
-    with torch.no_grad():
-        finite = (mean.isfinite() & var.isfinite()).all(-1, keepdim=True)  # a bad batch must not stay in the statistics
-        unbiased = var * (rows / max(rows - 1, 1))
-        buffers["norm.mean"].lerp_(torch.where(finite, mean, buffers["norm.mean"]), BATCH_NORM_MOMENTUM)
-        buffers["norm.var"].lerp_(torch.where(finite, unbiased, buffers["norm.var"]), BATCH_NORM_MOMENTUM)
+@torch.no_grad()
+def _update_running(buffers: dict[str, Tensor], mean: Tensor, var: Tensor) -> None:
+    finite = (mean.isfinite() & var.isfinite()).all(-1, keepdim=True)  # a bad batch must not stay in the statistics
+    for name, value in (("norm.mean", mean), ("norm.var", var)):
+        buffers[name].copy_(torch.where(finite, value, buffers[name]))
 
 
 _FORWARD = {"linear": _linear, "published": _published, "mlp-bn": _mlp_bn}
