@@ -19,7 +19,7 @@ from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from pipeline.data import pick_device
+from pipeline.device import pick_device
 from pipeline.errors import UserError
 from pipeline.layout import fuzzy_graph
 from pipeline.mine import exact_neighbors, nearest

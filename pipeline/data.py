@@ -16,18 +16,6 @@ from pipeline.mine import check_count, mine_neighbors
 from pipeline.scaling import Scaling
 
 
-def pick_device(name: str) -> torch.device:
-    """`name` as a device; auto is the first GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise UserError(f"device {name!r} is not available on this machine; use auto, cpu or cuda:N") from None
-    return device
-
-
 def training_rows(cache: EmbeddingCache, split: str = "") -> Int64[np.ndarray, " n"]:
     """Rows that stage two may train on: readable, and of `split` (empty: of ``train`` if there is one, else all)."""
     if split and split not in cache.splits:

@@ -17,7 +17,8 @@ from cache import EmbeddingCache
 from cache.files import os_errors, write_atomic
 from pipeline.config import Config
 from pipeline.consensus import match
-from pipeline.data import check_settings, load_training_set, pick_device, training_rows
+from pipeline.data import check_settings, load_training_set, training_rows
+from pipeline.device import pick_device
 from pipeline.errors import UserError
 from pipeline.folder import RunFolder, describe_environment, read_json, write_json
 from pipeline.loop import TrainingLoop
