@@ -70,7 +70,7 @@
       make("ul", { className: "grid" }, ...members.map((i) => make("li", {}, picture(i, `${images.key[i]}, confidence ${percent(images.confidence[i])}`)))),
     ];
     const near = cluster.near.map((other) => make("button", { type: "button", className: "link", textContent: clusters[other].name, onclick: () => goTo(other) }));
-    const classes = cluster.classes.map(([name, share]) => `${name} ${percent(share)}`).join(", ");
+    const classes = cluster.classes.map(([name, share]) => `${name} (${percent(share)})`).join(", ");
     const facts = `${count(cluster.size)} images (${percent(cluster.size / overview.images, 1)}), mean confidence ${percent(cluster.confidence)}`;
     const element = make("li", { id: `cluster-${cluster.id}`, tabIndex: -1 },
       make("div", { className: "head" }, make("h3", { textContent: cluster.name }), make("span", { className: "number", textContent: cluster.name === `cluster ${cluster.id}` ? "" : `cluster ${cluster.id}` })),
