@@ -200,7 +200,7 @@ def _mlp_bn(heads: Heads, x: Tensor, training: bool, keep: Tensor | None) -> Ten
         _update_running(b, mean.view(count, width), var.view(count, width))
     hidden = F.gelu(hidden).view(-1, count, width).transpose(0, 1)
     if keep is not None:
-        hidden = (hidden.unflatten(0, (-1, len(keep))) * keep).flatten(0, 1)
+        hidden = (hidden.reshape(-1, *keep.shape) * keep).flatten(0, 1)
     return torch.baddbmm(w["last.bias"][:, None], hidden, w["last.weight"].mT)
 
 
