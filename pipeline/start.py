@@ -34,7 +34,7 @@ from pipeline.scaling import Kind, Scaling
 from pipeline.train import HeadTrainer
 
 SPACES: tuple[Kind, ...] = ("center", "root", "whiten25", "whiten50")
-NEIGHBORS = (10, 15)  # of the layouts of one space: they differ in graph, start and noise
+NEIGHBORS = (10, 15, 15, 20)  # of the layouts of one space: they differ in graph, start and noise
 FEWEST_NEIGHBORS = 5
 EPOCHS = 100
 SMALL = 3000  # rows up to which a layout gets twice the epochs
@@ -89,7 +89,7 @@ def sizes_are_free(evenness: float, steadier: float) -> bool:
     ACC on the imbalanced ones on average, and left some of those even. Where classes are known to differ much in size,
     ``start.sizes = "free"`` says so.
     """
-    return evenness < 0.71 or (evenness < 0.80 and steadier > 0.015)
+    return evenness < 0.71 or (evenness < 0.77 and steadier > 0.015)
 
 
 def graph_layouts(
