@@ -13,8 +13,9 @@ demo: $(VENV)/installed
 	$(BIN)/temi train-heads $(DEMO)/cache --out $(DEMO)/run --config configs/demo.toml
 	$(BIN)/temi evaluate $(DEMO)/run
 
+# One thread: the tests' matrices are tiny, and threads that wait for each other cost more than they bring.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
