@@ -36,7 +36,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="destroy what --out
 
 @app.command()
 def embed(
-    source: Annotated[str, typer.Argument(help="folder of images, `digits`, or a torchvision data set: cifar10, ...")],
+    source: Annotated[str, typer.Argument(help="folder, tar, Parquet or list of images, digits, cifar10, hf:ID")],
     out: Annotated[Path, typer.Option("--out", metavar="CACHE", help="folder of the cache; resumed if it is there")],
     root: Annotated[Path | None, typer.Option(help="where torchvision data sets are, or are downloaded to")] = None,
     shard: Annotated[str, typer.Option(metavar="I/N", help="only every N-th shard, from the I-th (0-based)")] = "0/1",
