@@ -50,6 +50,15 @@ def _reason(error: OSError) -> str:
     return advice.get(error.errno or 0, f"{error.strerror or error}; check the disk and the path")
 
 
+def file_digest(path: Path) -> str:
+    """xxh3_128 of all bytes of a file, read in blocks."""
+    digest = xxhash.xxh3_128()
+    with os_errors(path, "read"), open(path, "rb") as file:
+        while block := file.read(1 << 21):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def write_atomic(path: Path, data: bytes | memoryview) -> None:
     """Write `data` to `path` so that the file is there whole or not at all, also after a crash or a power cut.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from cache.files import os_errors
+from cache.files import file_digest, os_errors
 from cache.fingerprint import Fingerprint
 from cache.layout import CacheError, Half, Progress, Shard, plan_shards, silent
 from cache.manifest import Manifest
@@ -67,7 +67,7 @@ def _manifest(source: Source, backbone: str, shard_rows: int) -> Manifest:
     views = source.views.shape[1] if source.views is not None else 0
     fingerprint = Fingerprint(
         backbone=backbone or "imported",
-        revision=_file_digest(source.path),
+        revision=file_digest(source.path),
         preprocessing={},
         pooling="imported",
         precision=source.precision,
@@ -78,14 +78,6 @@ def _manifest(source: Source, backbone: str, shard_rows: int) -> Manifest:
     )
     rows, dim = source.embedding.shape
     return Manifest(fingerprint, rows, dim, plan_shards(rows, shard_rows), splits={}, classes=source.classes)
-
-
-def _file_digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with os_errors(path, "read"), open(path, "rb") as file:
-        while block := file.read(1 << 21):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_lengths(source: Source, manifest: Manifest) -> None:

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
-from cache.files import LOCK, os_errors
+from cache.files import LOCK, file_digest
 from cache.layout import FAILURES, NEIGHBORS, CacheError, Progress, Shard, silent
 from cache.manifest import Manifest
 from cache.neighbors import load_neighbors
@@ -57,17 +56,9 @@ def _check_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[Failur
         values = file.array(name)
         if values[failed].any():
             raise CacheError(f"{path} holds values of {name} for an image that could not be read; embed again")
-    if _file_digest(path) != sidecar.xxh3_128:
+    if file_digest(path) != sidecar.xxh3_128:
         raise CacheError(f"{path} is damaged: its digest is not that of its sidecar; embed again")
     return sidecar.failures
-
-
-def _file_digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with os_errors(path, "read"), open(path, "rb") as file:
-        while block := file.read(1 << 21):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _stray_files(folder: Path, manifest: Manifest) -> Iterator[str]:
