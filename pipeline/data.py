@@ -57,7 +57,7 @@ def load_training_set(cache: EmbeddingCache, config: Config, device: torch.devic
     rows = training_rows(cache, config.train.split)
     check_settings(cache, config, len(rows))
     with_views = "views" in config.pairs.source
-    embedding = torch.from_numpy(cache.embedding()[rows]).to(device).float()
+    embedding = torch.from_numpy(cache.embedding()[rows]).to(device)
     scaling = Scaling.fit(config.heads.scale, embedding)
     bank = scaling(embedding)
     if with_views:

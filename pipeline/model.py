@@ -53,19 +53,18 @@ class ClusterModel:
         """C."""
         return self.alignment.shape[1]
 
-    def blocks(self, embedding: Float16[Tensor, "n D"] | Float[Tensor, "n D"]) -> list[Tensor]:
-        """(H, rows, C) probabilities of all heads, block by block."""
+    def blocks(self, embedding: Float16[Tensor, "n D"] | Float[Tensor, "n D"]) -> Iterator[Tensor]:
+        """(H, rows, C) probabilities of all heads, block by block: those of a million rows at once would not fit."""
         if embedding.shape[1] != len(self.scaling.shift):
             raise UserError(
                 f"these embeddings are {embedding.shape[1]} wide and the heads were trained on "
                 f"{len(self.scaling.shift)}; embed with the run's backbone, {self.fingerprint.get('backbone')}"
             )
         device = self.scaling.shift.device
-        with torch.no_grad():
-            return [
-                self.heads.probabilities(self.scaling(block.to(device)), self.temperature)
-                for block in torch.split(embedding, BLOCK_ROWS)
-            ]
+        for block in torch.split(embedding, BLOCK_ROWS):
+            with torch.no_grad():
+                probability = self.heads.probabilities(self.scaling(block.to(device)), self.temperature)
+            yield probability
 
     def predict_proba(self, embedding: Float16[Tensor, "n D"] | Float[Tensor, "n D"]) -> Float[Tensor, "n C"]:
         """The consensus: mean probability of the aligned heads."""

@@ -15,18 +15,20 @@ frozen encoder that are much larger than the rest. Dividing a component of varia
 softer than whitening (p = 1), which would blow up the noise of the last components.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float16
+from jaxtyping import Float, Float16, Float64
 from torch import Tensor
 
 Kind = Literal["none", "l2", "standardize", "center", "root", "whiten25", "whiten50"]
 POWER = {"whiten25": 0.25, "whiten50": 0.5}
 COMPONENTS = 128
 FLAT = 1e-7  # of the largest variance: below it a component is rounding
+BLOCK_ROWS = 65_536  # rows that are float32 at a time: a million rows of 768 are 3 GB, and so is every step in between
 
 
 @dataclass(frozen=True)
@@ -49,18 +51,20 @@ class Scaling:
     @classmethod
     def fit(cls, kind: Kind, embedding: Float16[Tensor, "N D"] | Float[Tensor, "N D"]) -> "Scaling":
         """Statistics of the training rows for `kind`."""
-        root = kind in ("root", *POWER)
-        x = signed_root(embedding.float()) if root else embedding.float()
-        zero, one = torch.zeros_like(x[0]), torch.ones_like(x[0])
-        match kind:
-            case "none" | "l2":
-                return cls(root, zero, one, kind == "l2")
-            case "standardize":
-                return cls(root, x.mean(0), 1 / x.std(0).clamp_min(1e-6), False)
-            case "center" | "root":
-                return cls(root, x.mean(0), one, True)
-            case _:
-                return cls(root, x.mean(0), _soft_whitening(x - x.mean(0), POWER[kind]), True)
+        root, rows = kind in ("root", *POWER), len(embedding)
+        zero, one = torch.zeros_like(embedding[0]).float(), torch.ones_like(embedding[0]).float()
+        if kind in ("none", "l2"):
+            return cls(root, zero, one, kind == "l2")
+        # Sums of blocks are added in float64: float32 would lose the last of millions of rows.
+        mean = (_total(x.sum(0) for x in _blocks(embedding, root)) / rows).float()
+        if kind in ("center", "root"):
+            return cls(root, mean, one, True)
+        centered = (x - mean for x in _blocks(embedding, root))
+        if kind == "standardize":
+            variance = _total(x.square().sum(0) for x in centered) / max(rows - 1, 1)
+            return cls(root, mean, 1 / variance.sqrt().float().clamp_min(1e-6), False)
+        covariance = _total(x.mT @ x for x in centered) / rows
+        return cls(root, mean, _soft_whitening(covariance, POWER[kind]), True)
 
     @property
     def width(self) -> int:
@@ -69,10 +73,25 @@ class Scaling:
 
     def __call__(self, embedding: Tensor) -> Tensor:
         """Scaled float32 rows, (..., D) -> (..., D')."""
-        x = signed_root(embedding.float()) if self.root else embedding.float()
-        x = x - self.shift
-        x = x * self.weight if self.weight.ndim == 1 else x @ self.weight
-        return F.normalize(x, dim=-1) if self.unit else x
+        scaled = embedding.new_empty(*embedding.shape[:-1], self.width, dtype=torch.float32)
+        parts = zip(_blocks(embedding, self.root), torch.split(scaled, BLOCK_ROWS), strict=True)
+        for x, out in parts:
+            x = x - self.shift
+            x = x * self.weight if self.weight.ndim == 1 else x @ self.weight
+            out.copy_(F.normalize(x, dim=-1) if self.unit else x)
+        return scaled
+
+
+def _blocks(embedding: Tensor, root: bool) -> Iterator[Tensor]:
+    """float32 rows of `embedding`, or their signed roots, BLOCK_ROWS at a time."""
+    for block in torch.split(embedding, BLOCK_ROWS):
+        yield signed_root(block.float()) if root else block.float()
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    total = 0.0 + sum(part.double() for part in parts)
+    assert isinstance(total, Tensor)
+    return total
 
 
 def signed_root(x: Tensor) -> Tensor:
@@ -80,14 +99,15 @@ def signed_root(x: Tensor) -> Tensor:
     return x.sign() * x.abs().sqrt()
 
 
-def _soft_whitening(centered: Float[Tensor, "N D"], power: float) -> Float[Tensor, "D P"]:
-    """The leading eigenvectors of the covariance, each divided by its eigenvalue^(power / 2)."""
-    # In float64: components of small variance are differences of large numbers.
-    covariance = (centered.mT @ centered).double() / len(centered)
+def _soft_whitening(covariance: Float64[Tensor, "D D"], power: float) -> Float[Tensor, "D P"]:
+    """The leading eigenvectors, each divided by its eigenvalue^(power / 2).
+
+    In float64: components of small variance are differences of large numbers.
+    """
     value, vector = torch.linalg.eigh(covariance)
     value, vector = value.flip(0)[:COMPONENTS], vector.flip(1)[:, :COMPONENTS]
     kept = value > FLAT * value[0]
     if not kept.any():  # all rows are equal
-        return torch.zeros(len(covariance), 1, device=centered.device)
+        return torch.zeros(len(covariance), 1, device=covariance.device)
     projection: Tensor = vector[:, kept] * value[kept] ** (-power / 2)
     return projection.float()

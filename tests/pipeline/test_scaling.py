@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline import scaling as module
 from pipeline.scaling import POWER, Scaling
 
 N, D = 200, 12
@@ -28,8 +29,12 @@ def reference(kind: str, x: np.ndarray) -> np.ndarray:
     return {"none": x, "l2": unit(x), "standardize": centered / x.std(0, ddof=1)}.get(kind, unit(centered))
 
 
+@pytest.mark.parametrize("block", [7, 65_536])
 @pytest.mark.parametrize("kind", ["none", "l2", "standardize", "center", "root", "whiten25", "whiten50"])
-def test_scaling_equals_its_reference(kind: str) -> None:
+def test_scaling_equals_its_reference_in_blocks_of_any_size(
+    kind: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK_ROWS", block)
     scaled = Scaling.fit(kind, rows())(rows()).numpy()
     expected = reference(kind, rows().double().numpy())
     if kind in POWER:  # an eigenvector's sign is free: compare what is not
