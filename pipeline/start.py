@@ -38,6 +38,9 @@ NEIGHBORS = (10, 15, 15, 20)  # of the layouts of one space: they differ in grap
 FEWEST_NEIGHBORS = 5
 EPOCHS = 100
 SMALL = 3000  # rows up to which a layout gets twice the epochs
+# Of more rows than this a random sample is laid out and votes; the heads that learn the votes know the rest. Sixteen
+# layouts of a million rows would take a day, and neighbors of so many rows are still searched exactly.
+LARGEST = 100_000
 
 Rows = Int64[np.ndarray, " N"]
 
@@ -48,13 +51,15 @@ class Start:
 
     Attributes
     ----------
-    votes : (N, C) share of the cuts that put each row into each cluster
+    rows : (M,) positions of the training rows that were laid out: all, or a sample of LARGEST
+    votes : (M, C) share of the cuts that put each of them into each cluster
     free : whether cluster sizes were left free
     evenness : mean exp(entropy) / C of the free cuts; 1 for equal sizes
     steadier : mean agreement among the free cuts minus that among the even ones
     """
 
-    votes: Float32[np.ndarray, "N C"]
+    rows: Int64[np.ndarray, " M"]
+    votes: Float32[np.ndarray, "M C"]
     free: bool
     evenness: float
     steadier: float
@@ -79,7 +84,14 @@ def find_start(
     level = float(np.mean([evenness(label, clusters) for label in free]))
     steadier = mean_agreement(free) - mean_agreement(even)
     chosen = sizes_are_free(level, steadier) if config.sizes == "auto" else config.sizes == "free"
-    return Start(vote(free if chosen else even, clusters), chosen, level, steadier)
+    return Start(sample(len(rows)), vote(free if chosen else even, clusters), chosen, level, steadier)
+
+
+def sample(count: int) -> Rows:
+    """Positions, in order, of the rows to lay out of `count`: all of them up to LARGEST."""
+    if count <= LARGEST:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, LARGEST, replace=False))
 
 
 def sizes_are_free(evenness: float, steadier: float) -> bool:
@@ -93,8 +105,12 @@ def sizes_are_free(evenness: float, steadier: float) -> bool:
 
 def graph_layouts(
     cache: EmbeddingCache, rows: Rows, clusters: int, seed: int, device: torch.device, fallback: Path
-) -> list[tuple[sp.csr_array, Float32[np.ndarray, "N 3"]]]:
-    """A neighbor graph and its layout for every space and number of neighbors; layouts are made once per cache."""
+) -> list[tuple[sp.csr_array, Float32[np.ndarray, "M 3"]]]:
+    """A neighbor graph of the `sample` of rows, and its layout, for every space and number of neighbors.
+
+    Layouts are made once per cache.
+    """
+    rows = rows[sample(len(rows))]
     most = max(FEWEST_NEIGHBORS, len(rows) // (2 * clusters))
     counts = [min(k, most, len(rows) - 1) for k in NEIGHBORS]
     recipe = f"{cache.digest} {SPACES} {counts} {EPOCHS} {seed} {device.type}"
@@ -143,15 +159,16 @@ def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -
     Every head weighs the rows by exponential draws of its own (Bayesian bootstrap), so heads of a trial differ.
     """
     x, clusters = trainer.data.originals, trainer.student.outputs.shape[1]
+    known = torch.from_numpy(starts[0].rows).to(x.device)  # the same for every number of clusters
     target = _targets(starts, clusters).to(x.device)
     generator = torch.Generator().manual_seed(config.seed)
-    importance = torch.empty(trainer.heads_per_trial, len(x)).exponential_(generator=generator)
+    importance = torch.empty(trainer.heads_per_trial, len(known)).exponential_(generator=generator)
     importance = importance.repeat(trainer.trials, 1).to(x.device)
     optimizer = StackedAdamW(trainer.student.weights, [0.0] * len(trainer.blocks))
     with Progress("warm start", total=config.steps, unit="step") as progress:
         for step in range(config.steps):
-            rows = torch.randint(len(x), (min(config.batch_size, len(x)),), generator=generator).to(x.device)
-            batch, rate = x[rows], config.lr * (1 - step / config.steps)
+            rows = torch.randint(len(known), (min(config.batch_size, len(known)),), generator=generator).to(x.device)
+            batch, rate = x[known[rows]], config.lr * (1 - step / config.steps)
             for number, block in enumerate(trainer.blocks):
                 logits = block.student.logits(batch, training=True)
                 probability = logits.detach() / trainer.student_temperature[block.heads, None, None]
@@ -164,6 +181,6 @@ def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -
     trainer.begin_at_students([start.free for start in starts])
 
 
-def _targets(starts: list[Start], width: int) -> Float32[Tensor, "T N width"]:
+def _targets(starts: list[Start], width: int) -> Float32[Tensor, "T M width"]:
     padded = [np.pad(start.votes, ((0, 0), (0, width - start.votes.shape[1]))) for start in starts]
     return torch.from_numpy(np.stack(padded))

@@ -150,6 +150,21 @@ def test_start_finds_the_clusters_and_its_layouts_are_kept(tmp_path: Path, monke
         graph_layouts(cache, rows, 6, 1, CPU, tmp_path)
 
 
+def test_of_many_rows_a_sample_votes_and_heads_know_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, label = mixture(noise=0.6)
+    cache, config = write_cache(tmp_path / "cache", embedding), load_config(None, ["heads.clusters=6"])
+    monkeypatch.setattr(start_module, "LARGEST", 250)
+    data = load_training_set(cache, config, CPU, tmp_path)
+    found = find_start(cache, data.rows, 6, config.start, CPU, tmp_path)
+    assert found.votes.shape == (250, 6)
+    assert (np.diff(found.rows) > 0).all()
+    assert hungarian_accuracy(label[found.rows], found.votes.argmax(1)) > 0.97
+    trainer = HeadTrainer([config], data)
+    warm_start(trainer, [found], config.start)
+    clusters = trainer.teacher.logits(data.originals).argmax(-1).numpy()
+    assert all(hungarian_accuracy(label, own) > 0.95 for own in clusters)
+
+
 @pytest.mark.parametrize("kind", ["linear", "published", "mlp-bn"])
 def test_heads_learn_the_votes(tmp_path: Path, kind: str) -> None:
     embedding, label = mixture(noise=0.6)
@@ -157,7 +172,9 @@ def test_heads_learn_the_votes(tmp_path: Path, kind: str) -> None:
     data = load_training_set(write_cache(tmp_path, embedding), config, CPU, tmp_path)
     trainer = HeadTrainer([config], data)
     votes = np.eye(6, dtype=np.float32)[label]
-    warm_start(trainer, [start_module.Start(votes, free=True, evenness=0.5, steadier=0.1)], config.start)
+    warm_start(
+        trainer, [start_module.Start(np.arange(len(votes)), votes, free=True, evenness=0.5, steadier=0.1)], config.start
+    )
     for heads in (trainer.student, trainer.teacher):
         clusters = heads.logits(data.originals).argmax(-1).numpy()
         assert all((own == label).mean() > 0.97 for own in clusters)
