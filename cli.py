@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.tree import Tree
 
 from pipeline.commands import START, report, results
 from pipeline.console import user_errors
@@ -76,7 +77,10 @@ def train_heads(
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder; an interrupted run there is resumed")],
     clusters: Annotated[
         str | None,
-        typer.Option(metavar="C|auto[:LOW-HIGH]", help="number of clusters; auto: estimated without labels"),
+        typer.Option(
+            metavar="C|C,C,...|auto[:LOW-HIGH]",
+            help="number of clusters; of several, a trial for each and how they join; auto: estimated without labels",
+        ),
     ] = None,
     trials: Annotated[Path | None, typer.Option(help="TOML file of [[trial]] tables or a [grid]: many at once")] = None,
     grid: Annotated[
@@ -93,17 +97,18 @@ def train_heads(
         from pipeline.folder import read_json, write_json
         from pipeline.run import train_heads
 
-        overrides, count = list(set_ or ()), None
+        overrides, axes, count = list(set_ or ()), list(grid or ()), None
         if clusters is not None:
-            number, count = _count_clusters(clusters, cache, out, config, overrides)
-            overrides.append(f"heads.clusters={number}")
-        if trials or grid:
-            _train_trials(cache, out, trials, grid or [], config, overrides, overwrite)
+            numbers, count = _count_clusters(clusters, cache, out, config, overrides)
+            setting = f"heads.clusters={','.join(map(str, numbers))}"
+            (axes if len(numbers) > 1 else overrides).append(setting)
+        if trials or axes:
+            _train_trials(cache, out, trials, axes, config, overrides, overwrite)
         else:
             train_heads(EmbeddingCache.open(cache), load_config(config, overrides), out, overwrite=overwrite)
         if count is not None:
             write_json(out / "clusters.json", count.summary())
-        if trials or grid:
+        if trials or axes:
             return
         summary = read_json(out / "training.json")
         _print_training(summary)
@@ -112,8 +117,8 @@ def train_heads(
 
 def _count_clusters(
     text: str, cache: Path, out: Path, config: Path | None, overrides: list[str]
-) -> tuple[int, "ClusterCount | None"]:
-    """The number that `--clusters` names, or the estimate it asks for, printed with its curve."""
+) -> tuple[list[int], "ClusterCount | None"]:
+    """The numbers that `--clusters` names, or the estimate it asks for, printed with its curve."""
     from cache import EmbeddingCache
     from pipeline.config import load_config
     from pipeline.count import estimate_clusters, parse_clusters
@@ -121,7 +126,7 @@ def _count_clusters(
     from pipeline.device import pick_device
 
     asked = parse_clusters(text)
-    if isinstance(asked, int):
+    if isinstance(asked, list):
         return asked, None
     settings, opened = load_config(config, overrides), EmbeddingCache.open(cache)
     rows, device = training_rows(opened, settings.train.split), pick_device(settings.train.device)
@@ -129,14 +134,16 @@ def _count_clusters(
     curve = [{"method": str(score.clusters), "kind": "clustering", **vars(score)} for score in count.curve]
     _print_table("numbers of clusters, by scores that need no label", curve)
     print(f"{count.clusters} clusters: {count.reason}")
-    return count.clusters, count
+    return [count.clusters], count
 
 
 def _train_trials(
     cache: Path, out: Path, file: Path | None, grid: list[str], config: Path | None, overrides: list[str], destroy: bool
 ) -> None:
     from cache import EmbeddingCache
-    from pipeline.trials import plan_trials, train_trials, trial_name
+    from pipeline.console import merge_tree
+    from pipeline.folder import read_json
+    from pipeline.trials import MERGES, plan_trials, train_trials, trial_name
 
     trials = train_trials(
         EmbeddingCache.open(cache), plan_trials(file, grid, config, overrides), out, overwrite=destroy
@@ -153,7 +160,9 @@ def _train_trials(
             print(f"note: {trial_name(trial)}: {trial['stopped']}")
     if not trained:
         raise UserError(f"none of the {len(trials)} trials in {out} could be trained; see the notes above")
-    print(f"written: {out / 'trials.json'}\nnext: temi evaluate {out}")
+    for tree in read_json(out / MERGES):
+        _print(merge_tree(tree))
+    print(f"written: {out / 'trials.json'}\nnext: temi evaluate {out}, temi report {out}")
 
 
 def _print_training(summary: dict[str, Any]) -> None:
@@ -248,9 +257,9 @@ def _print_table(title: str, rows: list[dict[str, Any]]) -> None:
     _print(table)
 
 
-def _print(table: Table) -> None:
+def _print(shown: Table | Tree) -> None:
     # A log or a pipe has no width: never wrap a table there.
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(shown)
 
 
 def _figure(value: float | None) -> str:

@@ -55,15 +55,19 @@ class ClusterCount:
         return asdict(self)
 
 
-def parse_clusters(text: str) -> int | tuple[int, int | None]:
-    """A number of clusters; for ``auto[:LOW-HIGH]`` the range to search, None where the rows decide its end."""
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
+def parse_clusters(text: str) -> list[int] | tuple[int, int | None]:
+    """Numbers of clusters; for ``auto[:LOW-HIGH]`` the range to search, None where the rows decide its end."""
+    numbers = text.split(",")
+    if all(number.isdecimal() and int(number) > 0 for number in numbers):
+        return [int(number) for number in numbers]
     if text == "auto":
         return LOWEST, None
     given = re.fullmatch(r"auto:(\d+)-(\d+)", text)
     if given is None or not LOWEST <= int(given[1]) < int(given[2]):
-        raise UserError(f"--clusters {text!r} is neither a number, nor auto, nor auto:LOW-HIGH such as auto:5-200")
+        raise UserError(
+            f"--clusters {text!r} is neither a number, nor several such as 20,50,100, "
+            "nor auto, nor auto:LOW-HIGH such as auto:5-200"
+        )
     return int(given[1]), int(given[2])
 
 

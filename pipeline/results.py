@@ -15,6 +15,7 @@ from pipeline.images import ImageSource
 from pipeline.model import ClusterModel
 from pipeline.names import display_name, read_names
 from pipeline.origin import open_images
+from pipeline.trials import is_trials, list_trials
 
 COLUMNS = ["key", "row", "cluster", "confidence"]
 
@@ -28,8 +29,8 @@ class FinishedRun:
     def __init__(self, folder: Path, cache: Path | None = None) -> None:
         self.folder, self._cache = folder, cache
         self.files = RunFolder(folder)
-        if (folder / "trials.json").exists():
-            raise UserError(f"{folder} holds several trials; give the folder of one of them, see {folder}/trials.json")
+        if is_trials(folder):
+            raise UserError(f"{folder} holds {list_trials(folder)}")
         if not self.files.finished:
             raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
 

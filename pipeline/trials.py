@@ -4,6 +4,7 @@
 
     OUT/trial-000/     the run folder of the first trial, as `train_heads` leaves it
     OUT/trials.json    what the trials differ in, and their label-free scores
+    OUT/merge.json     where they differ in the number of clusters: how the clusters of one join into those of another
     OUT/result.json    after `temi evaluate OUT`: their scores against the labels
 """
 
@@ -14,6 +15,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from cache import EmbeddingCache
 from pipeline.baselines import BASELINES, run_baseline
 from pipeline.config import Config, load_config
@@ -23,6 +26,10 @@ from pipeline.evaluate import cluster_scores, open_training_cache, scored_parts
 from pipeline.folder import RunFolder, read_json, write_json
 from pipeline.model import ClusterModel
 from pipeline.run import assign, train_pass
+from pipeline.tree import merge_tree
+
+MERGES = "merge.json"
+LISTED = 6  # trials named where one is to be chosen
 
 # Settings in which the trials of one pass may differ; everything else must agree, or they train in passes of their own.
 FREE = {
@@ -140,7 +147,33 @@ def train_trials(
         summary = {"stopped": run.stopped} if run.stopped else read_json(run.training)
         rows.append({"trial": run.folder.name, "settings": settings, **summary})
     write_json(out / "trials.json", rows)
+    write_json(out / MERGES, merge_trees(out, rows))
     return rows
+
+
+def merge_trees(folder: Path, trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How clusters join from each number of clusters to the next lower one, as ``OUT/merge.json`` holds it.
+
+    Trials that agree in all settings but the number of clusters make a tree: ``settings``, what sets its trials apart
+    from others; ``levels``, trial and number of clusters of each from the finest on; and what `merge_tree` returns.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for trial in trials:
+        if "stopped" not in trial:
+            groups.setdefault(json.dumps(_without_clusters(trial)), []).append(trial)
+    trees = []
+    for group in groups.values():
+        levels = sorted(group, key=lambda trial: -trial["clusters"])
+        if len(levels) > 1:
+            tables = [pd.read_parquet(folder / trial["trial"] / "assignments.parquet") for trial in levels]
+            names = [{"trial": trial["trial"], "clusters": trial["clusters"]} for trial in levels]
+            tree = merge_tree([table["cluster"].to_numpy("int64") for table in tables])
+            trees.append({"settings": _without_clusters(group[0]), "levels": names, **tree})
+    return trees
+
+
+def _without_clusters(trial: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in trial["settings"].items() if name != "heads.clusters"}
 
 
 def trial_name(row: dict[str, Any]) -> str:
@@ -151,6 +184,17 @@ def trial_name(row: dict[str, Any]) -> str:
 def is_trials(folder: Path) -> bool:
     """Whether `folder` was written by `train_trials`."""
     return (folder / "trials.json").exists()
+
+
+def list_trials(folder: Path) -> str:
+    """What a command says that takes one run and was given a folder of trials."""
+    trials = [trial for trial in read_json(folder / "trials.json") if "stopped" not in trial]
+    named = [
+        f"{folder / trial['trial']} ({', '.join(f'{name}={value}' for name, value in trial['settings'].items())})"
+        for trial in trials[:LISTED]
+    ]
+    more = [f"{len(trials) - LISTED} more, see {folder / 'trials.json'}"] if len(trials) > LISTED else []
+    return f"{len(trials)} trials; give one of them: {', '.join([*named, *more])}"
 
 
 def evaluate_trials(

@@ -83,11 +83,12 @@ def test_candidates_reach_both_ends_in_rising_steps() -> None:
 
 
 def test_what_the_option_understands() -> None:
-    assert parse_clusters("20") == 20
+    assert parse_clusters("20") == [20]
+    assert parse_clusters("20,50,100") == [20, 50, 100]
     assert parse_clusters("auto") == (2, None)
     assert parse_clusters("auto:5-200") == (5, 200)
-    for text in ("0", "-3", "many", "auto:9-5", "auto:1-5", "auto:", "20,50"):
-        with pytest.raises(UserError, match="neither a number, nor auto"):
+    for text in ("0", "-3", "many", "auto:9-5", "auto:1-5", "auto:", "20,", "20,auto"):
+        with pytest.raises(UserError, match="neither a number, nor several such as 20,50,100, nor auto"):
             parse_clusters(text)
 
 
