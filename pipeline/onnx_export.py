@@ -27,7 +27,7 @@ class _Consensus(nn.Module):
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # `ClusterModel.predict_proba` without its blocks of rows, whose number an exporter would freeze.
         model = self.model
-        heads = model.heads.probabilities(model.scaling(embedding), model.temperature)
+        heads = model.heads.probabilities(model.scaling.of_block(embedding), model.temperature)
         index = model.alignment[:, None].expand(-1, heads.shape[1], -1)
         probability = heads.gather(2, index).mean(0)
         confidence, cluster = probability.max(-1)

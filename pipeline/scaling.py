@@ -74,18 +74,25 @@ class Scaling:
     def __call__(self, embedding: Tensor) -> Tensor:
         """Scaled float32 rows, (..., D) -> (..., D')."""
         scaled = embedding.new_empty(*embedding.shape[:-1], self.width, dtype=torch.float32)
-        parts = zip(_blocks(embedding, self.root), torch.split(scaled, BLOCK_ROWS), strict=True)
-        for x, out in parts:
-            x = x - self.shift
-            x = x * self.weight if self.weight.ndim == 1 else x @ self.weight
-            out.copy_(F.normalize(x, dim=-1) if self.unit else x)
+        for block, out in zip(torch.split(embedding, BLOCK_ROWS), torch.split(scaled, BLOCK_ROWS), strict=True):
+            out.copy_(self.of_block(block))
         return scaled
+
+    def of_block(self, embedding: Tensor) -> Tensor:
+        """The same in one piece: for rows that are few, and for exporters, which cannot follow a loop over blocks."""
+        x = _rooted(embedding, self.root) - self.shift
+        x = x * self.weight if self.weight.ndim == 1 else x @ self.weight
+        return F.normalize(x, dim=-1) if self.unit else x
 
 
 def _blocks(embedding: Tensor, root: bool) -> Iterator[Tensor]:
     """float32 rows of `embedding`, or their signed roots, BLOCK_ROWS at a time."""
     for block in torch.split(embedding, BLOCK_ROWS):
-        yield signed_root(block.float()) if root else block.float()
+        yield _rooted(block, root)
+
+
+def _rooted(block: Tensor, root: bool) -> Tensor:
+    return signed_root(block.float()) if root else block.float()
 
 
 def _total(parts: Iterable[Tensor]) -> Tensor:
