@@ -11,12 +11,14 @@ from cache import EmbeddingCache
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.heads import init_heads
-from pipeline.scaling import COMPONENTS, POWER
+from pipeline.scaling import BLOCK_ROWS, COMPONENTS, POWER
 from pipeline.train import heads_per_block
 
-FLOAT, INDEX = 4, 8  # bytes
+HALF, FLOAT, INDEX = 2, 4, 8  # bytes
 HEAD_COPIES = 7  # student, teacher, two moments, gradient, best checkpoint, and the bytes of the one being written
-LOADING_COPIES = 3  # of the unscaled embeddings while they are scaled
+READING_COPIES = 2  # of the float16 embeddings: those of the cache, and those of the rows to train on
+SCALING_COPIES = 4  # of the block that is scaled
+SEARCH_COPIES = 3  # of the rows that neighbors are searched among: as scaled, at unit norm, in the index
 WORK_COPIES = {"linear": 4, "published": 10, "mlp-bn": 12}  # of a block's widest activation; with a graph, far more
 GIGABYTE = 1e9
 
@@ -46,7 +48,10 @@ def predict(configs: Sequence[Config], rows: int, dim: int, views: int, device: 
     clusters = max(config.heads.clusters for config in configs)
     k = first.neighbors.k if "neighbors" in first.pairs.source else 0
     bank = rows * (1 + views) * width * FLOAT
-    loading = rows * (1 + views) * dim * FLOAT * LOADING_COPIES
+    half = rows * (1 + views) * dim * HALF
+    block = min(rows, BLOCK_ROWS) * (1 + views) * dim * FLOAT
+    compared = rows * (min(dim, COMPONENTS) if first.neighbors.scale in POWER else dim) * FLOAT if k else 0
+    loading = max(READING_COPIES * half, half + SCALING_COPIES * block + SEARCH_COPIES * compared)
     one = first.heads.model_copy(update={"count": 1})
     per_head = sum(weight.numel() for weight in init_heads(one, width, [clusters], [0]).weights.values())
     batch = 2 * min(first.train.batch_size, rows)
@@ -56,7 +61,7 @@ def predict(configs: Sequence[Config], rows: int, dim: int, views: int, device: 
     kept = heads * batch * clusters  # what the teachers said, until the students have learned it
     work = WORK_COPIES[first.heads.kind] * together * batch * widest
     return Footprint(
-        embeddings=bank + max(loading, rows * k * INDEX),
+        embeddings=bank * (2 if views else 1) + loading + rows * k * INDEX,
         heads=HEAD_COPIES * heads * per_head * FLOAT,
         activations=(kept + work + batch * width) * FLOAT,
     )

@@ -103,7 +103,7 @@ def _total(parts: Iterable[Tensor]) -> Tensor:
 
 def signed_root(x: Tensor) -> Tensor:
     """sign(x) sqrt(|x|)."""
-    return x.sign() * x.abs().sqrt()
+    return x.abs().sqrt_().copysign_(x)
 
 
 def _soft_whitening(covariance: Float64[Tensor, "D D"], power: float) -> Float[Tensor, "D P"]:

@@ -33,7 +33,7 @@ def test_what_training_holds_is_within_the_prediction_and_most_of_it(tmp_path: P
         "embeddings": sum(t.numel() * t.element_size() for t in (data.bank, data.neighbors)),
         "heads": sum(t.numel() * t.element_size() for t in trainer.state().values()),
     }
-    assert held["embeddings"] <= predicted.embeddings <= 6 * held["embeddings"]
+    assert held["embeddings"] <= predicted.embeddings <= 7 * held["embeddings"]  # most of it while it is loaded
     assert held["heads"] <= predicted.heads <= 2 * held["heads"]
 
 
