@@ -1,4 +1,8 @@
-"""Caches of random embeddings, for benchmarks of what happens after stage one."""
+"""Caches of random embeddings, for benchmarks of what happens after stage one.
+
+1,000 classes; within each, rows differ in 32 directions and a little in all others, as features of encoders do: what is
+near is then a matter of more than one cell of an index.
+"""
 
 from pathlib import Path
 
@@ -7,6 +11,7 @@ import numpy as np
 from cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
 
 SHARD_ROWS = 4096
+CLASSES, DIRECTIONS, NOISE = 1000, 32, 0.1
 
 
 def make_manifest(rows: int, dim: int, views: int = 0) -> Manifest:
@@ -26,11 +31,18 @@ def make_manifest(rows: int, dim: int, views: int = 0) -> Manifest:
 
 
 def write_cache(folder: Path, manifest: Manifest) -> EmbeddingCache:
-    """Fill a cache as stage one does, shard by shard; normal values, another seed for every shard."""
+    """Fill a cache as stage one does, shard by shard, another seed for every shard."""
+    centers, directions = np.split(
+        np.random.default_rng(0).standard_normal((CLASSES + DIRECTIONS, manifest.dim), np.float32), [CLASSES]
+    )
     with ShardWriter.open(folder, manifest) as writer:
         for shard in writer.pending():
             shape = (shard.rows, manifest.views + 1, manifest.dim)
-            values = np.random.default_rng(shard.index).standard_normal(shape, np.float32).astype(np.float16)
+            random = np.random.default_rng([1, shard.index])
+            values = NOISE * random.standard_normal(shape, np.float32)
+            values += random.standard_normal((*shape[:2], DIRECTIONS), np.float32) @ directions / DIRECTIONS**0.5
+            values += centers[np.arange(shard.start, shard.stop) % CLASSES, None]
+            values = values.astype(np.float16)
             writer.write(
                 shard,
                 embedding=values[:, 0],
