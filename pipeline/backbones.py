@@ -4,7 +4,7 @@ A new backbone is one function that returns a Backbone, named in `load_backbone`
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Backbone:
         Normalized pixels (B, 3, h, w) -> (B, D).
     precision
         Of the forward pass: fp32, or bf16 / fp16 by autocast.
+    compiled
+        Whether `encode` went through torch.compile, which changes the last bits of its results.
     """
 
     name: str
@@ -44,6 +46,12 @@ class Backbone:
     preprocessing: Preprocessing
     device: torch.device
     encode: Callable[[Tensor], Tensor]
+    compiled: bool = False
+
+    @property
+    def arithmetic(self) -> str:
+        """What rounds the numbers, for the fingerprint: the precision, and "compiled" where that is so."""
+        return f"{self.precision}, compiled" if self.compiled else self.precision
 
     @torch.inference_mode()
     def __call__(self, pixels: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
@@ -66,7 +74,29 @@ def load_backbone(config: EmbedConfig) -> Backbone:
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
     load = efficientnet_lite0 if config.backbone == "efficientnet-lite0" else hugging_face
-    return load(config, device, precision)
+    backbone = load(config, device, precision)
+    return replace(backbone, encode=compiled(backbone.encode), compiled=True) if config.compile else backbone
+
+
+def compiled(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`encode` by torch.compile, once for every size of batch.
+
+    Code for sizes in general would depend on which sizes came first, and a resumed cache differ in a bit from an
+    uninterrupted one.
+    """
+    fast = torch.compile(encode, dynamic=False)
+
+    def run(pixels: Tensor) -> Tensor:
+        try:
+            return fast(pixels)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"the backbone cannot be compiled ({reason}); install g++ (on a GPU also triton) or use "
+                "embed.compile=false"
+            ) from None
+
+    return run
 
 
 def efficientnet_lite0(config: EmbedConfig, device: torch.device, precision: str) -> Backbone:

@@ -41,12 +41,16 @@ class EmbedConfig(Section):
     jitter: Fraction = Field(0.4, description="strength of a view's color jitter: brightness, contrast, saturation")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="view v of row r depends on (seed, r, v) alone")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the forward; auto: bf16 on GPU")
+    compile: bool = Field(False, description="run the encoder through torch.compile; needs a C++ compiler")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     batch_size: Literal["auto"] | Count = Field("auto", description="images per forward pass; auto: by device")
     workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
         "auto", description="processes that decode images; 0: none; auto: by device and cores"
     )
     shard_rows: Count = Field(4096, description="rows per shard, the unit of resume")
+    digest: Literal["names", "content"] = Field(
+        "names", description="what tells images from others: names and sizes, or every byte too (reads all files first)"
+    )
     max_pixels: Count = Field(180_000_000, description="an image with more pixels is refused as a decompression bomb")
 
 

@@ -1,6 +1,7 @@
 """Which device computes, and how a processor's memory is handed out."""
 
 import ctypes
+import os
 
 import torch
 
@@ -8,7 +9,7 @@ from pipeline.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """`name` as a device; auto is the first GPU where there is one.
+    """`name` as a device; auto is the first GPU where there is one, and under torchrun that of LOCAL_RANK.
 
     Raises
     ------
@@ -16,13 +17,21 @@ def pick_device(name: str) -> torch.device:
         No such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        return torch.device("cuda", local % torch.cuda.device_count()) if local else torch.device("cuda")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise UserError(f"device {name!r} is not available on this machine; use auto, cpu or cuda:N") from None
     return device
+
+
+def torchrun_rank() -> tuple[int, int]:
+    """(rank, number of processes) that torchrun gave this process; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 def keep_freed_memory() -> None:

@@ -23,6 +23,7 @@ from pipeline.config import EmbedConfig
 from pipeline.decoding import DecodedBatch, decode_batches, default_workers
 from pipeline.errors import UserError
 from pipeline.images import ImageSource, open_source
+from pipeline.images.content import content_digest
 from pipeline.origin import record_origin
 from pipeline.progress import Progress
 from pipeline.views import ViewPolicy, jitter
@@ -92,7 +93,7 @@ def embed(
     images = open_source(source, root=root, max_pixels=config.max_pixels)
     backbone = load_backbone(config)
     policy = view_policy(config)
-    with ShardWriter.open(out, plan(images, backbone, policy, config.shard_rows), overwrite=overwrite) as writer:
+    with ShardWriter.open(out, plan(images, backbone, policy, config), overwrite=overwrite) as writer:
         if worker == 0:
             record_origin(out, source, root)
         fill(writer, writer.pending(worker, workers), images, backbone, policy, config)
@@ -104,21 +105,21 @@ def view_policy(config: EmbedConfig) -> ViewPolicy:
     return ViewPolicy(config.views, config.seed, config.crop_scale, config.flip, config.jitter)
 
 
-def plan(images: ImageSource, backbone: Backbone, policy: ViewPolicy, shard_rows: int) -> Manifest:
+def plan(images: ImageSource, backbone: Backbone, policy: ViewPolicy, config: EmbedConfig) -> Manifest:
     """The manifest of the cache that these would make."""
     fingerprint = Fingerprint(
         backbone=backbone.name,
         revision=backbone.revision,
         preprocessing=backbone.preprocessing.describe(),
         pooling=backbone.pooling,
-        precision=backbone.precision,
+        precision=backbone.arithmetic,
         view_policy=policy.describe(),
         view_seed=policy.seed if policy.count else 0,
         views=policy.count,
-        images=images.digest,
+        images=content_digest(images) if config.digest == "content" else images.digest,
     )
     rows = len(images.keys)
-    shards = plan_shards(rows, shard_rows)
+    shards = plan_shards(rows, config.shard_rows)
     return Manifest(fingerprint, rows, backbone.dim, shards, dict(images.splits), tuple(images.classes))
 
 

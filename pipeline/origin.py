@@ -8,6 +8,7 @@ from cache.files import write_atomic
 from cache.layout import ORIGIN
 from pipeline.errors import UserError
 from pipeline.images import ImageSource, open_source
+from pipeline.images.content import list_digest
 from pipeline.images.torchvision_sets import SETS
 
 
@@ -33,7 +34,7 @@ def open_images(cache: EmbeddingCache, source: str | None, max_pixels: int) -> I
     if source is None:
         source, root = _recorded(cache.folder)
     images = open_source(source, root=root, max_pixels=max_pixels)
-    if images.digest != cache.manifest.fingerprint.images:
+    if images.digest != list_digest(cache.manifest.fingerprint.images):
         advice = "give the original images" if given else "give the folder of the original images by --images"
         raise UserError(f"the images in {source} are not those that {cache.folder} was made from; {advice}")
     return images

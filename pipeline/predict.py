@@ -27,8 +27,9 @@ from pipeline.config import EmbedConfig
 from pipeline.embed import BATCH_SIZES, cut, embed_rows
 from pipeline.errors import UserError
 from pipeline.evaluate import EMBEDDING_FIELDS, check_same_backbone
-from pipeline.images import ImageSource, UnreadableImage, open_source
+from pipeline.images import ImageSource, open_source
 from pipeline.images.decode import SUFFIXES, decode_image
+from pipeline.images.folder import read_file
 from pipeline.novelty import NOVELTY, Novelty
 from pipeline.progress import Progress
 from pipeline.results import FinishedRun
@@ -77,11 +78,11 @@ class ImageFile:
         self.splits: dict[str, tuple[int, int]] = {}
         self.digest = ""
 
+    def data(self, row: int) -> bytes:
+        return read_file(self.path)
+
     def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
-        try:
-            return decode_image(self.path.read_bytes(), self.max_pixels)
-        except OSError as error:
-            raise UnreadableImage(f"cannot be opened: {error.strerror}") from None
+        return decode_image(self.data(row), self.max_pixels)
 
 
 def predict(run: Path, images: str, out: Path | None, *, backbone: str | None = None, device: str = "auto") -> Counts:
@@ -162,7 +163,7 @@ def recorded_settings(run: FinishedRun, backbone: str | None, device: str) -> Em
         backbone=name,
         revision=made["revision"] if from_hub else None,
         pooling=made["pooling"],
-        precision=made["precision"],
+        precision=made["precision"].partition(",")[0],  # without "compiled": a few images are not worth it
         views=0,
         device=device,
     )

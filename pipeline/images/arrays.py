@@ -31,6 +31,9 @@ class ArrayImages:
         self.keys = [f"{names[name]}{row}" for name, (start, stop) in ranges.items() for row in range(stop - start)]
         self.digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(pixels).tobytes())
 
+    def data(self, row: int) -> bytes:
+        return bytes(self.pixels[row].data)
+
     def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
         return rgb_array(self.pixels[row])
 

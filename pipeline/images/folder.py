@@ -40,17 +40,19 @@ class FolderImages:
         self.splits = path_splits(paths)
         self.labels, self.classes = path_labels([path[1:] for path in paths] if self.splits else paths)
 
+    def data(self, row: int) -> bytes:
+        return read_file(self.folder / self._names[row])
+
     def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
-        return read_file(self.folder / self._names[row], self.max_pixels)
+        return decode_image(self.data(row), self.max_pixels)
 
 
-def read_file(path: Path, max_pixels: int) -> UInt8[Tensor, "3 H W"]:
-    """The image in the file `path`; raises UnreadableImage."""
+def read_file(path: Path) -> bytes:
+    """The bytes of the file `path`; raises UnreadableImage."""
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise UnreadableImage(f"cannot be opened: {error.strerror}") from None
-    return decode_image(data, max_pixels)
 
 
 def _walk(folder: Path) -> list[tuple[str, int]]:

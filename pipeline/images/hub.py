@@ -57,17 +57,19 @@ class HubImages:
             self.digest = digest(self.keys, (size for part in self._parts for size in _sizes(part, self._column)))
         self._stream = _Forward(self._parts, self._column) if stream else None
 
-    def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
+    def data(self, row: int) -> bytes:
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         place = row - self._starts[part]
         try:
             value = self._stream.value(part, place) if self._stream else self._parts[part][place][self._column]
-            data = (value or {}).get("bytes") or Path((value or {})["path"]).read_bytes()
+            return (value or {}).get("bytes") or Path((value or {})["path"]).read_bytes()
         except (KeyError, TypeError):
             raise UnreadableImage("no image in this row") from None
         except (OSError, pa.ArrowException) as error:
             raise UnreadableImage(f"cannot be fetched: {' '.join(str(error).split())[:160]}") from None
-        return decode_image(data, self.max_pixels)
+
+    def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
+        return decode_image(self.data(row), self.max_pixels)
 
 
 class _Forward:

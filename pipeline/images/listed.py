@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.images.decode import decode_image
 from pipeline.images.folder import read_file
 from pipeline.images.listing import digest, file_size, refuse_twins, value_labels, value_splits
 
@@ -37,8 +38,11 @@ class ListedImages:
         self.splits = value_splits([split for _, _, split in rows])
         self.digest = digest(self.keys, (file_size(self.root / key) for key in self.keys))
 
+    def data(self, row: int) -> bytes:
+        return read_file(self.root / self.keys[row])
+
     def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
-        return read_file(self.root / self.keys[row], self.max_pixels)
+        return decode_image(self.data(row), self.max_pixels)
 
 
 def _rows(path: Path) -> list[tuple[str, str, str]]:

@@ -58,7 +58,7 @@ class ParquetImages:
         self.digest = digest(self.keys, sizes)
         self._kept: tuple[tuple[int, int], Any] | None = None  # (process, group) and its values
 
-    def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
+    def data(self, row: int) -> bytes:
         group = bisect_right(self._starts, row) - 1
         try:
             value = self._group(group)[row - self._starts[group]].as_py()
@@ -67,7 +67,10 @@ class ParquetImages:
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
             raise UnreadableImage("no image bytes in this row")
-        return decode_image(data, self.max_pixels)
+        return bytes(data)
+
+    def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
+        return decode_image(self.data(row), self.max_pixels)
 
     def _group(self, group: int) -> Any:
         if self._kept is None or self._kept[0] != (os.getpid(), group):

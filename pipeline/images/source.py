@@ -35,5 +35,8 @@ class ImageSource(Protocol):
     def digest(self) -> str:
         """Identifies the ordered list of images."""
 
+    def data(self, row: int) -> bytes:
+        """What `read` decodes, for a digest of the content; raises UnreadableImage."""
+
     def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
         """The image of `row` as RGB, upright; raises UnreadableImage."""

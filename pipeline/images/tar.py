@@ -60,13 +60,15 @@ class TarImages:
             folders = [path[1:] for path in paths] if self.splits or len(archives) > 1 else paths
             self.labels, self.classes = path_labels(folders)
 
-    def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
+    def data(self, row: int) -> bytes:
         member = self._members[row]
         try:
-            data = _bytes_at(self.archives[member.archive], member.start, member.size)
+            return _bytes_at(self.archives[member.archive], member.start, member.size)
         except OSError as error:
             raise UnreadableImage(f"cannot be read from the archive: {error.strerror}") from None
-        return decode_image(data, self.max_pixels)
+
+    def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
+        return decode_image(self.data(row), self.max_pixels)
 
 
 def _members(path: Path, index: int) -> list[Member]:

@@ -97,6 +97,9 @@ class TorchvisionImages:
         # torchvision checks the files against its own checksums, so name and lengths stand for the content
         self.digest = f"torchvision:{name}:" + ",".join(f"{split}={len(part)}" for split, part in parts.items())
 
+    def data(self, row: int) -> bytes:
+        return self.read(row).numpy().tobytes()
+
     def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
         try:

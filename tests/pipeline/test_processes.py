@@ -1,8 +1,9 @@
-"""Several processes fill one cache; one is killed; the cache ends up as a single process writes it."""
+"""`temi embed` as a user runs it: a digest of the content, and several processes by torchrun, one of them killed."""
 
+import os
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,72 +11,104 @@ import torch
 from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-from cache import EmbeddingCache
+from cache import EmbeddingCache, Manifest
 
-SCRIPT = """
+TEMI = Path(sys.executable).with_name("temi")
+
+# Rank 1 dies by SIGKILL when it is about to write its second shard, where DIE is set.
+KILLABLE = """
 import os, signal, sys
-from pathlib import Path
 from cache import ShardWriter
-from pipeline.config import EmbedConfig
-from pipeline.embed import embed
+from cli import app
 
-photos, model, out, shard, die_after = sys.argv[1:]
 write, written = ShardWriter.write, []
 
 def counted(*arguments, **options):
-    if len(written) == int(die_after):
+    if os.environ.get("DIE") and os.environ["RANK"] == "1" and written:
         os.kill(os.getpid(), signal.SIGKILL)
     write(*arguments, **options)
     written.append(1)
 
 ShardWriter.write = counted
-index, count = map(int, shard.split("/"))
-config = EmbedConfig(backbone=model, views=1, shard_rows=5, batch_size=3, workers=1, device="cpu")
-cache = embed(photos, Path(out), config, shard=(index, count))
-print("finished" if cache else "owed")
+app(sys.argv[1:])
 """
 
 
-@pytest.fixture
-def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    random = np.random.default_rng(0)
-    for row in range(43):
-        Image.fromarray(random.integers(0, 256, (30, 30 + row, 3), np.uint8)).save(folder / f"{row}.png")
-    (folder / "7.png").write_bytes(b"broken")
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **small)).save_pretrained(folder)
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def model(tmp_path):
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
-    Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **small)).save_pretrained(tmp_path / "model")
-    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
-    BitImageProcessor(**sizes).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for row in range(43):
+        Image.fromarray(random.integers(0, 256, (30, 30 + row, 3), np.uint8)).save(folder / f"{row}.bmp")
+    (folder / "7.bmp").write_bytes(b"broken")
+    return folder
+
+
+def embed(photos: Path, out: Path, model: Path, *more: str, launcher: tuple[object, ...] = (TEMI,), **environment: str):
+    settings = [f"embed.backbone={model}", "embed.views=1", "embed.shard_rows=4", "embed.workers=0", "embed.device=cpu"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    command = [*launcher, "embed", photos, "--out", out, *options, *more]
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=300, env=os.environ | environment
+    )
+
+
+def brighten(path: Path) -> None:
+    """Change the pixels of a .bmp and neither its name nor its size."""
+    data = path.read_bytes()
+    path.write_bytes(data[:-100] + bytes(100))
+
+
+def forget(cache: Path, shard: str) -> None:
+    """Make the cache unfinished, as if it had been interrupted."""
+    (cache / f"{shard}.json").unlink()
+    (cache / "failures.csv").unlink()
 
 
 @pytest.mark.slow
-def test_three_processes_one_killed_equal_a_single_one(tmp_path, photos, model):
-    def start(out, shard, die_after=-1):
-        command = [sys.executable, "-c", textwrap.dedent(SCRIPT), photos, model, tmp_path / out, shard, die_after]
-        return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_a_content_digest_refuses_an_image_that_changed_in_place(photos: Path, model: Path, tmp_path: Path) -> None:
+    for name, options in {"content": ("--digest", "content"), "names": ()}.items():
+        assert embed(photos, tmp_path / name, model, *options).returncode == 0
+        forget(tmp_path / name, "shard-00002")
+    brighten(photos / "30.bmp")
+    refused = embed(photos, tmp_path / "content", model, "--digest", "content")
+    assert refused.returncode == 2
+    assert "was made with other settings (images: here" in refused.stderr.splitlines()[-1]
+    assert embed(photos, tmp_path / "names", model).returncode == 0  # names and sizes are what they were
+    recorded = Manifest.read(tmp_path / "content").fingerprint.images
+    assert recorded.partition("+content:")[0] == Manifest.read(tmp_path / "names").fingerprint.images
 
-    processes = [start("three", f"{index}/3", 1 if index == 1 else -1) for index in range(3)]
-    single = start("one", "0/1")
-    said = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, -9, 0], said
-    assert [out.strip() for out, _ in said] == ["owed", "", "owed"]
+
+@pytest.mark.slow
+def test_torchrun_fills_a_cache_with_three_processes_and_resumes_after_a_kill(
+    photos: Path, model: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "killable.py"
+    script.write_text(KILLABLE)
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", script)
+    source = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+    assert embed(photos, tmp_path / "one", model).returncode == 0
+    killed = embed(photos, tmp_path / "three", model, launcher=torchrun, DIE="1", **environment)
+    assert killed.returncode != 0
+    assert (tmp_path / "three/shard-00001.json").exists()
     assert not (tmp_path / "three/shard-00004.json").exists()
-    rerun = start("three", "1/3")  # at once: what the dead process had claimed is free again
-    out, err = rerun.communicate(timeout=300)
-    assert out.strip() == "finished", err
-    assert single.communicate(timeout=300)[0].strip() == "finished"
+    rerun = embed(photos, tmp_path / "three", model, launcher=torchrun, **environment)
+    assert rerun.returncode == 0, rerun.stderr
     names = sorted(path.name for path in (tmp_path / "one").iterdir() if path.suffix != ".json")
-    assert names == ["failures.csv", *(f"shard-{index:05}.h5" for index in range(9))]
+    assert names == ["failures.csv", *(f"shard-{index:05}.h5" for index in range(11))]
     for name in names:
         assert (tmp_path / "three" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
-    assert EmbeddingCache.open(tmp_path / "three").digest == EmbeddingCache.open(tmp_path / "one").digest
     assert EmbeddingCache.open(tmp_path / "three").verify() == []
+    assert embed(photos, tmp_path / "three", model, "--overwrite", RANK="0", WORLD_SIZE="3").returncode == 2
