@@ -20,6 +20,7 @@ from pipeline.images import open_source
 from pipeline.views import jitter
 
 LIMIT = 10**6
+SETTINGS = {"views": 2, "shard_rows": 8, "batch_size": 3, "workers": 0, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture
 def config(model):
-    return EmbedConfig(backbone=model, views=2, shard_rows=8, batch_size=3, workers=0, device="cpu")
+    return EmbedConfig(backbone=model, **SETTINGS)
 
 
 def shards(folder):
@@ -144,24 +145,58 @@ def test_a_shard_that_does_not_exist_is_one_sentence(photos, config, tmp_path, s
         embed(str(photos), tmp_path, config, shard=shard)
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"views": 1}, "views"),
-        ({"seed": 1}, "view_seed"),
-        ({"crop_scale": (0.5, 1.0)}, "crop_scale"),
-        ({"flip": 0.0}, "flip"),
-        ({"jitter": 0.1}, "jitter"),
-        ({"pooling": "mean"}, "pooling"),
-        ({"precision": "bf16"}, "precision"),
-    ],
-)
-def test_other_settings_are_refused_by_name(photos, config, tmp_path, change, named):
+# Every setting of stage one: another value, and the field of the fingerprint or the plan that it is refused by.
+REFUSED = {
+    "backbone": ("other", "revision: here"),
+    "pooling": ("mean", "pooling: here"),
+    "image_size": (42, "preprocessing.crop: here"),
+    "views": (1, "views: here"),
+    "crop_scale": ((0.5, 1.0), "view_policy.crop_scale: here"),
+    "flip": (0.0, "view_policy.flip: here"),
+    "jitter": (0.1, "view_policy.jitter: here"),
+    "seed": (1, "view_seed: here"),
+    "precision": ("bf16", "precision: here"),
+    "compile": (True, "precision: here"),
+    "shard_rows": (9, "rows per shard: here 8, asked 9"),
+    "digest": ("content", "images: here"),
+}
+# What changes no number; max_pixels decides which images are read, and failures.csv says which were not.
+FREE = {"device": "auto", "batch_size": 8, "workers": 1, "max_pixels": 10**6}
+HUB_ONLY = {"revision"}  # resolved to a commit, which is in the fingerprint
+
+
+def test_every_setting_is_tested_one_way_or_the_other():
+    assert REFUSED.keys() | FREE.keys() | HUB_ONLY == EmbedConfig.model_fields.keys()
+
+
+@pytest.fixture(scope="module")
+def settled(photos, model, tmp_path_factory):
+    """A cache, and a folder of other weights of the same shape."""
+    folder = tmp_path_factory.mktemp("settled")
+    embed(str(photos), folder / "cache", EmbedConfig(backbone=model, **SETTINGS))
+    torch.manual_seed(1)
+    Dinov2Model(Dinov2Config.from_pretrained(model)).save_pretrained(folder / "other")
+    BitImageProcessor.from_pretrained(model).save_pretrained(folder / "other")
+    return folder
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_another_value_is_refused_by_name(photos, config, settled, name):
+    value, named = REFUSED[name]
+    value = str(settled / value) if name == "backbone" else value
+    with pytest.raises(CacheError, match=re.escape(named)):
+        embed(str(photos), settled / "cache", config.model_copy(update={name: value}))
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_a_setting_of_speed_alone_may_change(photos, config, settled, name):
+    assert embed(str(photos), settled / "cache", config.model_copy(update={name: FREE[name]})).rows == 23
+
+
+def test_overwrite_starts_again_with_other_settings(photos, config, tmp_path):
     embed(str(photos), tmp_path, config)
-    with pytest.raises(CacheError, match=named):
-        embed(str(photos), tmp_path, config.model_copy(update=change))
-    cache = embed(str(photos), tmp_path, config.model_copy(update=change), overwrite=True)
-    assert cache.rows == 23
+    cache = embed(str(photos), tmp_path, config.model_copy(update={"pooling": "mean"}), overwrite=True)
+    assert cache.manifest.fingerprint.pooling == "mean"
 
 
 def test_without_views_their_settings_do_not_matter(photos, config, tmp_path):
