@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,20 @@ def test_cls_is_the_models_own_output(dinov2):
     assert backbone.dim == 32
     ours = backbone(backbone.preprocessing.fit(image)[None].float() / 255)
     torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_forward_gets_channels_last_pixels_and_fused_attention(dinov2, monkeypatch):
+    calls, attention = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or attention(*a, **k)
+    )
+    backbone = load_backbone(EmbedConfig(backbone=dinov2))
+    calls.clear()
+    seen = []
+    look = replace(backbone, encode=lambda pixels: seen.append(pixels) or backbone.encode(pixels))
+    look(torch.rand(3, 3, 56, 56))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert len(calls) == TINY["num_hidden_layers"]
 
 
 def test_mean_leaves_out_cls_and_registers(tmp_path):

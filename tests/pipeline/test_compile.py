@@ -49,7 +49,7 @@ def test_a_cache_is_not_continued_with_the_other(
 
 def test_without_a_compiler_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiler_missing(pixels: torch.Tensor) -> torch.Tensor:
-        raise torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("No working C++ compiler found"))
+        raise torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("No working C++ compiler found"), None)
 
     monkeypatch.setattr(torch, "compile", lambda encode, **_: compiler_missing)
     with pytest.raises(UserError, match=r"cannot be compiled \(.*\); install g\+\+ .* or use embed.compile=false"):

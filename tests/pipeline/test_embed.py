@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -234,6 +235,16 @@ def test_running_out_of_memory_makes_passes_smaller(photos):
     assert passes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
     for one, other in zip(small, whole, strict=True):
         assert torch.equal(one.embedding, other.embedding)
+
+
+@pytest.mark.parametrize(("kind", "pinned"), [("cpu", False), ("cuda", True)])
+def test_batches_for_a_gpu_are_pinned(photos, monkeypatch, kind, pinned):
+    asked = []
+    monkeypatch.setattr(module, "decode_batches", lambda *_, pin, **__: asked.append(pin) or iter(()))
+    images = open_source(str(photos), max_pixels=LIMIT)
+    backbone = replace(encoder(mean_color), device=torch.device(kind))
+    assert list(embed_rows(backbone, images, cut(0, 4, 4))) == []
+    assert asked == [pinned]
 
 
 def test_one_image_too_many_is_one_sentence(photos):
