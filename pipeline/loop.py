@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from cache.files import os_errors, write_atomic
 from pipeline.config import Config
 from pipeline.folder import RunFolder, finite, write_json
 from pipeline.model import load_tensors, save_tensors
 from pipeline.progress import Progress
+from pipeline.tracking import Tracker, open_trackers
 from pipeline.train import HeadTrainer
 
 
@@ -92,13 +92,13 @@ class TrialLog:
     """What one trial of a pass leaves in its run folder while it trains."""
 
     def __init__(self, run: RunFolder, trainer: HeadTrainer, index: int, config: Config):
-        self.run, self.trainer, self.index, self.settings = run, trainer, index, config.train
+        self.run, self.trainer, self.index, self.config = run, trainer, index, config
         self.best: dict[str, Tensor] = {"loss": torch.full((config.heads.count,), math.inf)}
         self.since_checkpoint: list[Tensor] = []
-        self.events: SummaryWriter | None = None
+        self.trackers: list[Tracker] = []
 
     def record(self, done: int, metrics: Metrics) -> None:
-        """Append a line to metrics.jsonl and the same to TensorBoard."""
+        """Append a line to metrics.jsonl, and tell the trackers."""
         self.since_checkpoint.append(metrics.loss)
         values: dict[str, Any] = {
             "loss": metrics.loss.mean().item(),
@@ -112,15 +112,13 @@ class TrialLog:
         line = json.dumps(finite({"step": done, **values, "head_loss": metrics.loss.tolist()}))
         with os_errors(self.run.metrics, "write"), self.run.metrics.open("a") as file:
             file.write(line + "\n")
-        if self.events:
-            for name, value in values.items():
-                self.events.add_scalar(f"train/{name}", value, done)
-            self.events.add_histogram("train/marginal", metrics.marginal, done)
+        for tracker in self.trackers:
+            tracker.record(done, values, metrics.marginal)
 
     def stop(self, done: int) -> None:
         """Leave the sentence that says why this trial cannot go on."""
         reason = (
-            f"training in {self.run.folder} cannot go on: the last {self.settings.max_skipped} steps before step "
+            f"training in {self.run.folder} cannot go on: the last {self.config.train.max_skipped} steps before step "
             f"{done} had a loss or gradient that is not finite; lower optimizer.lr or raise the temperatures"
         )
         write_json(self.run.stop_reason, {"step": done, "reason": reason})
@@ -139,14 +137,14 @@ class TrialLog:
             # Kept until every trial of the pass has saved this step: a kill in between finds a step common to all.
             self.run.latest.replace(self.run.previous)
         save_tensors(self.run.latest, state, metadata)
-        if self.settings.keep_every and done % self.settings.keep_every == 0:
+        keep_every = self.config.train.keep_every
+        if keep_every and done % keep_every == 0:
             save_tensors(self.run.checkpoints / f"step-{done:06d}.safetensors", state, metadata)
 
     def resume(self, step: int) -> None:
         """Load this trial's state at `step` (0: begin) and cut its metrics back to there."""
         run, device = self.run, self.trainer.device
-        if self.settings.tensorboard:
-            self.events = SummaryWriter(str(run.events), purge_step=step)
+        self.trackers = open_trackers(run, self.config, step)
         if step == 0:
             run.metrics.unlink(missing_ok=True)
             return
@@ -161,5 +159,5 @@ class TrialLog:
 
     def close(self) -> None:
         """Flush what is buffered."""
-        if self.events:
-            self.events.close()
+        for tracker in self.trackers:
+            tracker.close(self.run.stopped)

@@ -27,6 +27,7 @@ from pipeline.model import ClusterModel
 from pipeline.novelty import NOVELTY, Novelty
 from pipeline.select import label_free_scores
 from pipeline.start import find_start, warm_start
+from pipeline.tracking import check_tracking, log_result
 from pipeline.train import HeadTrainer
 
 
@@ -57,6 +58,7 @@ def train_pass(
     device = pick_device(configs[0].train.device)
     for config in configs:  # before a folder is begun: a mistake must not stand in the way of the corrected command
         check_settings(cache, config, len(training_rows(cache, config.train.split)))
+        check_tracking(config)
     environment = describe_environment(cache, device)
     for config, run in zip(configs, runs, strict=True):
         run.start(config, environment, overwrite)
@@ -84,8 +86,10 @@ def train_pass(
         model = build_model(trainer, index, best, cache)
         model.save(run.model)
         novelty.save(run.folder / NOVELTY)
-        write_assignments(cache, model, run.folder)
+        table = write_assignments(cache, model, run.folder)
         summary = _summary(trainer, index, model, cache, time.perf_counter() - began)
+        sizes = np.bincount(table["cluster"], minlength=model.clusters).tolist()
+        log_result(run, configs[index], summary, sizes)
         write_json(run.training, summary | ({"start": read_json(run.start_file)} if run.start_file.exists() else {}))
 
 
