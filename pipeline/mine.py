@@ -1,4 +1,4 @@
-"""FAISS nearest neighbors of cached embeddings, stored beside the cache and reused by every later run."""
+"""Nearest neighbors of cached embeddings, stored beside the cache and reused by every later run."""
 
 import hashlib
 import importlib
@@ -11,12 +11,14 @@ import torch
 from jaxtyping import Float, Float16, Int32, Int64
 
 from cache import CacheError, EmbeddingCache, load_neighbors, save_neighbors
+from pipeline.device import pick_device
 from pipeline.errors import UserError
+from pipeline.exact import nearest_rows
 from pipeline.progress import Progress
 from pipeline.scaling import Kind, Scaling
 
-BLOCK_ROWS = 4096  # queries per search: bounds the (block, K + 1) results and faiss's own distance tiles
-# Up to here every pair is compared; see benchmarks/mining.py for what that takes. A GPU compares ten times as many.
+BLOCK_ROWS = 4096  # queries per search: bounds the (block, K + 1) results
+# Up to here every pair is compared; benchmarks/speed.md has what that takes. A GPU's limit was not measured on one.
 EXACT_ROWS, EXACT_ROWS_GPU = 100_000, 1_000_000
 RECALL = 0.95  # of the k nearest neighbors that an approximate search must find
 RECALL_QUERIES = 1000  # rows that recall is measured on
@@ -72,9 +74,9 @@ def mine_neighbors(
     embedding = torch.from_numpy(cache.embedding()[rows])
     scaled = Scaling.fit(scale, embedding)(embedding).numpy()
     attributes: dict[str, str | int | float] = {"metric": "cosine", "k": k, "scale": scale, "embeddings": cache.digest}
-    if len(rows) <= (EXACT_ROWS_GPU if has_gpu() else EXACT_ROWS):
+    if len(rows) <= (EXACT_ROWS_GPU if pick_device("auto").type == "cuda" else EXACT_ROWS):
         index, similarity = exact_neighbors(scaled, k)
-        attributes |= {"backend": "faiss-flat", "recall": 1.0}
+        attributes |= {"backend": "exact", "recall": 1.0}
     else:
         index, similarity, probing = approximate_neighbors(scaled, k)
         attributes |= {"backend": "faiss-ivf", **probing}
@@ -92,18 +94,15 @@ def mine_neighbors(
 def exact_neighbors(
     embedding: Float[np.ndarray, "n D"], k: int
 ) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
-    """Exact inner-product search on L2-normalized rows, in blocks, on the GPU where faiss has one.
+    """Every pair compared (see pipeline/exact.py), on the GPU where there is one.
 
     Each row is excluded from its own neighbors by its *index*: a duplicate of a row is a neighbor, the row is not.
     Rows of norm zero are similar to nothing (cosine 0).
     """
-    faiss = import_faiss()
-    unit = _unit(embedding)
-    flat = faiss.IndexFlatIP(unit.shape[1])
-    if has_gpu():
-        flat = faiss.index_cpu_to_all_gpus(flat)
-    flat.add(unit)
-    return _search(flat.search, unit, k, note="exact")
+    unit = torch.from_numpy(_unit(embedding)).to(pick_device("auto"))
+    with Progress("neighbors", total=len(unit), unit="row") as progress:
+        index, score = nearest_rows(unit, k, lambda rows: progress.advance(rows, note="exact"))
+    return index.cpu().numpy().astype(np.int32), score.cpu().numpy().astype(np.float16)
 
 
 def approximate_neighbors(
@@ -145,11 +144,6 @@ def approximate_neighbors(
     probes = int(ivf.nprobe)
     note = f"{probes} of {lists} cells probed, recall@{k} {recall:.3f}"
     return *_search(search, unit, k, note), {"lists": lists, "probes": probes, "recall": recall}
-
-
-def has_gpu() -> bool:
-    """Whether faiss has a GPU."""
-    return bool(getattr(import_faiss(), "get_num_gpus", lambda: 0)())
 
 
 def _unit(embedding: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
