@@ -3,9 +3,12 @@
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Float32, Int64
-from sklearn.cluster import KMeans
+from scipy.spatial import KDTree
+from sklearn.cluster import HDBSCAN, KMeans
 
 MANY_CLUSTERS = 500  # from here on one k-means start must do
+SMALLEST_SHARE, SMALLEST, LARGEST_SMALLEST = 8, 5, 50  # a dense part has at least an eighth of the mean cluster's rows
+DENSITY_ROWS = 20_000  # rows whose density is looked at: HDBSCAN takes time that grows with their square
 MICRO = 4  # microclusters per cluster asked for,
 MICRO_ROWS = 8  # and rows per microcluster at least
 LINKAGE = 0.75  # 1 is average linkage; lower lets sizes differ more
@@ -29,6 +32,44 @@ def free_sizes(y: Layout, graph: sp.csr_array, clusters: int, seed: int) -> Labe
     between = (member.T @ graph @ member).toarray()
     labels: Labeling = merge(between, np.bincount(micro, minlength=count), clusters)[micro]
     return labels
+
+
+def density_sizes(y: Layout, graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
+    """HDBSCAN's dense parts, of any size, merged along the neighbor graph or split in two until they are `clusters`.
+
+    Rows between the parts (noise) join the nearest row of a part. The part split next has the largest inertia.
+    """
+    parts = _dense_parts(y, clusters, seed)
+    found = int(parts.max()) + 1
+    if found > clusters:
+        member = sp.csr_array((np.ones(len(parts)), (np.arange(len(parts)), parts)), shape=(len(parts), found))
+        labels: Labeling = merge((member.T @ graph @ member).toarray(), np.bincount(parts), clusters)[parts]
+        return labels
+    inertia = [_inertia(y[parts == part]) for part in range(found)]
+    while len(inertia) < clusters and max(inertia) > 0:
+        rows = np.flatnonzero(parts == np.argmax(inertia))
+        second = k_means(y[rows], 2, seed, starts=3) == 1
+        inertia[parts[rows[0]]] = _inertia(y[rows[~second]])
+        inertia.append(_inertia(y[rows[second]]))
+        parts[rows[second]] = len(inertia) - 1
+    return parts
+
+
+def _dense_parts(y: Layout, clusters: int, seed: int) -> Labeling:
+    """HDBSCAN's clusters (Campello et al. 2013) of at most DENSITY_ROWS rows; every other row joins the nearest."""
+    looked_at = np.sort(np.random.default_rng(seed).permutation(len(y))[:DENSITY_ROWS])
+    smallest = min(max(len(looked_at) // (SMALLEST_SHARE * clusters), SMALLEST), LARGEST_SMALLEST)
+    found = HDBSCAN(min_cluster_size=min(smallest, len(looked_at)), copy=True).fit_predict(y[looked_at])
+    if found.max() < 0:
+        return np.zeros(len(y), np.int64)
+    inside = found >= 0
+    nearest = KDTree(y[looked_at[inside]]).query(y)[1]
+    labels: Labeling = found[inside][nearest].astype(np.int64)
+    return labels
+
+
+def _inertia(y: Float32[np.ndarray, "n 3"]) -> float:
+    return float(((y - y.mean(0)) ** 2).sum())
 
 
 def merge(between: Float[np.ndarray, "M M"], size: Int64[np.ndarray, " M"], clusters: int) -> Int64[np.ndarray, " M"]:

@@ -4,12 +4,13 @@ From a random start a few thousand steps of TEMI lose to k-means on small folder
 three dimensions several times over several scalings of the embeddings, every layout is cut into clusters, the cuts
 vote, and the heads learn the votes before the first step of the objective.
 
-Cuts come in two kinds (pipeline/partition.py): *even* ones by k-means, whose clusters are of similar size, and *free*
-ones, merged along the graph. Which kind votes is a setting, or is decided without labels by `sizes_are_free`.
+Cuts come in three kinds (pipeline/partition.py): *even* ones by k-means, whose clusters are of similar size, and two
+that leave sizes free: *merged* along the graph, and *dense* parts. Which kind votes is a setting, or is decided without
+labels by `choose_cut`.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from pipeline.layout import fuzzy_graph, layout, principal_start
 from pipeline.mine import mine_neighbors
 from pipeline.model import load_tensors, save_tensors
 from pipeline.optimizer import StackedAdamW
-from pipeline.partition import evenness, free_sizes, k_means
+from pipeline.partition import density_sizes, evenness, free_sizes, k_means
 from pipeline.progress import Progress
+from pipeline.rows import CachedRows
 from pipeline.scaling import Kind, Scaling
 from pipeline.train import HeadTrainer
 
@@ -42,6 +44,14 @@ SMALL = 3000  # rows up to which a layout gets twice the epochs
 # layouts of a million rows would take a day, and neighbors of so many rows are still searched exactly.
 LARGEST = 100_000
 
+CUTS = {
+    "even": lambda y, graph, clusters, seed: k_means(y, clusters, seed),
+    "merged": free_sizes,
+    "dense": density_sizes,
+}
+UNEVEN = 0.8  # a free cut is believed where its evenness is below this
+STEADIER = 0.01  # and its agreement from layout to layout above that of the even cuts by more than this
+
 Rows = Int64[np.ndarray, " N"]
 
 
@@ -53,20 +63,26 @@ class Start:
     ----------
     rows : (M,) positions of the training rows that were laid out: all, or a sample of LARGEST
     votes : (M, C) share of the cuts that put each of them into each cluster
-    free : whether cluster sizes were left free
-    evenness : mean exp(entropy) / C of the free cuts; 1 for equal sizes
-    steadier : mean agreement among the free cuts minus that among the even ones
+    cut : the kind of cut that voted, one of CUTS
+    evenness : of each kind, mean exp(entropy) / C of its cuts; 1 for equal sizes
+    agreement : of each kind, mean normalized mutual information of its cuts of two layouts
     """
 
     rows: Int64[np.ndarray, " M"]
     votes: Float32[np.ndarray, "M C"]
-    free: bool
-    evenness: float
-    steadier: float
+    cut: str
+    evenness: Mapping[str, float]
+    agreement: Mapping[str, float]
+
+    @property
+    def free(self) -> bool:
+        """Whether cluster sizes were left free."""
+        return self.cut != "even"
 
     def summary(self) -> dict[str, Any]:
         """How the sizes were decided, for the run folder."""
-        return {"sizes": "free" if self.free else "even", "evenness": self.evenness, "steadier": self.steadier}
+        sizes = "free" if self.free else "even"
+        return {"sizes": sizes, "cut": self.cut, "evenness": {**self.evenness}, "agreement": {**self.agreement}}
 
 
 def find_start(
@@ -74,17 +90,17 @@ def find_start(
 ) -> Start:
     """Lay out, cut and vote. Layouts are kept in the cache (or `fallback`); labels are not read."""
     made = graph_layouts(cache, rows, clusters, config.seed, device, fallback)
-    even, free = [], []
-    with Progress("partitions", total=len(SPACES) * len(NEIGHBORS), unit="layout") as progress:
+    kinds = {"auto": tuple(CUTS), "even": ("even",), "free": ("merged", "dense")}[config.sizes]
+    cuts: dict[str, list[Rows]] = {kind: [] for kind in kinds}
+    with Progress("partitions", total=len(made), unit="layout") as progress:
         for number, (graph, y) in enumerate(made):
-            seed = 1000 * config.seed + number
-            even.append(k_means(y, clusters, seed))
-            free.append(free_sizes(y, graph, clusters, seed))
+            for kind, labels in cuts.items():
+                labels.append(CUTS[kind](y, graph, clusters, 1000 * config.seed + number))
             progress.advance()
-    level = float(np.mean([evenness(label, clusters) for label in free]))
-    steadier = mean_agreement(free) - mean_agreement(even)
-    chosen = sizes_are_free(level, steadier) if config.sizes == "auto" else config.sizes == "free"
-    return Start(sample(len(rows)), vote(free if chosen else even, clusters), chosen, level, steadier)
+    level = {kind: float(np.mean([evenness(label, clusters) for label in labels])) for kind, labels in cuts.items()}
+    steady = {kind: mean_agreement(labels) for kind, labels in cuts.items()}
+    chosen = choose_cut(level, steady) if config.sizes == "auto" else max(steady, key=lambda kind: steady[kind])
+    return Start(sample(len(rows)), vote(cuts[chosen], clusters), chosen, level, steady)
 
 
 def sample(count: int) -> Rows:
@@ -94,13 +110,20 @@ def sample(count: int) -> Rows:
     return np.sort(np.random.default_rng(0).choice(count, LARGEST, replace=False))
 
 
-def sizes_are_free(evenness: float, steadier: float) -> bool:
-    """Whether the free cuts are to be believed: they are very uneven, or uneven and steadier than the even ones.
+def choose_cut(evenness: Mapping[str, float], agreement: Mapping[str, float]) -> str:
+    """The free kind that is uneven and steadier than the even cuts, the steadiest of two; otherwise the even cuts.
 
-    The thresholds were chosen on 35 subsets of five data sets (benchmarks/RESULTS.md), so that no balanced one is
-    freed; many imbalanced ones stay even. Where classes are known to differ much in size, ``start.sizes = "free"``.
+    Where clusters lie apart and differ in size, k-means halves the large ones, another way in every layout, and free
+    cuts agree better. Where clusters overlap, free cuts follow the noise and agree less. The two thresholds were chosen
+    on 42 sets and subsets (benchmarks/RESULTS.md) such that no balanced one is freed; imbalanced ones whose clusters
+    overlap stay even. Where classes are known to differ much in size, ``start.sizes = "free"``.
     """
-    return evenness < 0.71 or (evenness < 0.77 and steadier > 0.015)
+    believed = [
+        kind
+        for kind in evenness
+        if evenness[kind] < UNEVEN and agreement[kind] > agreement["even"] + STEADIER and kind != "even"
+    ]
+    return max(believed, key=lambda kind: agreement[kind], default="even")
 
 
 def graph_layouts(
@@ -135,7 +158,7 @@ def _graphs(
     cache: EmbeddingCache, rows: Rows, counts: list[int], fallback: Path
 ) -> Iterator[tuple[sp.csr_array, Float[Tensor, "N D"]]]:
     """For every space and count: the fuzzy graph, and the scaled embeddings it was mined from."""
-    embedding = torch.from_numpy(cache.embedding()[rows])
+    embedding = CachedRows(cache, rows)
     for space in SPACES:
         index, similarity = mine_neighbors(cache, rows, max(counts), space, fallback)
         x = Scaling.fit(space, embedding)(embedding)
@@ -158,25 +181,25 @@ def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -
 
     Every head weighs the rows by exponential draws of its own (Bayesian bootstrap), so heads of a trial differ.
     """
-    x, clusters = trainer.data.originals, trainer.student.outputs.shape[1]
+    x, device, clusters = trainer.data.originals, trainer.device, trainer.student.outputs.shape[1]
     known = torch.from_numpy(starts[0].rows).to(x.device)  # the same for every number of clusters
-    target = _targets(starts, clusters).to(x.device)
+    target = _targets(starts, clusters).to(device)
     generator = torch.Generator().manual_seed(config.seed)
     importance = torch.empty(trainer.heads_per_trial, len(known)).exponential_(generator=generator)
-    importance = importance.repeat(trainer.trials, 1).to(x.device)
+    importance = importance.repeat(trainer.trials, 1).to(device)
     optimizer = StackedAdamW(trainer.student.weights, [0.0] * len(trainer.blocks))
     with Progress("warm start", total=config.steps, unit="step") as progress:
         for step in range(config.steps):
-            rows = torch.randint(len(known), (min(config.batch_size, len(known)),), generator=generator).to(x.device)
-            batch, rate = x[known[rows]], config.lr * (1 - step / config.steps)
+            rows = torch.randint(len(known), (min(config.batch_size, len(known)),), generator=generator)
+            batch = x[known[rows.to(x.device)]].to(device)
+            rows, rate = rows.to(device), config.lr * (1 - step / config.steps)
             for number, block in enumerate(trainer.blocks):
-                logits = block.student.logits(batch, training=True)
-                probability = logits.detach() / trainer.student_temperature[block.heads, None, None]
-                objectives.softmax_(probability)
+                passed = block.student.forward(batch, trainer.student_temperature[block.heads], training=True)
+                probability, _ = objectives.softmax(passed.logits)
                 wanted = target[[trial for trial, _ in block.trials]][:, rows]
                 wanted = wanted.repeat_interleave(len(probability) // len(wanted), dim=0)
                 gradient = (probability - wanted) * (importance[block.heads][:, rows] / len(rows))[..., None]
-                optimizer.step(number, block.student.gradients(batch, logits, gradient), rate)
+                optimizer.step(number, block.student.gradients(passed, gradient), rate)
             progress.advance()
     trainer.begin_at_students([start.free for start in starts])
 

@@ -16,8 +16,8 @@ from pipeline.data import load_training_set
 from pipeline.evaluate import hungarian_accuracy
 from pipeline.layout import CURVE, _moves, fuzzy_graph, layout, principal_start
 from pipeline.mine import exact_neighbors
-from pipeline.partition import LINKAGE, evenness, free_sizes, k_means, merge
-from pipeline.start import find_start, graph_layouts, sizes_are_free, warm_start
+from pipeline.partition import LINKAGE, density_sizes, evenness, free_sizes, k_means, merge
+from pipeline.start import choose_cut, find_start, graph_layouts, warm_start
 from pipeline.train import HeadTrainer
 
 CPU = torch.device("cpu")
@@ -130,10 +130,45 @@ def test_match_and_agreement() -> None:
 
 
 @pytest.mark.parametrize(
-    ("evenness", "steadier", "free"), [(0.70, -1.0, True), (0.75, 0.02, True), (0.75, 0.01, False), (0.9, 0.5, False)]
+    ("merged", "dense", "cut"),
+    [
+        ((0.70, 0.94), (0.90, 0.96), "merged"),  # dense is steadier, but even
+        ((0.70, 0.92), (0.70, 0.93), "dense"),  # both uneven and steadier
+        ((0.70, 0.905), (0.70, 0.89), "even"),  # neither is steadier by more than 0.01
+        ((0.85, 0.99), (0.80, 0.99), "even"),  # neither is uneven
+    ],
 )
-def test_sizes_are_free_where_free_cuts_are_uneven_and_steady(evenness: float, steadier: float, free: bool) -> None:
-    assert sizes_are_free(evenness, steadier) == free
+def test_sizes_are_free_where_free_cuts_are_uneven_and_steady(
+    merged: tuple[float, float], dense: tuple[float, float], cut: str
+) -> None:
+    evenness, agreement = ({"even": e, "merged": m, "dense": d} for e, m, d in zip((0.5, 0.9), merged, dense, strict=True))
+    assert choose_cut(evenness, agreement) == cut
+
+
+@pytest.mark.parametrize("clusters", [2, 4, 7, 30])
+def test_dense_parts_are_merged_or_split_to_the_number_asked_for(clusters: int) -> None:
+    y, label = _blobs([300, 60, 60, 20])
+    graph = fuzzy_graph(*_euclidean_neighbors(y, 8))
+    found = density_sizes(y, graph, clusters, seed=0)
+    assert sorted(np.unique(found)) == list(range(clusters))
+    if clusters == 4:
+        assert hungarian_accuracy(label, found) == 1.0
+    if clusters < 4:  # no blob is cut
+        assert all(len(np.unique(found[label == blob])) == 1 for blob in range(4))
+
+
+def test_dense_parts_survive_identical_rows_and_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = np.zeros((40, 3), np.float32)
+    assert density_sizes(same, fuzzy_graph(*_euclidean_neighbors(same, 5)), 3, seed=0).max() == 0
+    y, label = _blobs([300, 60, 60, 20])
+    monkeypatch.setattr("pipeline.partition.DENSITY_ROWS", 220)
+    assert hungarian_accuracy(label, density_sizes(y, fuzzy_graph(*_euclidean_neighbors(y, 8)), 4, seed=0)) == 1.0
+
+
+def _blobs(sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    rows = [8.0 * position + rng.normal(0, 0.5, (size, 3)) for position, size in enumerate(sizes)]
+    return np.concatenate(rows).astype(np.float32), np.repeat(np.arange(len(sizes)), sizes)
 
 
 def test_start_finds_the_clusters_and_its_layouts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,9 +207,7 @@ def test_heads_learn_the_votes(tmp_path: Path, kind: str) -> None:
     data = load_training_set(write_cache(tmp_path, embedding), config, CPU, tmp_path)
     trainer = HeadTrainer([config], data)
     votes = np.eye(6, dtype=np.float32)[label]
-    warm_start(
-        trainer, [start_module.Start(np.arange(len(votes)), votes, free=True, evenness=0.5, steadier=0.1)], config.start
-    )
+    warm_start(trainer, [start_module.Start(np.arange(len(votes)), votes, "merged", {}, {})], config.start)
     for heads in (trainer.student, trainer.teacher):
         clusters = heads.logits(data.originals).argmax(-1).numpy()
         assert all((own == label).mean() > 0.97 for own in clusters)
