@@ -6,7 +6,8 @@ Three kinds:
 ``published``  Linear(D, hidden) - GELU - Linear(hidden, bottleneck) - L2 - weight-normed Linear(bottleneck, C)
 ``mlp-bn``     Linear(D, hidden) - BatchNorm - GELU - Dropout - Linear(hidden, C), the first system's head
 
-The first layer of all heads is one matrix product against the shared batch; later layers are batched products.
+The first layer of all heads is one matrix product against the shared batch; later layers are batched products. The
+way back is written out: no graph is kept, and what the forward pass computed is used again.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +24,23 @@ BATCH_NORM_MOMENTUM = 0.1
 BATCH_NORM_EPS = 1e-5
 INIT_STD = 0.02
 ABSENT = -1e4  # a logit whose softmax is exactly zero at every temperature in use, yet finite
+FEWEST = 1e-12  # a norm that is divided by is at least this, as in torch.nn.functional.normalize
+WIDE = 128  # outputs from which rows, and below which columns, of an output are contiguous
 LAST_LAYER = ("last.direction", "last.gain", "last.weight", "last.bias")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What a forward pass leaves for the way back.
+
+    Attributes
+    ----------
+    logits : (G, M, C), divided by the temperature if one was given
+    kept : activations by name, and ``scale`` (G,), one over the temperature
+    """
+
+    logits: Float[Tensor, "G M C"]
+    kept: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,27 +101,32 @@ class Heads:
         weights = {name: w[:, :widest].clone() if name in LAST_LAYER else w for name, w in self.weights.items()}
         return replace(self, weights=weights, outputs=self.outputs[:, :widest])
 
-    def logits(
-        self, x: Float[Tensor, "M D"], training: bool = False, keep: Float[Tensor, "H M hidden"] | None = None
-    ) -> Float[Tensor, "G M C"]:
-        """Logits of every head for every row; an output that a head does not have gets ABSENT.
+    def forward(
+        self,
+        x: Float[Tensor, "M D"],
+        temperature: Float[Tensor, " G"] | None = None,
+        training: bool = False,
+        keep: Float[Tensor, "H M hidden"] | None = None,
+    ) -> Pass:
+        """Logits z, or z / temperature, of every head for every row; an output that a head lacks gets ABSENT.
 
         In `training`, mlp-bn normalizes by the batch's statistics and records them; otherwise by the recorded ones.
         `keep` is mlp-bn's dropout mask, one per head of a trial and shared between trials.
         """
-        z = _FORWARD[self.kind](self, x, training, keep)
-        return z if self.complete else z.masked_fill(~self.outputs[:, None], ABSENT)
+        # Into the last layer's weights: they are fewer than the logits.
+        scale = torch.ones_like(x[0, :1]) if temperature is None else temperature.reciprocal()
+        passed = _FORWARD[self.kind](self, x, scale[:, None, None], training, keep)
+        if not self.complete:
+            passed.logits.masked_fill_(~self.outputs[:, None], ABSENT)
+        return passed
 
-    def gradients(
-        self, x: Float[Tensor, "M D"], logits: Float[Tensor, "G M C"], gradient: Float[Tensor, "G M C"]
-    ) -> dict[str, Tensor]:
-        """Gradient of every weight by name, from the `gradient` at the `logits` that these heads computed from `x`."""
-        if self.kind == "linear":  # one product, and no graph to keep
-            flat = gradient.transpose(0, 1).flatten(1)
-            weight = flat.mT @ x
-            return {"last.weight": weight.view_as(self.weights["last.weight"]), "last.bias": gradient.sum(1)}
-        names, weights = list(self.weights), list(self.weights.values())
-        return dict(zip(names, torch.autograd.grad(logits, weights, gradient), strict=True))
+    def logits(self, x: Float[Tensor, "M D"], training: bool = False) -> Float[Tensor, "G M C"]:
+        """The logits of `forward` alone."""
+        return self.forward(x, training=training).logits
+
+    def gradients(self, passed: Pass, gradient: Float[Tensor, "G M C"], share: float = 1.0) -> dict[str, Tensor]:
+        """Gradient of every weight by name, from the `gradient` at the logits of `passed`; all times `share`."""
+        return _BACKWARD[self.kind](self, passed.kept, gradient, share)
 
     @cached_property
     def complete(self) -> bool:
@@ -162,49 +184,135 @@ def _init_head(config: HeadConfig, dim: int, clusters: int, seed: int, head: int
             }
 
 
-def dropout_mask(
-    shape: tuple[int, int, int], rate: float, generator: torch.Generator, device: torch.device
-) -> Float[Tensor, "H M hidden"]:
-    """0 with probability `rate`, else 1 / (1 - rate)."""
-    mask = torch.empty(shape, device=device).bernoulli_(1 - rate, generator=generator)
-    return mask.div_(1 - rate)
+def dropout_mask_(mask: Float[Tensor, "H M hidden"], rate: float, generator: torch.Generator) -> None:
+    """Fill `mask` with 0 at probability `rate`, else 1 / (1 - rate)."""
+    mask.bernoulli_(1 - rate, generator=generator).div_(1 - rate)
 
 
 def _shared_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """One product of (M, D) with all heads' (G, out, D): (G, M, out)."""
-    heads, width, dim = weight.shape
-    stacked = F.linear(x, weight.reshape(heads * width, dim), bias.reshape(-1))
+    heads, width, _ = weight.shape
+    if width < WIDE:  # as (G, out, M): reductions over few outputs run along many rows
+        stacked = torch.mm(weight.flatten(0, 1), x.mT).add_(bias.reshape(-1, 1))
+        return stacked.view(heads, width, -1).mT
+    stacked = torch.mm(x, weight.flatten(0, 1).mT).add_(bias.flatten())
     return stacked.view(-1, heads, width).transpose(0, 1)
 
 
-def _linear(heads: Heads, x: Tensor, training: bool, keep: Tensor | None) -> Tensor:
-    return _shared_linear(x, heads.weights["last.weight"], heads.weights["last.bias"])
+def _shared_gradient(gradient: Tensor, x: Tensor) -> Tensor:
+    """Gradient of the weight of `_shared_linear`, (G, out, D), from (G, M, out)."""
+    heads, rows, width = gradient.shape
+    if gradient.stride(1) == 1:
+        stacked = gradient.mT.reshape(-1, rows)
+    else:
+        stacked = gradient.transpose(0, 1).reshape(rows, -1).mT
+    return torch.mm(stacked, x).view(heads, width, -1)
 
 
-def _published(heads: Heads, x: Tensor, training: bool, keep: Tensor | None) -> Tensor:
+def _own_linear(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Each head's product of its (M, in) with its (out, in): (G, M, out), in memory as from `_shared_linear`."""
+    if weight.shape[1] < WIDE:
+        return torch.bmm(weight, hidden.mT).mT
+    return torch.bmm(hidden, weight.mT)
+
+
+def _linear(heads: Heads, x: Tensor, scale: Tensor, training: bool, keep: Tensor | None) -> Pass:
     w = heads.weights
-    hidden = F.gelu(_shared_linear(x, w["first.weight"], w["first.bias"]))
-    hidden = torch.baddbmm(w["second.bias"][:, None], hidden, w["second.weight"].mT)
-    direction = F.normalize(w["last.direction"], dim=-1) * w["last.gain"][..., None]
-    return torch.bmm(F.normalize(hidden, dim=-1), direction.mT)
+    logits = _shared_linear(x, w["last.weight"] * scale, w["last.bias"] * scale[..., 0])
+    return Pass(logits, {"x": x, "scale": scale})
 
 
-def _mlp_bn(heads: Heads, x: Tensor, training: bool, keep: Tensor | None) -> Tensor:
+def _linear_back(heads: Heads, kept: dict[str, Tensor], gradient: Tensor, share: float) -> dict[str, Tensor]:
+    scale = kept["scale"] * share
+    weight = _shared_gradient(gradient, kept["x"]).mul_(scale)
+    return {"last.weight": weight, "last.bias": gradient.sum(1).mul_(scale[..., 0])}
+
+
+def _published(heads: Heads, x: Tensor, scale: Tensor, training: bool, keep: Tensor | None) -> Pass:
+    w = heads.weights
+    inner = _shared_linear(x, w["first.weight"], w["first.bias"])
+    hidden = F.gelu(inner)
+    unit = torch.bmm(hidden, w["second.weight"].mT).add_(w["second.bias"][:, None])
+    norm = unit.norm(dim=-1, keepdim=True).clamp_min_(FEWEST)
+    unit.div_(norm)
+    last = F.normalize(w["last.direction"], dim=-1).mul_(w["last.gain"][..., None] * scale)
+    kept = {"x": x, "scale": scale, "inner": inner, "hidden": hidden, "unit": unit, "norm": norm, "last": last}
+    return Pass(_own_linear(unit, last), kept)
+
+
+def _published_back(heads: Heads, kept: dict[str, Tensor], gradient: Tensor, share: float) -> dict[str, Tensor]:
+    w, unit = heads.weights, kept["unit"]
+    # y = b / |b|: the part of the gradient along y is lost. The same for the rows v of the weight norm g v / |v|.
+    second = torch.bmm(gradient, kept["last"] * share)
+    along = (second * unit).sum(-1, keepdim=True)
+    second.addcmul_(unit, along, value=-1).div_(kept["norm"])
+    inner = torch.ops.aten.gelu_backward(torch.bmm(second, w["second.weight"]), kept["inner"])
+    last = torch.bmm(gradient.mT, unit).mul_(kept["scale"] * share)
+    length = w["last.direction"].norm(dim=-1, keepdim=True).clamp_min_(FEWEST)
+    direction = w["last.direction"] / length
+    gain = (last * direction).sum(-1, keepdim=True)
+    last.addcmul_(direction, gain, value=-1).mul_(w["last.gain"][..., None] / length)
+    return {
+        "first.weight": _shared_gradient(inner, kept["x"]),
+        "first.bias": inner.sum(1),
+        "second.weight": torch.bmm(second.mT, kept["hidden"]),
+        "second.bias": second.sum(1),
+        "last.direction": last,
+        "last.gain": gain.squeeze(-1),
+    }
+
+
+def _mlp_bn(heads: Heads, x: Tensor, scale: Tensor, training: bool, keep: Tensor | None) -> Pass:
     w, b = heads.weights, heads.buffers
     count, width, _ = w["first.weight"].shape
-    hidden = F.linear(x, w["first.weight"].flatten(0, 1), w["first.bias"].flatten())
+    # All heads are one batch norm over count * width columns.
+    inner = torch.mm(x, w["first.weight"].flatten(0, 1).mT).add_(w["first.bias"].flatten())
     mean, var = b["norm.mean"].flatten().clone(), b["norm.var"].flatten().clone()
     gain, shift = w["norm.gain"].flatten(), w["norm.bias"].flatten()
-    hidden = F.batch_norm(hidden, mean, var, gain, shift, training, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS)
+    normal, center, spread = torch.native_batch_norm(
+        inner, gain, shift, mean, var, training, BATCH_NORM_MOMENTUM, BATCH_NORM_EPS
+    )
     if training:
         _update_running(b, mean.view(count, width), var.view(count, width))
-    hidden = F.gelu(hidden).view(-1, count, width).transpose(0, 1)
+    hidden = F.gelu(normal).view(-1, count, width).transpose(0, 1)
     if keep is not None:
-        hidden = (hidden.reshape(-1, *keep.shape) * keep).flatten(0, 1)
-    return torch.baddbmm(w["last.bias"][:, None], hidden, w["last.weight"].mT)
+        hidden = (hidden.unflatten(0, (-1, len(keep))) * keep).flatten(0, 1)
+    last = w["last.weight"] * scale
+    logits = _own_linear(hidden, last).add_((w["last.bias"] * scale[..., 0])[:, None])
+    kept = {"x": x, "scale": scale, "inner": inner, "normal": normal, "center": center, "spread": spread}
+    return Pass(logits, kept | {"hidden": hidden, "last": last} | ({} if keep is None else {"keep": keep}))
 
 
-@torch.no_grad()
+def _mlp_bn_back(heads: Heads, kept: dict[str, Tensor], gradient: Tensor, share: float) -> dict[str, Tensor]:
+    w, b, scale = heads.weights, heads.buffers, kept["scale"] * share
+    count, width, _ = w["first.weight"].shape
+    hidden = torch.bmm(gradient, kept["last"] * share)
+    if "keep" in kept:
+        hidden = hidden.unflatten(0, (-1, len(kept["keep"]))).mul_(kept["keep"]).flatten(0, 1)
+    normal = torch.ops.aten.gelu_backward(hidden.transpose(0, 1).reshape(-1, count * width), kept["normal"])
+    mean, var = b["norm.mean"].flatten(), b["norm.var"].flatten()  # not read in training
+    inner, gain, shift = torch.ops.aten.native_batch_norm_backward(
+        normal,
+        kept["inner"],
+        w["norm.gain"].flatten(),
+        mean,
+        var,
+        kept["center"],
+        kept["spread"],
+        True,
+        BATCH_NORM_EPS,
+        [True, True, True],
+    )
+    return {
+        "first.weight": torch.mm(inner.mT, kept["x"]).view_as(w["first.weight"]),
+        "first.bias": inner.sum(0).view(count, width),
+        "norm.gain": gain.view(count, width),
+        "norm.bias": shift.view(count, width),
+        "last.weight": torch.bmm(gradient.mT, kept["hidden"]).mul_(scale),
+        "last.bias": gradient.sum(1).mul_(scale[..., 0]),
+    }
+
+
 def _update_running(buffers: dict[str, Tensor], mean: Tensor, var: Tensor) -> None:
     finite = (mean.isfinite() & var.isfinite()).all(-1, keepdim=True)  # a bad batch must not stay in the statistics
     for name, value in (("norm.mean", mean), ("norm.var", var)):
@@ -212,3 +320,4 @@ def _update_running(buffers: dict[str, Tensor], mean: Tensor, var: Tensor) -> No
 
 
 _FORWARD = {"linear": _linear, "published": _published, "mlp-bn": _mlp_bn}
+_BACKWARD = {"linear": _linear_back, "published": _published_back, "mlp-bn": _mlp_bn_back}

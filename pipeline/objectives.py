@@ -29,15 +29,21 @@ def swap_partners(rows: Float[Tensor, "G M C"]) -> Float[Tensor, "G M C"]:
     return torch.cat([partners, anchors], dim=1)
 
 
-def softmax_(scores: Float[Tensor, "G M C"]) -> PerRow:
-    """Turn `scores` into probabilities in place; logsumexp of what they were.
+def softmax(scores: Float[Tensor, "G M C"]) -> tuple[LogProbs, PerRow]:
+    """Probabilities (not logarithms) and the logsumexp of `scores`.
 
-    Written out, because on a CPU torch.softmax over ten clusters takes several times as long and gives no logsumexp.
+    Where rows are contiguous torch's kernel is the fastest; else the steps are, which then run along many rows at once.
     """
     top = scores.amax(-1, keepdim=True)
-    total = scores.sub_(top).exp_().sum(-1, keepdim=True)
-    scores.mul_(total.reciprocal())
-    return total.log_().add_(top).squeeze(-1)
+    if scores.stride(-1) == 1:
+        probability = scores.softmax(-1)
+        log_sum = top - probability.amax(-1, keepdim=True).log_()  # the largest is exp(0) / total: it never underflows
+    else:
+        probability = (scores - top).exp_()
+        total = probability.sum(-1, keepdim=True)
+        probability.mul_(total.reciprocal())
+        log_sum = total.log_().add_(top)
+    return probability, log_sum.squeeze(-1)
 
 
 def overlap(teacher: LogProbs) -> Float[Tensor, "G B"]:
@@ -73,7 +79,7 @@ def temi(
 
     Parameters
     ----------
-    scores : the student's z_s / tau; the memory becomes the gradient
+    scores : the student's z_s / tau
     teacher : log q_t of each row (not of its partner)
     log_prior : log p, the EMA of the teacher's batch mean
     beta : exponent per head
@@ -88,11 +94,11 @@ def temi(
     for own, other in zip(agreement.chunk(2, dim=1), swapped_halves(scores, teacher), strict=True):
         torch.add(*other, out=own)
     torch.addcmul(-log_prior[:, None], agreement, exponent[..., None], out=agreement)
-    log_sum = softmax_(agreement)
-    log_sum = log_sum - exponent * softmax_(scores)
-    loss = -(weight * log_sum).mean(-1)
+    shared, log_shared = softmax(agreement)
+    gradient, log_own = softmax(scores)
+    loss = -(weight * log_shared.addcmul_(exponent, log_own, value=-1)).mean(-1)
     scale = exponent * weight / weight.shape[1]
-    return loss, scores.sub_(agreement).mul_(scale[..., None])
+    return loss, gradient.sub_(shared).mul_(scale[..., None])
 
 
 def swapped_halves(rows: LogProbs, others: LogProbs) -> list[tuple[Tensor, Tensor]]:

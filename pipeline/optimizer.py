@@ -27,13 +27,20 @@ class StackedAdamW:
         self.mean = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.square = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         self.steps = torch.zeros(len(weight_decay), device=next(iter(weights.values())).device)
+        parts = [
+            {name: tensor.chunk(len(weight_decay)) for name, tensor in tensors.items()}
+            for tensors in (weights, self.mean, self.square)
+        ]
+        self.groups = [
+            {name: [part[name][group] for part in parts] for name in weights} for group in range(len(weight_decay))
+        ]
 
     @torch.no_grad()
     def step(
         self,
         group: int,
         gradients: dict[str, Tensor],
-        lr: float,
+        lr: float | Float[Tensor, ""],
         skip: Float[Tensor, ""] | None = None,
         shrink: Float[Tensor, ""] | None = None,
         frozen: Iterable[str] = (),
@@ -47,18 +54,20 @@ class StackedAdamW:
         shrink : the gradients are divided by this
         frozen : names that stay as they are
         """
-        self.steps[group] += 1 if skip is None else 1 - skip
+        own, count = self.groups[group], self.steps[group]
+        count += 1 if skip is None else 1 - skip
         names = [name for name in gradients if name not in frozen]
         for matrices, decay in ((True, self.weight_decay[group]), (False, 0.0)):
             chosen = [name for name in names if (self.weights[name].ndim > 2) == matrices]
             if chosen:
+                weights, means, squares = zip(*(own[name] for name in chosen), strict=True)
                 torch._fused_adamw_(
-                    self._slices(self.weights, chosen, group),
+                    weights,
                     [gradients[name].contiguous() for name in chosen],  # the kernel reads memory, not strides
-                    self._slices(self.mean, chosen, group),
-                    self._slices(self.square, chosen, group),
+                    means,
+                    squares,
                     [],
-                    [self.steps[group]] * len(chosen),
+                    [count] * len(chosen),
                     amsgrad=False,
                     lr=lr,
                     beta1=BETAS[0],
@@ -69,9 +78,6 @@ class StackedAdamW:
                     grad_scale=shrink,
                     found_inf=skip,
                 )
-
-    def _slices(self, tensors: dict[str, Tensor], names: list[str], group: int) -> list[Tensor]:
-        return [tensors[name].detach().chunk(len(self.weight_decay))[group] for name in names]
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resume needs, by name."""

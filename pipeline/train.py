@@ -14,37 +14,15 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from pipeline import objectives
-from pipeline.config import Config, OptimizerConfig, TeacherConfig
+from pipeline.config import Config
 from pipeline.data import Batches, TrainingSet
 from pipeline.device import keep_freed_memory
-from pipeline.heads import LAST_LAYER, Heads, dropout_mask, init_heads
+from pipeline.heads import LAST_LAYER, Heads, dropout_mask_, init_heads
 from pipeline.optimizer import StackedAdamW
+from pipeline.schedule import learning_rate, teacher_momentum, total_steps
 
 MARGINAL_ROWS = 4096  # rows per block when the marginal of a warm start is taken
 BLOCK_BYTES = 2**21  # of a block's widest activation on a CPU: about what a core keeps in its second-level cache
-
-
-def total_steps(config: Config, rows: int) -> int:
-    """Steps of a run: `epochs` passes over the rows, and at least `min_steps`."""
-    batch = min(config.train.batch_size, rows)
-    return max(config.train.min_steps, math.ceil(config.train.epochs * (rows // batch)))
-
-
-def learning_rate(config: OptimizerConfig, steps: int) -> Float[Tensor, " S"]:
-    """Rate of each step: linear warm-up from 0, then a cosine from `lr` to `min_lr`, or `lr` throughout."""
-    step = torch.arange(steps, dtype=torch.float64)
-    warmup = round(config.warmup * steps)
-    progress = ((step - warmup) / max(steps - warmup - 1, 1)).clamp(0, 1)
-    decayed = config.min_lr + (config.lr - config.min_lr) * (1 + (math.pi * progress).cos()) / 2
-    rate = decayed if config.schedule == "cosine" else torch.full_like(step, config.lr)
-    return torch.where(step < warmup, config.lr * (step + 1) / max(warmup, 1), rate).float()
-
-
-def teacher_momentum(config: TeacherConfig, steps: int) -> Float[Tensor, " S"]:
-    """Momentum of each step: a cosine from `momentum` to `final_momentum`."""
-    progress = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
-    rise = (1 - (math.pi * progress).cos()) / 2
-    return (config.momentum + (config.final_momentum - config.momentum) * rise).float()
 
 
 @dataclass(frozen=True)
@@ -86,6 +64,12 @@ class HeadTrainer:
         self.teacher = self.student.clone()
         self.marginal = self.student.outputs / self.student.outputs.sum(-1, keepdim=True)
         self.blocks = self._cut_into_blocks()
+        rows = 2 * self.batches.size
+        self.x = torch.empty(rows, data.bank.shape[1], device=self.device)
+        self.number = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.keep: Tensor | None = None
+        if self.config.heads.kind == "mlp-bn" and self.config.heads.dropout:
+            self.keep = torch.empty(self.heads_per_trial, rows, self.config.heads.hidden, device=self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         self._place_hyperparameters(configs)
@@ -108,8 +92,6 @@ class HeadTrainer:
         for first in range(0, total, size):
             span = slice(first, first + size)
             student, teacher = self.student.select(span), self.teacher.select(span)
-            for weight in student.weights.values():
-                weight.requires_grad_()
             inside = [(trial, slice(trial * per_trial, (trial + 1) * per_trial)) for trial in range(self.trials)]
             if size < total:
                 inside = [(first // per_trial, slice(0, size))]
@@ -117,7 +99,7 @@ class HeadTrainer:
         return blocks
 
     def _place_hyperparameters(self, configs: Sequence[Config]) -> None:
-        """One value per head on the device, and tables over the steps on the host: a step never waits for either."""
+        """One value per head, and tables over the steps, on the device: a step waits for nothing."""
 
         def per_head(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, device=self.device).repeat_interleave(self.heads_per_trial)
@@ -132,34 +114,43 @@ class HeadTrainer:
         self.scan_entropy = per_head([c.objective.scan_entropy for c in configs])
         self.regularizer_weight = per_head([c.objective.regularizer_weight for c in configs])
         self.clip = torch.tensor([c.optimizer.clip or math.inf for c in configs], device=self.device)
-        self.rates = torch.stack([learning_rate(c.optimizer, self.steps) for c in configs], dim=1)
-        self.momenta = torch.stack([teacher_momentum(c.teacher, self.steps) for c in configs], dim=1)
+        self.clipped = [c.optimizer.clip > 0 for c in configs]
+        rates = [learning_rate(c.optimizer, self.steps) for c in configs]
+        self.rates = torch.stack(rates, dim=1).to(self.device)
+        momenta = [teacher_momentum(c.teacher, self.steps) for c in configs]
+        self.momenta = torch.stack(momenta, dim=1).to(self.device)
 
+    @torch.no_grad()
     def step(self, number: int, bank_rows: Int64[Tensor, " M"]) -> None:
         """Train on one batch of pairs: anchors, then their partners, as rows of the bank."""
-        x = self.data.bank[bank_rows]
-        teacher, marginal, overlap = zip(*(self._teach(block, x) for block in self.blocks), strict=True)
+        torch.index_select(self.data.bank, 0, bank_rows, out=self.x)
+        self.number.fill_(number)
+        if self.keep is not None:
+            generator = torch.Generator(self.device).manual_seed(self.config.pairs.seed * 1_000_003 + number)
+            dropout_mask_(self.keep, self.config.heads.dropout, generator)
+        self._compute(LAST_LAYER if number < self.config.optimizer.freeze_last * self.steps else ())
+
+    def _compute(self, frozen: Sequence[str]) -> None:
+        """One step on what lies in `x`, `number` and `keep`: tensors in, tensors changed, the host waits for none."""
+        teacher, marginal, overlap = zip(*(self._teach(block) for block in self.blocks), strict=True)
         weight = self._pair_weight(overlap)
-        keep = self._dropout(number, len(x))
         learned = [
-            self._learn(block, x, keep, *known)
-            for block, *known in zip(self.blocks, teacher, marginal, weight, strict=True)
+            self._learn(block, *known) for block, *known in zip(self.blocks, teacher, marginal, weight, strict=True)
         ]
         loss = torch.cat([loss for loss, _ in learned])
         gradients = [gradient for _, gradient in learned]
         good, norm = self._guard(loss, gradients)
-        self._update(number, gradients, good, norm)
+        self._update(gradients, good, norm, frozen)
         seen = torch.cat(marginal)
         torch.where(good.repeat_interleave(self.heads_per_trial)[:, None], seen, self.marginal, out=self.marginal)
         self.window.add(loss, norm, good)
 
-    @torch.no_grad()
-    def _teach(self, block: Block, x: Float[Tensor, "M D"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _teach(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
         """Teachers' log q_t (g, M, C), their marginal with this batch (g, C), and the overlap of each pair (g, B)."""
         span = block.heads
-        teacher = block.teacher.logits(x, training=True).div_(self.teacher_temperature[span, None, None])
-        probability = teacher.clone()
-        teacher.sub_(objectives.softmax_(probability)[..., None])
+        teacher = block.teacher.forward(self.x, self.teacher_temperature[span], training=True).logits
+        probability, log_sum = objectives.softmax(teacher)
+        teacher.sub_(log_sum[..., None])
         marginal = objectives.update_marginal(self.marginal[span], probability, self.marginal_momentum[span])
         return teacher, marginal, objectives.overlap(probability)
 
@@ -171,28 +162,20 @@ class HeadTrainer:
         return objectives.pair_weight(torch.cat(list(overlap)), heads).chunk(len(overlap))
 
     def _learn(
-        self,
-        block: Block,
-        x: Float[Tensor, "M D"],
-        keep: Tensor | None,
-        teacher: Tensor,
-        marginal: Tensor,
-        weight: Tensor,
+        self, block: Block, teacher: Tensor, marginal: Tensor, weight: Tensor
     ) -> tuple[Float[Tensor, " g"], dict[str, Tensor]]:
         """Loss of each head of a block and the gradient of its weights."""
+        keep, span = self.keep, block.heads
         if keep is not None and len(block.trials) == 1:
-            keep = keep[block.heads.start % len(keep) :][: len(block.student.outputs)]
-        with torch.set_grad_enabled(block.student.kind != "linear"):
-            logits = block.student.logits(x, training=True, keep=keep)
-        temperature = self.student_temperature[block.heads, None, None]
-        loss, gradient = self._objective(block.heads, logits.detach() / temperature, teacher, marginal, weight)
-        gradient.div_(temperature * self.heads_per_trial)
-        return loss, block.student.gradients(x, logits, gradient)
+            keep = keep[span.start % len(keep) :][: len(block.student.outputs)]
+        passed = block.student.forward(self.x, self.student_temperature[span], training=True, keep=keep)
+        loss, gradient = self._objective(span, passed.logits, teacher, marginal, weight)
+        return loss, block.student.gradients(passed, gradient, share=1 / self.heads_per_trial)
 
     def _objective(
         self, span: slice, scores: Tensor, teacher: Tensor, marginal: Tensor, weight: Tensor
     ) -> tuple[Float[Tensor, " g"], Float[Tensor, "g M C"]]:
-        """Loss per head and its gradient at the student's scores z / tau, whose memory may be reused."""
+        """Loss per head and its gradient at the student's scores z / tau."""
         name, regularizer = self.config.objective.name, self.config.objective.regularizer
         log_marginal, beta = marginal.clamp_min(objectives.TINY).log(), self.beta[span]
         family = name in ("temi", "pmi", "wmi")
@@ -212,40 +195,37 @@ class HeadTrainer:
             loss, gradient = loss + extra, gradient + objectives.logit_gradient(extra_gradient, student)
         return loss, gradient
 
-    def _dropout(self, number: int, rows: int) -> Tensor | None:
-        if self.config.heads.kind != "mlp-bn" or not self.config.heads.dropout:
-            return None
-        generator = torch.Generator(self.device).manual_seed(self.config.pairs.seed * 1_000_003 + number)
-        shape = (self.heads_per_trial, rows, self.config.heads.hidden)
-        return dropout_mask(shape, self.config.heads.dropout, generator, self.device)
-
     def _guard(
         self, loss: Float[Tensor, " G"], gradients: Sequence[dict[str, Tensor]]
     ) -> tuple[Bool[Tensor, " T"], Float[Tensor, " T"]]:
         """Which trials have a finite loss and gradient, and the norm of the gradient; the others are counted."""
-        norms = [torch.stack([g.flatten(1).norm(dim=1) for g in named.values()]).norm(dim=0) for named in gradients]
+        norms = [
+            torch.stack([g.reshape(len(block.trials), -1).norm(dim=1) for g in named.values()]).norm(dim=0)
+            for block, named in zip(self.blocks, gradients, strict=True)
+        ]
         norm = torch.cat(norms).view(self.trials, -1).norm(dim=1)
         good = norm.isfinite() & loss.view(self.trials, -1).isfinite().all(1)
         self.skipped += ~good
         self.skipped_in_a_row.add_(1).mul_(~good)
         return good, norm
 
-    @torch.no_grad()
-    def _update(self, number: int, gradients: Sequence[dict[str, Tensor]], good: Tensor, norm: Tensor) -> None:
+    def _update(
+        self, gradients: Sequence[dict[str, Tensor]], good: Tensor, norm: Tensor, frozen: Sequence[str]
+    ) -> None:
         """One clipped step of every student; teacher <- m teacher + (1 - m) student.
 
         Batch-norm statistics of the teacher are its own.
         """
-        frozen = LAST_LAYER if number < self.config.optimizer.freeze_last * self.steps else ()
-        skip, shrink = (~good).float(), (norm / self.clip).clamp_min(1)
+        rate, momentum = (table.index_select(0, self.number)[0] for table in (self.rates, self.momenta))
+        skip, shrink, follow = (~good).float(), (norm / self.clip).clamp_min(1), 1 - momentum
         group = 0
         for block, named in zip(self.blocks, gradients, strict=True):
             for trial, inside in block.trials:
                 own = {name: gradient[inside] for name, gradient in named.items()}
-                rate, follow = self.rates[number, trial].item(), 1 - self.momenta[number, trial].item()
-                self.optimizer.step(group, own, rate, skip[trial], shrink[trial], frozen)
+                divisor = shrink[trial] if self.clipped[trial] else None
+                self.optimizer.step(group, own, rate[trial], skip[trial], divisor, frozen)
                 for name, weight in block.teacher.weights.items():
-                    weight[inside].lerp_(block.student.weights[name][inside], follow)
+                    weight[inside].lerp_(block.student.weights[name][inside], follow[trial])
                 group += 1
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.config import HeadConfig
-from pipeline.heads import Heads, dropout_mask, init_heads
+from pipeline.heads import WIDE, Heads, dropout_mask_, init_heads
 
 D, C, M, H = 6, 4, 9, 3
 KINDS = ("linear", "published", "mlp-bn")
@@ -91,6 +91,47 @@ def test_outputs_that_a_trial_does_not_have_get_no_probability(kind: str) -> Non
 
 
 def test_dropout_keeps_the_mean_and_only_touches_training() -> None:
-    mask = dropout_mask((2, 200, 500), 0.25, torch.Generator().manual_seed(0), torch.device("cpu"))
+    mask = torch.empty(2, 200, 500)
+    dropout_mask_(mask, 0.25, torch.Generator().manual_seed(0))
     assert mask.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
     assert mask.mean().item() == pytest.approx(1.0, abs=0.01)
+
+
+def as_formula(heads: Heads, w: dict[str, Tensor], x: Tensor, keep: Tensor | None) -> Tensor:
+    """Logits of all heads in training, from differentiable torch functions alone."""
+    if heads.kind == "linear":
+        return torch.einsum("md,gcd->gmc", x, w["last.weight"]) + w["last.bias"][:, None]
+    hidden = torch.einsum("md,ghd->gmh", x, w["first.weight"]) + w["first.bias"][:, None]
+    if heads.kind == "published":
+        hidden = F.gelu(hidden) @ w["second.weight"].mT + w["second.bias"][:, None]
+        last = torch._weight_norm(w["last.direction"].flatten(0, 1), w["last.gain"].reshape(-1, 1), 0)
+        return F.normalize(hidden, dim=-1) @ last.view_as(w["last.direction"]).mT
+    hidden = (hidden - hidden.mean(1, keepdim=True)) / (hidden.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    hidden = F.gelu(hidden * w["norm.gain"][:, None] + w["norm.bias"][:, None])
+    return (hidden if keep is None else hidden * keep) @ w["last.weight"].mT + w["last.bias"][:, None]
+
+
+@pytest.mark.parametrize("clusters", [C, WIDE])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_equal_autograd(kind: str, clusters: int) -> None:
+    """Both memory layouts of an output; in float64, where rounding hides no mistake."""
+    generator = torch.Generator().manual_seed(2)
+    fresh = init_heads(HeadConfig(kind=kind, count=H, hidden=8, bottleneck=5), D, [clusters], [0])
+
+    def draw(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+
+    weights = {name: draw(weight) for name, weight in fresh.weights.items()}
+    heads = Heads(kind, weights, {name: b.double() for name, b in fresh.buffers.items()}, fresh.outputs)
+    keep = draw(torch.empty(H, M, 8)) if kind == "mlp-bn" else None
+    x, temperature = rows().double(), torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
+
+    leaves = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+    expected_logits = as_formula(heads, leaves, x, keep) / temperature[:, None, None]
+    passed = heads.forward(x, temperature, training=True, keep=keep)
+    torch.testing.assert_close(passed.logits, expected_logits.detach())
+    gradient = draw(expected_logits)
+    expected = torch.autograd.grad(expected_logits, list(leaves.values()), gradient / 4)
+    found = heads.gradients(passed, gradient, share=1 / 4)
+    for name, own in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(found[name], own, rtol=1e-8, atol=1e-10)

@@ -11,7 +11,8 @@ from mixtures import mixture, write_cache
 from pipeline.config import Config, load_config
 from pipeline.data import Batches, load_training_set
 from pipeline.evaluate import hungarian_accuracy
-from pipeline.train import HeadTrainer, learning_rate, teacher_momentum, total_steps
+from pipeline.schedule import learning_rate, teacher_momentum, total_steps
+from pipeline.train import HeadTrainer
 
 CPU = torch.device("cpu")
 
