@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from pipeline.layout import fuzzy_graph, layout
 from pipeline.mine import exact_neighbors
@@ -26,15 +26,19 @@ def atlas(scaled: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n 2"]:
     return _fitted(layout(graph, start, EPOCHS, 0, torch.device("cpu")))
 
 
-def run_atlas(folder: Path, scaled: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n 2"]:
-    """The map of a run: the one in `folder` if it is of as many images, else made and left there."""
+def run_atlas(
+    folder: Path, scaled: Float32[np.ndarray, "n D"], rows: Int64[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n 2"]:
+    """The map of these `rows` of a cache: the one in `folder` if it is of the same, else made and left there."""
     path = folder / ATLAS
     if path.exists():
-        position: Float32[np.ndarray, "n 2"] = load_tensors(path)[0]["position"].numpy()
-        if len(position) == len(scaled):
+        tensors = load_tensors(path)[0]
+        if "row" in tensors and np.array_equal(tensors["row"].numpy(), rows):
+            position: Float32[np.ndarray, "n 2"] = tensors["position"].numpy()
             return position
     position = atlas(scaled)
-    save_tensors(path, {"position": torch.from_numpy(position)}, {"format": "temi-atlas-1"})
+    tensors = {"position": torch.from_numpy(position), "row": torch.from_numpy(rows)}
+    save_tensors(path, tensors, {"format": "temi-atlas-2"})
     return position
 
 

@@ -47,13 +47,22 @@ def report(
     images: Images = None,
     cache: Cache = None,
 ) -> None:
-    """Write one HTML page to look at the clusters of RUN: map, typical and uncertain images, training, comparison."""
+    """Write one HTML page to look at the clusters of RUN: map, typical and uncertain images, training, comparison.
+
+    Of a folder of trials: their comparison, and how the clusters of one number join into those of another.
+    """
     with user_errors():
+        from pipeline.overview import write_overview
         from pipeline.report import write_report
         from pipeline.results import FinishedRun
+        from pipeline.trials import is_trials
 
-        page = write_report(FinishedRun(run, cache), out, images)
+        trials = is_trials(run)
+        page = write_overview(run, out, images, cache) if trials else write_report(FinishedRun(run, cache), out, images)
         print(f"written: {page} ({page.stat().st_size / 2**20:.1f} MB); open it in a browser, it needs no network")
+        if trials:
+            print(f"next: temi report {run}/trial-000, or another of them, to see its clusters")
+            return
         print(f"next: temi names {run} > names.csv, fill in names, temi names {run} names.csv, and the report again")
 
 

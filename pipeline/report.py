@@ -26,20 +26,18 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from cache.files import os_errors, write_atomic
 from pipeline.atlas import run_atlas
+from pipeline.cards import centers, class_name, class_shares, cluster_cards, nearest_clusters
 from pipeline.errors import UserError
 from pipeline.folder import read_json
+from pipeline.levels import run_levels
 from pipeline.results import FinishedRun
 from pipeline.select import AGREEMENT_HEADS
 from pipeline.thumbnails import run_thumbnails
 
-TYPICAL, UNCERTAIN = 12, 6  # images on a cluster's card
-NEAREST = 3
 POINTS = 50_000  # images on the map; of more, a sample
 THUMBNAIL_BYTES = 30 * 2**20  # 40 MB as base64; cards come first, then images of the map in random order
 CONFUSION_CLASSES = 300
 CURVE_POINTS = 500
-
-Scaled = Float32[np.ndarray, "n D"]
 
 
 def write_report(run: FinishedRun, out: Path | None = None, source: str | None = None) -> Path:
@@ -48,24 +46,29 @@ def write_report(run: FinishedRun, out: Path | None = None, source: str | None =
     Where the images cannot be found and no `source` is given, the report has no pictures and says why.
     """
     out = out or run.folder / "report.html"
-    page = render(figures(run, source), run.folder.resolve().name)
-    with os_errors(out, "write"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out, page.encode("utf-8", "backslashreplace"))
+    write_page(out, render("report", figures(run, source), run.folder.resolve().name))
     return out
 
 
-def render(data: dict[str, Any], title: str) -> str:
-    """The page around `data`; whatever text is in it cannot leave its place."""
+def write_page(out: Path, page: str) -> None:
+    """Write a page, atomically."""
+    with os_errors(out, "write"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, page.encode("utf-8", "backslashreplace"))
+
+
+def render(name: str, data: dict[str, Any], title: str) -> str:
+    """``page/NAME.html`` around `data`; whatever text is in it cannot leave its place."""
     page = files("pipeline") / "page"
     parts = {
         "title": html.escape(title),
         "style": (page / "report.css").read_text(encoding="utf-8"),
         "plotly": get_plotlyjs(),
-        "script": (page / "report.js").read_text(encoding="utf-8"),
+        "shared": (page / "shared.js").read_text(encoding="utf-8"),
+        "script": (page / f"{name}.js").read_text(encoding="utf-8"),
         "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     }
-    template = (page / "report.html").read_text(encoding="utf-8")
+    template = (page / f"{name}.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
@@ -89,13 +92,15 @@ def figures(run: FinishedRun, source: str | None) -> dict[str, Any]:
             strict=True,
         )
     ]
-    on_cards = list(dict.fromkeys(i for card in cards for i in [*card["typical"], *card["uncertain"]]))
+    levels = run_levels(run, scaled)
+    on_cards = [i for card in cards for i in [*card["typical"], *card["uncertain"]]]
+    on_cards = list(dict.fromkeys([*on_cards, *(levels.pictures() if levels else ())]))
     shown, place = shown_images(len(table), on_cards)
     for card in cards:
         card["typical"] = [place[i] for i in card["typical"]]
         card["uncertain"] = [place[i] for i in card["uncertain"]]
-    position = run_atlas(run.folder, scaled[shown])
-    pictures, missing = _pictures(run, rows, shown, [place[i] for i in on_cards], source)
+    position = run_atlas(run.shared, scaled[shown], rows[shown])
+    pictures, missing = pictures_of(run, rows[shown], [place[i] for i in on_cards], source)
     return {
         "overview": overview(run, confidence),
         "clusters": cards,
@@ -113,63 +118,9 @@ def figures(run: FinishedRun, source: str | None) -> dict[str, Any]:
         "curves": _curves(run),
         "agreement": agreement(run, embedding),
         "tree": merge_tree(center, cluster, run.headings),
+        "levels": levels.figures(place) if levels else None,
         "settings": _settings(run),
     }
-
-
-def centers(scaled: Scaled, cluster: Int64[np.ndarray, " n"], clusters: int) -> Float32[np.ndarray, "C D"]:
-    """Direction of the mean of each cluster, at unit norm; zeros for an empty one."""
-    total = np.zeros((clusters, scaled.shape[1]), dtype=np.float32)
-    np.add.at(total, cluster, scaled)
-    norm = np.linalg.norm(total, axis=1, keepdims=True)
-    unit: Float32[np.ndarray, "C D"] = total / np.maximum(norm, 1e-12)
-    return unit
-
-
-def cluster_cards(
-    scaled: Scaled,
-    cluster: Int64[np.ndarray, " n"],
-    confidence: Float32[np.ndarray, " n"],
-    center: Float32[np.ndarray, "C D"],
-) -> list[dict[str, Any]]:
-    """Size, mean confidence, the images nearest to the center, and the least confident others of each cluster."""
-    closeness = np.einsum("nd,nd->n", scaled, center[cluster])
-    cards = []
-    for index in range(len(center)):
-        members = np.flatnonzero(cluster == index)
-        typical = members[np.argsort(-closeness[members], kind="stable")[:TYPICAL]]
-        rest = members[~np.isin(members, typical)]
-        uncertain = rest[np.argsort(confidence[rest], kind="stable")[:UNCERTAIN]]
-        mean = float(confidence[members].mean()) if len(members) else 0.0
-        lists = {"typical": typical.tolist(), "uncertain": uncertain.tolist()}
-        cards.append({"id": index, "size": len(members), "confidence": round(mean, 4), **lists})
-    return cards
-
-
-def nearest_clusters(center: Float32[np.ndarray, "C D"], cluster: Int64[np.ndarray, " n"]) -> list[list[int]]:
-    """The clusters whose centers have the largest cosine to each one's, empty ones left out."""
-    cosine = center @ center.T
-    empty = np.bincount(cluster, minlength=len(center)) == 0
-    cosine[:, empty] = -np.inf
-    np.fill_diagonal(cosine, -np.inf)
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, :NEAREST]
-    return [
-        [] if empty[own] else [int(other) for other in others if np.isfinite(cosine[own, other])]
-        for own, others in enumerate(order)
-    ]
-
-
-def class_shares(
-    label: Int64[np.ndarray, " n"], cluster: Int64[np.ndarray, " n"], classes: Sequence[str], clusters: int
-) -> list[list[tuple[str, float]]]:
-    """The up to three most frequent classes of each cluster and their share of its labeled images."""
-    known = label >= 0
-    shares: list[list[tuple[str, float]]] = []
-    for index in range(clusters):
-        count = np.bincount(label[known & (cluster == index)], minlength=len(classes))
-        top = [int(c) for c in np.argsort(-count, kind="stable")[:3] if count[c]]
-        shares.append([(_class_name(classes, c), round(count[c] / count.sum(), 3)) for c in top])
-    return shares
 
 
 def shown_images(count: int, on_cards: list[int]) -> tuple[Int64[np.ndarray, " shown"], dict[int, int]]:
@@ -196,7 +147,7 @@ def confusion(
     matched = list(column[np.argsort(row)])
     order = matched + [c for c in range(len(headings)) if c not in set(matched) and table[:, c].any()]
     return {
-        "classes": [_class_name(classes, c) for c in present],
+        "classes": [class_name(classes, c) for c in present],
         "clusters": [headings[c] for c in order],
         "count": table[:, order].tolist(),
         "accuracy": round(float(table[row, column].sum() / known.sum()), 4),
@@ -251,20 +202,17 @@ def overview(run: FinishedRun, confidence: Float32[np.ndarray, " n"]) -> dict[st
     }
 
 
-def _pictures(
-    run: FinishedRun, rows: np.ndarray, shown: np.ndarray, on_cards: list[int], source: str | None
-) -> tuple[list[str], str]:
-    """Base64 WebP of each shown image, "" where there is none, and why there are none."""
+def pictures_of(run: FinishedRun, rows: np.ndarray, first: list[int], source: str | None) -> tuple[list[str], str]:
+    """Base64 WebP of each of `rows`, "" where there is none, and why there are none; those at `first` come first."""
     try:
         images = run.images(source)
     except UserError as error:
         if source is not None:
             raise
-        return [""] * len(shown), str(error)
-    order = list(dict.fromkeys([*on_cards, *np.random.default_rng(0).permutation(len(shown)).tolist()]))
-    wanted = [int(rows[shown[place]]) for place in order]
-    found = run_thumbnails(run.folder, images, wanted, THUMBNAIL_BYTES)
-    return [base64.b64encode(found.get(int(row), b"")).decode() for row in rows[shown]], ""
+        return [""] * len(rows), str(error)
+    order = list(dict.fromkeys([*first, *np.random.default_rng(0).permutation(len(rows)).tolist()]))
+    found = run_thumbnails(run.shared, images, [int(rows[place]) for place in order], THUMBNAIL_BYTES)
+    return [base64.b64encode(found.get(int(row), b"")).decode() for row in rows], ""
 
 
 def _comparison(run: FinishedRun) -> list[dict[str, Any]]:
@@ -287,10 +235,6 @@ def _settings(run: FinishedRun) -> dict[str, dict[str, Any]]:
         settings = tomllib.loads(run.files.config.read_text(encoding="utf-8"))
     made = {name: value for name, value in run.model.fingerprint.items() if value not in ("", {}, None)}
     return {"embeddings": made} | {name: table for name, table in settings.items() if name != "embed"}
-
-
-def _class_name(classes: Sequence[str], index: int) -> str:
-    return classes[index] if index < len(classes) else f"class {index}"
 
 
 def _rounded(values: np.ndarray, digits: int) -> list[float]:

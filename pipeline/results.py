@@ -35,6 +35,12 @@ class FinishedRun:
             raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
 
     @cached_property
+    def shared(self) -> Path:
+        """Where thumbnails and the map are kept: in the folder of the trials where the run is one of them."""
+        parent = self.folder.resolve().parent
+        return parent if is_trials(parent) else self.folder
+
+    @cached_property
     def model(self) -> ClusterModel:
         return ClusterModel.load(self.files.model)
 

@@ -1,32 +1,10 @@
 "use strict";
-// Builds the page from the JSON block. Text from the run goes in by textContent only.
+// The page of one run.
 (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
+  const { data, byId, percent, count, make, picture, scores, joining } = shared;
   const { clusters, images, overview } = data;
-  const byId = (id) => document.getElementById(id);
-  const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
-  const count = (number) => number.toLocaleString("en");
   const color = clusters.map((_, c) => `hsl(${(c * 137.508 + 215) % 360} ${[62, 48, 74][c % 3]}% ${[50, 62, 43][c % 3]}%)`);
   const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
-
-  function make(tag, attributes = {}, ...children) {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) {
-      if (name in element && name !== "list") element[name] = value;
-      else element.setAttribute(name, value);
-    }
-    element.append(...children);
-    return element;
-  }
-
-  function picture(image, text) {
-    if (!images.picture[image]) return make("span", { textContent: images.key[image], title: text });
-    const element = make("img", { alt: text, title: text, decoding: "async" });
-    element.onload = () => element.classList.toggle("tiny", Math.max(element.naturalWidth, element.naturalHeight) < 48);
-    element.src = `data:image/webp;base64,${images.picture[image]}`;
-    element.dataset.image = image;
-    return element;
-  }
 
   // ---- overview
   function tile(name, value, small = "") {
@@ -49,17 +27,6 @@
     byId("missing").hidden = !data.missing;
     byId("missing").textContent = data.missing ? `No pictures: ${data.missing}.` : "";
     data.comparison.forEach((part) => byId("comparison").append(scores(part)));
-  }
-
-  const SCORES = { acc: "ACC", nmi: "NMI", ami: "AMI", ari: "ARI", purity: "purity", used_clusters: "clusters used", smallest_cluster: "smallest", largest_cluster: "largest" };
-  function scores(part) {
-    const columns = Object.keys(SCORES).filter((name) => part.rows.some((row) => name in row));
-    const share = (name) => ["acc", "nmi", "ami", "ari", "purity"].includes(name);
-    const head = make("tr", {}, make("th", { textContent: "method", scope: "col" }), ...columns.map((name) => make("th", { textContent: SCORES[name], scope: "col" })));
-    const rows = part.rows.map((row) => make("tr", { className: row.kind }, make("th", { textContent: row.method, scope: "row" }),
-      ...columns.map((name) => make("td", { textContent: !(name in row) ? "" : share(name) ? (100 * row[name]).toFixed(1) : count(row[name]) }))));
-    const caption = `${part.name}, ${count(part.images)} images`;
-    return make("table", {}, make("caption", { textContent: caption }), make("thead", {}, head), make("tbody", {}, ...rows));
   }
 
   // ---- cards
@@ -229,6 +196,14 @@
     byId("tip").style.top = `${Math.max(4, Math.min(clientY + 16, innerHeight - box.height - 8))}px`;
   }
 
+  function showLevels() {
+    byId("levels").hidden = byId("to-levels").hidden = !data.levels;
+    if (!data.levels) return;
+    const own = data.levels.levels.findIndex((level) => level.own);
+    const toCard = (cluster) => make("button", { type: "button", className: "link", textContent: "its card", onclick: (event) => { event.preventDefault(); goTo(cluster.id); } });
+    byId("joining").append(joining(data.levels, (cluster) => (cluster.level === own ? [toCard(cluster)] : [])));
+  }
+
   function showSettings() {
     const shown = (value) => (typeof value === "object" ? JSON.stringify(value) : String(value));
     for (const [section, table] of Object.entries(data.settings)) {
@@ -245,6 +220,7 @@
   byId("single").append(make("option", { value: "", textContent: "none" }), ...clusters.map((cluster) => make("option", { value: cluster.id, textContent: cluster.name })));
   byId("single").addEventListener("change", (event) => single(event.target.value === "" ? null : Number(event.target.value)));
   byId("to-card").addEventListener("click", () => goTo(chosen));
+  showLevels();
   showSettings();
   const draw = () => { drawSmall(); drawConfusion(); drawTree(); drawMap(); };
   draw();

@@ -18,20 +18,11 @@ from typer.testing import CliRunner
 from cli import app
 from pipeline import report as module
 from pipeline.atlas import ATLAS, atlas, run_atlas
+from pipeline.cards import centers, class_shares, cluster_cards, nearest_clusters
 from pipeline.errors import UserError
 from pipeline.images import open_source
 from pipeline.names import set_names
-from pipeline.report import (
-    centers,
-    class_shares,
-    cluster_cards,
-    confusion,
-    figures,
-    merge_tree,
-    nearest_clusters,
-    shown_images,
-    write_report,
-)
+from pipeline.report import confusion, figures, merge_tree, shown_images, write_report
 from pipeline.results import FinishedRun
 from pipeline.run import train_heads
 from pipeline.thumbnails import SIDE, THUMBNAILS, run_thumbnails, thumbnail
@@ -84,7 +75,7 @@ def test_no_text_leaves_its_place_and_nothing_is_fetched(finished: FinishedRun, 
 
 
 def test_a_title_is_escaped() -> None:
-    page = module.render({"overview": {}}, "<b>run & co")
+    page = module.render("report", {"overview": {}}, "<b>run & co")
     assert "<title>&lt;b&gt;run &amp; co" in page
     assert "<b>run" not in page
 
@@ -165,7 +156,7 @@ def test_more_images_than_fit_are_sampled_with_all_of_the_cards(monkeypatch: pyt
 def test_the_map_keeps_groups_apart_and_is_made_once(tmp_path: Path) -> None:
     embedding, label = mixture(rows=400, clusters=4, noise=0.3)
     scaled = embedding.astype(np.float32)
-    position = run_atlas(tmp_path, scaled)
+    position = run_atlas(tmp_path, scaled, np.arange(400))
     assert position.shape == (400, 2)
     assert np.abs(position).max() <= 1
     middle = np.stack([position[label == c].mean(0) for c in range(4)])
@@ -173,8 +164,9 @@ def test_the_map_keeps_groups_apart_and_is_made_once(tmp_path: Path) -> None:
     apart = min(np.linalg.norm(middle[a] - middle[b]) for a in range(4) for b in range(a))
     assert apart > 2 * spread
     before = (tmp_path / ATLAS).stat().st_mtime_ns
-    np.testing.assert_array_equal(run_atlas(tmp_path, scaled), position)
+    np.testing.assert_array_equal(run_atlas(tmp_path, scaled, np.arange(400)), position)
     assert (tmp_path / ATLAS).stat().st_mtime_ns == before
+    assert not np.array_equal(run_atlas(tmp_path, scaled[::-1].copy(), np.arange(400)[::-1].copy()), position)
     for few in (2, 5):
         assert np.isfinite(atlas(scaled[:few])).all()
 

@@ -10,20 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import NEEDS_BROWSER, browsing
 from conftest import PhotoRun
 
 from pipeline.names import set_names
 from pipeline.report import write_report
 from pipeline.results import FinishedRun
 
-selenium = pytest.importorskip("selenium")
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="apt-get install chromium chromium-driver"),
-    pytest.mark.filterwarnings("ignore:.*unclosed.*:ResourceWarning"),
-]
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader"]
+pytestmark = NEEDS_BROWSER
 NAME = "<b onclick=alert(3)>red</b> ones"
 
 
@@ -39,24 +33,8 @@ def page(photo_run: PhotoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def browser(page: Path) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for flag in [*FLAGS, "--window-size=1280,1000"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    try:
-        driver.get(page.as_uri())
-        WebDriverWait(driver, 60).until(lambda d: d.execute_script("return document.documentElement.dataset.ready"))
+    with browsing(page) as driver:
         yield driver
-        complaints = [line for line in driver.get_log("browser") if "GPU stall" not in line["message"]]
-        assert complaints == []
-    finally:
-        driver.quit()
 
 
 def visible_cards(browser: Any) -> list[str]:

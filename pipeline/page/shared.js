@@ -1,0 +1,74 @@
+"use strict";
+// What the pages share: reading the JSON block, making elements, tables of scores, the tree of joining clusters.
+// Text from a run goes in by textContent only.
+const shared = (() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const byId = (id) => document.getElementById(id);
+  const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+  const count = (number) => number.toLocaleString("en");
+
+  function make(tag, attributes = {}, ...children) {
+    const element = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name in element && name !== "list") element[name] = value;
+      else element.setAttribute(name, value);
+    }
+    element.append(...children);
+    return element;
+  }
+
+  function picture(image, text) {
+    const { key, picture } = data.images;
+    if (!picture[image]) return make("span", { textContent: key[image], title: text });
+    const element = make("img", { alt: text, title: text, decoding: "async" });
+    element.onload = () => element.classList.toggle("tiny", Math.max(element.naturalWidth, element.naturalHeight) < 48);
+    element.src = `data:image/webp;base64,${picture[image]}`;
+    element.dataset.image = image;
+    return element;
+  }
+
+  // Rows of objects as a table; `columns` is [heading, cell of a row] each, the first of them the row's heading.
+  function table(caption, columns, rows) {
+    const head = make("tr", {}, ...columns.map(([heading]) => make("th", { textContent: heading, scope: "col" })));
+    const cell = (row) => ([, show], i) => {
+      const shown = show(row);
+      return make(i ? "td" : "th", i ? {} : { scope: "row" }, ...(Array.isArray(shown) ? shown : [shown]));
+    };
+    const body = rows.map((row) => make("tr", { className: row.kind || "" }, ...columns.map(cell(row))));
+    return make("table", {}, make("caption", { textContent: caption }), make("thead", {}, head), make("tbody", {}, ...body));
+  }
+
+  const SCORES = { acc: "ACC", nmi: "NMI", ami: "AMI", ari: "ARI", purity: "purity", used_clusters: "clusters used", smallest_cluster: "smallest", largest_cluster: "largest" };
+  function scores(part) {
+    const share = (name) => ["acc", "nmi", "ami", "ari", "purity"].includes(name);
+    const columns = Object.keys(SCORES).filter((name) => part.rows.some((row) => name in row))
+      .map((name) => [SCORES[name], (row) => (!(name in row) ? "" : share(name) ? (100 * row[name]).toFixed(1) : count(row[name]))]);
+    return table(`${part.name}, ${count(part.images)} images`, [["method", (row) => row.method], ...columns], part.rows);
+  }
+
+  // The clusters of the coarsest trial, and below each those of the next finer that lie in it mostly.
+  // `action` makes what follows the facts of a node, e.g. a button.
+  function joining({ levels, top, together, settings }, action = () => []) {
+    const numbers = levels.map((level) => level.clusters);
+    const apart = Object.entries(settings).map(([name, value]) => `${name} = ${value}`).join(", ");
+    const lead = `${apart ? `${apart}: ` : ""}${numbers.slice(0, -1).join(", ")} and ${numbers.at(-1)} clusters of the same images. `
+      + `Each cluster stands below the coarser one that holds most of its images; ${percent(together, 1)} of all images go along with theirs.`;
+    const node = (cluster) => {
+      const facts = `of ${levels[cluster.level].clusters}, ${count(cluster.images)} images`
+        + (cluster.share === null ? "" : cluster.share === 1 ? ", all inside" : `, ${percent(cluster.share)} of them inside`);
+      const pictures = make("ul", { className: "strip" }, ...cluster.typical.map((i) => make("li", {}, picture(i, data.images.key[i]))));
+      const line = [make("b", { textContent: cluster.name }), make("span", { textContent: facts }), ...action(cluster)];
+      if (!cluster.parts.length) return make("li", {}, make("div", { className: "node" }, ...line, pictures));
+      const parts = make("ul", {}, ...cluster.parts.map(node));
+      const text = make("span", { className: "more", textContent: `${cluster.parts.length} finer` });
+      return make("li", {}, make("details", {}, make("summary", { className: "node" }, ...line, text, pictures), parts));
+    };
+    const tree = make("ul", { className: "joining" }, ...top.map(node));
+    const all = (open) => tree.querySelectorAll("details").forEach((details) => { details.open = open; });
+    const button = (text, open) => make("button", { type: "button", textContent: text, onclick: () => all(open) });
+    return make("div", {}, make("p", { className: "lead", textContent: lead }),
+      make("div", { className: "bar" }, button("Open all", true), button("Close all", false)), tree);
+  }
+
+  return { data, byId, percent, count, make, picture, table, scores, joining };
+})();
