@@ -135,11 +135,23 @@ class TrainConfig(Section):
     seed: int = Field(0, description="of the initial heads")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     split: str = Field("", description="train on the rows of this split only; empty: train if there is one, else all")
+    memory: Positive | None = Field(
+        None,
+        description="GB of the host's that stage two may use; empty: what is free; beyond, embeddings stay on disk",
+    )
     log_every: Count = Field(50, description="steps between lines of metrics.jsonl")
     checkpoint_every: Count = Field(200, description="steps between checkpoints (latest, best)")
     keep_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints that are kept; 0: none")
     max_skipped: Count = Field(100, description="non-finite steps in a row after which training stops")
     tensorboard: bool = Field(True, description="write TensorBoard events")
+
+    def recorded(self, done: int, steps: int) -> bool:
+        """Whether the window of metrics is closed after step `done`."""
+        return done % self.log_every == 0 or self.checkpointed(done, steps)
+
+    def checkpointed(self, done: int, steps: int) -> bool:
+        """Whether a checkpoint follows step `done`."""
+        return done % self.checkpoint_every == 0 or done == steps
     mlflow: str = Field("", description="MLflow store, e.g. sqlite:///mlflow.db or http://host:5000; empty: none")
 
 

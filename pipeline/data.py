@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from cache import EmbeddingCache
+from pipeline.bank import Ahead, Place, empty_bank
 from pipeline.config import Config, PairConfig
 from pipeline.errors import UserError
 from pipeline.mine import check_count, mine_neighbors
+from pipeline.rows import CachedRows
 from pipeline.scaling import Scaling
 
 
@@ -26,7 +29,7 @@ def training_rows(cache: EmbeddingCache, split: str = "") -> Int64[np.ndarray, "
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The scaled bank of embeddings and its neighbor graph, on the training device.
+    """The scaled bank of embeddings and its neighbor graph.
 
     Attributes
     ----------
@@ -34,7 +37,8 @@ class TrainingSet:
     bank : (N * (1 + V), D) float32; row i * (1 + V) is image i, the V that follow are its views
     views : V held in the bank; 0 where pairs do not use them
     neighbors : (N, K) positions in `rows`; (N, 0) where pairs do not use them
-    scaling : how embeddings became the bank's rows
+    scaling : how embeddings became the bank's rows; on the training device
+    place : where `bank` and `neighbors` lie; see pipeline/bank.py
     """
 
     rows: Int64[np.ndarray, " N"]
@@ -42,6 +46,28 @@ class TrainingSet:
     views: int
     neighbors: Int64[Tensor, "N K"]
     scaling: Scaling
+    place: Place = "device"
+
+    @property
+    def device(self) -> torch.device:
+        """The training device."""
+        return self.scaling.shift.device
+
+    @cached_property
+    def _ahead(self) -> Ahead:
+        return Ahead(self.bank, self.device)
+
+    def ask(self, rows: Int64[Tensor, " M"]) -> None:
+        """Say that these rows of the bank will be gathered after those asked for before."""
+        if self.place != "device":
+            self._ahead.ask(rows)
+
+    def gather(self, rows: Int64[Tensor, " M"], out: Float[Tensor, "M D"]) -> None:
+        """Copy these rows of the bank into `out`, on the training device."""
+        if self.place == "device":
+            torch.index_select(self.bank, 0, rows, out=out)
+        else:
+            out.copy_(self._ahead.take(rows))
 
     @property
     def originals(self) -> Float[Tensor, "N D"]:
@@ -49,25 +75,30 @@ class TrainingSet:
         return self.bank[:: 1 + self.views]
 
 
-def load_training_set(cache: EmbeddingCache, config: Config, device: torch.device, scratch: Path) -> TrainingSet:
-    """Read the rows to train on, mine or reuse their neighbors, and put both on `device`.
+def load_training_set(
+    cache: EmbeddingCache, config: Config, device: torch.device, scratch: Path, place: Place = "device"
+) -> TrainingSet:
+    """Mine or reuse the neighbors of the rows to train on, and fill the bank.
 
-    `scratch` takes the neighbor graph where the cache's own folder is read-only. Labels are not read.
+    `scratch` takes the neighbor graph where the cache's own folder is read-only, and the bank where its `place` is the
+    disk. Labels are not read.
     """
     rows = training_rows(cache, config.train.split)
     check_settings(cache, config, len(rows))
     with_views = "views" in config.pairs.source
-    embedding = torch.from_numpy(cache.embedding()[rows]).to(device)
-    scaling = Scaling.fit(config.heads.scale, embedding)
-    bank = scaling(embedding)
-    if with_views:
-        views = torch.from_numpy(cache.view_embedding()[rows]).to(device)
-        bank = torch.cat([bank[:, None], scaling(views)], dim=1).flatten(0, 1)
+    views = cache.views if with_views else 0
     neighbors = np.empty((len(rows), 0), dtype=np.int64)
-    if "neighbors" in config.pairs.source:
+    if "neighbors" in config.pairs.source:  # first: what the search needs is free again when the bank is filled
         index, _ = mine_neighbors(cache, rows, config.neighbors.k, config.neighbors.scale, scratch)
         neighbors = index.astype(np.int64)
-    return TrainingSet(rows, bank, cache.views if with_views else 0, torch.from_numpy(neighbors).to(device), scaling)
+    embedding = CachedRows(cache, rows, device)
+    scaling = Scaling.fit(config.heads.scale, embedding)
+    bank = empty_bank((len(rows) * (1 + views), scaling.width), place, device, scratch)
+    by_image = bank.view(len(rows), 1 + views, -1)
+    scaling(embedding, out=by_image[:, 0])
+    if views:
+        scaling(CachedRows(cache, rows, device, views=True), out=by_image[:, 1:])
+    return TrainingSet(rows, bank, views, torch.from_numpy(neighbors).to(bank.device), scaling, place)
 
 
 def check_settings(cache: EmbeddingCache, config: Config, n: int) -> None:
@@ -92,20 +123,35 @@ class Batches:
     """Row indices of every step's pairs, a function of (seed, epoch) alone, so a resume needs no generator state.
 
     An epoch is one permutation of the rows cut into whole batches; partners are drawn for the whole epoch at once.
+    Of several processes (`part` is rank and number) each is given its part of every batch.
     """
 
-    def __init__(self, data: TrainingSet, pairs: PairConfig, batch_size: int):
-        self.data, self.pairs = data, pairs
+    def __init__(self, data: TrainingSet, pairs: PairConfig, batch_size: int, part: tuple[int, int] = (0, 1)):
+        self.data, self.pairs, self.part = data, pairs, part
         self.size = min(batch_size, len(data.rows))
         self.per_epoch = len(data.rows) // self.size
 
     def bank_rows(self, first_step: int, stop: int) -> Iterator[Int64[Tensor, " M"]]:
-        """For each step of [first_step, stop): B anchors then their B partners, as rows of the bank."""
+        """For each step of [first_step, stop): B anchors then their B partners, as rows of the bank.
+
+        The rows of a step are asked for before those of the step before it are given out.
+        """
+        given = None
+        for rows in self._drawn(first_step, stop):
+            self.data.ask(rows)
+            if given is not None:
+                yield given
+            given = rows
+        if given is not None:
+            yield given
+
+    def _drawn(self, first_step: int, stop: int) -> Iterator[Int64[Tensor, " M"]]:
         step = first_step
         while step < stop:
             epoch, position = divmod(step, self.per_epoch)
             drawn = self._draw(epoch)[position : position + stop - step]
-            yield from drawn
+            rank, processes = self.part
+            yield from drawn.unflatten(1, (2, -1)).chunk(processes, dim=2)[rank].flatten(1)
             step += len(drawn)
 
     def _draw(self, epoch: int) -> Int64[Tensor, "steps M"]:

@@ -15,6 +15,7 @@ from pipeline.device import pick_device
 from pipeline.errors import UserError
 from pipeline.exact import nearest_rows
 from pipeline.progress import Progress
+from pipeline.rows import CachedRows
 from pipeline.scaling import Kind, Scaling
 
 BLOCK_ROWS = 4096  # queries per search: bounds the (block, K + 1) results
@@ -45,6 +46,11 @@ def check_count(k: int, rows: int) -> None:
         )
 
 
+def exact_rows() -> int:
+    """Rows up to which every pair is compared on this machine."""
+    return EXACT_ROWS_GPU if pick_device("auto").type == "cuda" else EXACT_ROWS
+
+
 def mine_neighbors(
     cache: EmbeddingCache, rows: Int64[np.ndarray, " n"], k: int, scale: Kind = "l2", fallback: Path | None = None
 ) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
@@ -71,10 +77,10 @@ def mine_neighbors(
     for folder in folders:
         if stored := load_neighbors(folder, key):
             return stored[0], stored[1]
-    embedding = torch.from_numpy(cache.embedding()[rows])
+    embedding = CachedRows(cache, rows)
     scaled = Scaling.fit(scale, embedding)(embedding).numpy()
     attributes: dict[str, str | int | float] = {"metric": "cosine", "k": k, "scale": scale, "embeddings": cache.digest}
-    if len(rows) <= (EXACT_ROWS_GPU if pick_device("auto").type == "cuda" else EXACT_ROWS):
+    if len(rows) <= exact_rows():
         index, similarity = exact_neighbors(scaled, k)
         attributes |= {"backend": "exact", "recall": 1.0}
     else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float16, Int64
+from jaxtyping import Float, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from cache.files import write_atomic
 from pipeline.errors import UserError
 from pipeline.heads import Heads
+from pipeline.rows import Embeddings, blocks_of
 from pipeline.scaling import Scaling
 
 BLOCK_ROWS = 8192  # rows per forward pass: bounds the (H, rows, C) probabilities
@@ -53,7 +54,7 @@ class ClusterModel:
         """C."""
         return self.alignment.shape[1]
 
-    def blocks(self, embedding: Float16[Tensor, "n D"] | Float[Tensor, "n D"]) -> Iterator[Tensor]:
+    def blocks(self, embedding: Embeddings) -> Iterator[Tensor]:
         """(H, rows, C) probabilities of all heads, block by block: those of a million rows at once would not fit."""
         if embedding.shape[1] != len(self.scaling.shift):
             raise UserError(
@@ -61,17 +62,17 @@ class ClusterModel:
                 f"{len(self.scaling.shift)}; embed with the run's backbone, {self.fingerprint.get('backbone')}"
             )
         device = self.scaling.shift.device
-        for block in torch.split(embedding, BLOCK_ROWS):
+        for block in blocks_of(embedding, BLOCK_ROWS):
             with torch.no_grad():
                 probability = self.heads.probabilities(self.scaling(block.to(device)), self.temperature)
             yield probability
 
-    def predict_proba(self, embedding: Float16[Tensor, "n D"] | Float[Tensor, "n D"]) -> Float[Tensor, "n C"]:
+    def predict_proba(self, embedding: Embeddings) -> Float[Tensor, "n C"]:
         """The consensus: mean probability of the aligned heads."""
         index = self.alignment[:, None]
         return torch.cat([b.gather(2, index.expand(-1, b.shape[1], -1)).mean(0) for b in self.blocks(embedding)])
 
-    def head_clusters(self, embedding: Float16[Tensor, "n D"] | Float[Tensor, "n D"]) -> Int64[Tensor, "H n"]:
+    def head_clusters(self, embedding: Embeddings) -> Int64[Tensor, "H n"]:
         """Every head's own assignment, in the aligned cluster ids."""
         own = torch.cat([block.argmax(-1) for block in self.blocks(embedding)], dim=1)
         return self.alignment.argsort(1).gather(1, own)

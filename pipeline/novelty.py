@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32
+from torch import Tensor
 
 from pipeline.mine import exact_neighbors, nearest
 from pipeline.model import load_tensors, save_tensors
@@ -30,12 +31,12 @@ class Novelty:
     threshold: float
 
     @classmethod
-    def fit(cls, scaled: Float32[np.ndarray, "n D"]) -> "Novelty":
+    def fit(cls, scaled: Float[Tensor, "n D"]) -> "Novelty":
         """Calibrate on training rows: each is compared with the others, so nothing but the rows is needed."""
-        rows = scaled
-        if len(rows) > SAMPLE:
-            rows = rows[np.sort(np.random.default_rng(0).choice(len(rows), SAMPLE, replace=False))]
-        rows = rows.astype(np.float16)
+        if len(scaled) > SAMPLE:
+            chosen = np.sort(np.random.default_rng(0).choice(len(scaled), SAMPLE, replace=False))
+            scaled = scaled[torch.from_numpy(chosen).to(scaled.device)]
+        rows = scaled.half().cpu().numpy()
         similarity = exact_neighbors(rows, min(NEIGHBOR, len(rows) - 1))[1][:, -1]
         return cls(rows, float(np.quantile(similarity.astype(np.float32), 1 - FAMILIAR_SHARE)))
 

@@ -25,6 +25,7 @@ from pipeline.loop import TrainingLoop
 from pipeline.memory import check_memory
 from pipeline.model import ClusterModel
 from pipeline.novelty import NOVELTY, Novelty
+from pipeline.rows import CachedRows
 from pipeline.select import label_free_scores
 from pipeline.start import find_start, warm_start
 from pipeline.tracking import check_tracking, log_result
@@ -68,7 +69,7 @@ def train_pass(
     configs, runs = zip(*owed, strict=True)
     footprint = check_memory(configs, cache, len(training_rows(cache, configs[0].train.split)), device)
     print(f"memory: about {footprint}", file=sys.stderr)
-    data = load_training_set(cache, configs[0], device, scratch)
+    data = load_training_set(cache, configs[0], device, scratch, footprint.place)
     trainer = HeadTrainer(configs, data)
     loop = TrainingLoop(runs, trainer, configs[0])
     start = configs[0].start
@@ -79,7 +80,7 @@ def train_pass(
         for config, run in zip(configs, runs, strict=True):
             write_json(run.start_file, starts[config.heads.clusters].summary())
     finished = loop.run()
-    novelty = Novelty.fit(data.originals.cpu().numpy())
+    novelty = Novelty.fit(data.originals)
     for index, (run, best) in enumerate(zip(runs, finished, strict=True)):
         if run.stopped:
             continue
@@ -104,32 +105,33 @@ def build_model(trainer: HeadTrainer, trial: int, best: dict[str, Tensor], cache
     temperature = trainer.teacher_temperature[trainer.heads_of(trial)]
     fingerprint = asdict(cache.manifest.fingerprint)
     model = ClusterModel(heads, trainer.data.scaling, temperature, loss, plain, fingerprint)
-    embedding = torch.from_numpy(cache.embedding()[trainer.data.rows])
+    embedding = CachedRows(cache, trainer.data.rows)
     return _number_by_size(_align_heads(model, embedding), embedding)
 
 
-def _align_heads(model: ClusterModel, embedding: Float16[Tensor, "N D"]) -> ClusterModel:
+def _align_heads(model: ClusterModel, embedding: CachedRows) -> ClusterModel:
     """Match every head's clusters to those of the head with the lowest loss, on the training rows."""
     labels = model.head_clusters(embedding).cpu().numpy()
     matches = np.stack([match(labels[model.selected], own, model.clusters) for own in labels])
     return replace(model, alignment=torch.from_numpy(matches).to(model.alignment.device))
 
 
-def _number_by_size(model: ClusterModel, embedding: Float16[Tensor, "N D"]) -> ClusterModel:
+def _number_by_size(model: ClusterModel, embedding: CachedRows) -> ClusterModel:
     sizes = model.predict_proba(embedding).argmax(-1).bincount(minlength=model.clusters)
     return replace(model, alignment=model.alignment[:, sizes.argsort(descending=True, stable=True)])
 
 
-def assign(model: ClusterModel, embedding: Float16[np.ndarray, "n D"]) -> tuple[np.ndarray, np.ndarray]:
+def assign(model: ClusterModel, embedding: Float16[np.ndarray, "n D"] | CachedRows) -> tuple[np.ndarray, np.ndarray]:
     """Cluster (n,) int32 and confidence (n,) float32 of each embedding."""
-    confidence, cluster = model.predict_proba(torch.from_numpy(embedding)).max(-1)
+    rows = torch.from_numpy(embedding) if isinstance(embedding, np.ndarray) else embedding
+    confidence, cluster = model.predict_proba(rows).max(-1)
     return cluster.cpu().numpy().astype(np.int32), confidence.cpu().numpy()
 
 
 def write_assignments(cache: EmbeddingCache, model: ClusterModel, folder: Path) -> pd.DataFrame:
     """Assign every readable image of `cache`; assignments.parquet and .csv with key, row, cluster, confidence."""
     rows = np.flatnonzero(cache.ok)
-    cluster, confidence = assign(model, cache.embedding()[rows])
+    cluster, confidence = assign(model, CachedRows(cache, rows))
     keys = [cache.keys[row] for row in rows]
     table = pd.DataFrame({"key": keys, "row": rows, "cluster": cluster, "confidence": confidence})
     with os_errors(folder, "write"):
@@ -142,7 +144,7 @@ def _summary(
     trainer: HeadTrainer, trial: int, model: ClusterModel, cache: EmbeddingCache, seconds: float
 ) -> dict[str, Any]:
     data = trainer.data
-    embedding = torch.from_numpy(cache.embedding()[data.rows])
+    embedding = CachedRows(cache, data.rows)
     return {
         "steps": trainer.steps,
         "images": len(data.rows),

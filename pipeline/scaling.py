@@ -21,14 +21,15 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float16, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
+
+from pipeline.rows import Embeddings, blocks_of
 
 Kind = Literal["none", "l2", "standardize", "center", "root", "whiten25", "whiten50"]
 POWER = {"whiten25": 0.25, "whiten50": 0.5}
 COMPONENTS = 128
 FLAT = 1e-7  # of the largest variance: below it a component is rounding
-BLOCK_ROWS = 65_536  # rows that are float32 at a time: a million rows of 768 are 3 GB, and so is every step in between
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class Scaling:
     unit: bool
 
     @classmethod
-    def fit(cls, kind: Kind, embedding: Float16[Tensor, "N D"] | Float[Tensor, "N D"]) -> "Scaling":
+    def fit(cls, kind: Kind, embedding: Embeddings) -> "Scaling":
         """Statistics of the training rows for `kind`."""
         root, rows = kind in ("root", *POWER), len(embedding)
-        zero, one = torch.zeros_like(embedding[0]).float(), torch.ones_like(embedding[0]).float()
+        zero = torch.zeros(embedding.shape[-1], device=embedding.device)
+        one = torch.ones_like(zero)
         if kind in ("none", "l2"):
             return cls(root, zero, one, kind == "l2")
         # Sums of blocks are added in float64: float32 would lose the last of millions of rows.
@@ -71,11 +73,14 @@ class Scaling:
         """D', the width of a scaled row."""
         return self.weight.shape[-1]
 
-    def __call__(self, embedding: Tensor) -> Tensor:
-        """Scaled float32 rows, (..., D) -> (..., D')."""
-        scaled = embedding.new_empty(*embedding.shape[:-1], self.width, dtype=torch.float32)
-        for block, out in zip(torch.split(embedding, BLOCK_ROWS), torch.split(scaled, BLOCK_ROWS), strict=True):
-            out.copy_(self.of_block(block))
+    def __call__(self, embedding: Embeddings, out: Tensor | None = None) -> Tensor:
+        """Scaled float32 rows, (..., D) -> (..., D'), into `out` where it is given."""
+        shape = (*embedding.shape[:-1], self.width)
+        scaled = torch.empty(shape, device=embedding.device) if out is None else out
+        done = 0
+        for block in blocks_of(embedding):
+            scaled[done : done + len(block)] = self.of_block(block)
+            done += len(block)
         return scaled
 
     def of_block(self, embedding: Tensor) -> Tensor:
@@ -85,10 +90,9 @@ class Scaling:
         return F.normalize(x, dim=-1) if self.unit else x
 
 
-def _blocks(embedding: Tensor, root: bool) -> Iterator[Tensor]:
-    """float32 rows of `embedding`, or their signed roots, BLOCK_ROWS at a time."""
-    for block in torch.split(embedding, BLOCK_ROWS):
-        yield _rooted(block, root)
+def _blocks(embedding: Embeddings, root: bool) -> Iterator[Tensor]:
+    """float32 rows of `embedding`, or their signed roots, block by block."""
+    return (_rooted(block, root) for block in blocks_of(embedding))
 
 
 def _rooted(block: Tensor, root: bool) -> Tensor:

@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Int64
+from jaxtyping import Int64
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from pipeline.model import ClusterModel
+from pipeline.rows import Embeddings
 
 AGREEMENT_HEADS = 8  # heads compared pairwise: 28 pairs tell as much as 1,225
 
 
 def label_free_scores(
-    model: ClusterModel, embedding: Float16[Tensor, "N D"], neighbors: Int64[Tensor, "N K"] | None
+    model: ClusterModel, embedding: Embeddings, neighbors: Int64[Tensor, "N K"] | None
 ) -> dict[str, Any]:
     """What can be said of a trained model without a label.
 

@@ -64,7 +64,7 @@ def test_a_stranger_is_flagged_and_a_training_row_is_not(tmp_path: Path) -> None
 
 def test_the_threshold_is_the_first_percentile_of_the_training_rows() -> None:
     rows = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
-    novelty = Novelty.fit(rows)
+    novelty = Novelty.fit(torch.from_numpy(rows))
     unit = rows.astype(np.float16).astype(np.float32)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     cosine = unit @ unit.T

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import scaling as module
+from pipeline import rows as module
 from pipeline.scaling import POWER, Scaling
 
 N, D = 200, 12
