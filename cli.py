@@ -112,7 +112,11 @@ def train_heads(
         from pipeline.config import load_config
         from pipeline.folder import read_json, write_json
         from pipeline.run import train_heads
+        from pipeline.team import follow, join
 
+        if join().rank > 0:
+            follow()
+            return
         overrides, axes, count = list(set_ or ()), list(grid or ()), None
         if clusters is not None:
             numbers, count = _count_clusters(clusters, cache, out, config, overrides)
@@ -124,6 +128,7 @@ def train_heads(
             train_heads(EmbeddingCache.open(cache), load_config(config, overrides), out, overwrite=overwrite)
         if count is not None:
             write_json(out / "clusters.json", count.summary())
+        join().dismiss()
         if trials or axes:
             return
         summary = read_json(out / "training.json")

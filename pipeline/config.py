@@ -20,6 +20,9 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+FAMILY = ("temi", "pmi", "wmi")  # objectives that differ in the weight of pairs alone
+
+
 class Section(BaseModel):
     """A frozen table of settings; an unknown key is refused."""
 
@@ -152,6 +155,7 @@ class TrainConfig(Section):
     def checkpointed(self, done: int, steps: int) -> bool:
         """Whether a checkpoint follows step `done`."""
         return done % self.checkpoint_every == 0 or done == steps
+
     mlflow: str = Field("", description="MLflow store, e.g. sqlite:///mlflow.db or http://host:5000; empty: none")
 
 

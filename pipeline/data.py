@@ -151,7 +151,7 @@ class Batches:
             epoch, position = divmod(step, self.per_epoch)
             drawn = self._draw(epoch)[position : position + stop - step]
             rank, processes = self.part
-            yield from drawn.unflatten(1, (2, -1)).chunk(processes, dim=2)[rank].flatten(1)
+            yield from drawn.view(len(drawn), 2, self.size).chunk(processes, dim=2)[rank].flatten(1)
             step += len(drawn)
 
     def _draw(self, epoch: int) -> Int64[Tensor, "steps M"]:

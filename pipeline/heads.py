@@ -276,7 +276,7 @@ def _mlp_bn(heads: Heads, x: Tensor, scale: Tensor, training: bool, keep: Tensor
         _update_running(b, mean.view(count, width), var.view(count, width))
     hidden = F.gelu(normal).view(-1, count, width).transpose(0, 1)
     if keep is not None:
-        hidden = (hidden.unflatten(0, (-1, len(keep))) * keep).flatten(0, 1)
+        hidden = (hidden.reshape(-1, *keep.shape) * keep).flatten(0, 1)
     last = w["last.weight"] * scale
     logits = _own_linear(hidden, last).add_((w["last.bias"] * scale[..., 0])[:, None])
     kept = {"x": x, "scale": scale, "inner": inner, "normal": normal, "center": center, "spread": spread}
@@ -288,7 +288,7 @@ def _mlp_bn_back(heads: Heads, kept: dict[str, Tensor], gradient: Tensor, share:
     count, width, _ = w["first.weight"].shape
     hidden = torch.bmm(gradient, kept["last"] * share)
     if "keep" in kept:
-        hidden = hidden.unflatten(0, (-1, len(kept["keep"]))).mul_(kept["keep"]).flatten(0, 1)
+        hidden = hidden.view(-1, *kept["keep"].shape).mul_(kept["keep"]).flatten(0, 1)
     normal = torch.ops.aten.gelu_backward(hidden.transpose(0, 1).reshape(-1, count * width), kept["normal"])
     mean, var = b["norm.mean"].flatten(), b["norm.var"].flatten()  # not read in training
     inner, gain, shift = torch.ops.aten.native_batch_norm_backward(

@@ -40,14 +40,15 @@ class TrainingLoop:
             batches = self.trainer.batches.bank_rows(self.first_step, steps)
             for done, bank_rows in enumerate(batches, start=self.first_step + 1):
                 self.trainer.step(done - 1, bank_rows)
-                checkpoint = done % settings.checkpoint_every == 0 or done == steps
-                note = self._record(done) if checkpoint or done % settings.log_every == 0 else ""
+                recorded = settings.recorded(done, steps)
+                progress.advance(note=self._record(done) if recorded else "")
+                if not recorded:
+                    continue
                 going = [trial for trial in self.trials if not trial.run.stopped]
-                if checkpoint:
+                if settings.checkpointed(done, steps):
                     for trial in going:
                         trial.checkpoint(done)
-                progress.advance(note=note)
-                if not going:
+                if not self.trainer.team.agree(bool(going)):
                     break
         for trial in self.trials:
             trial.close()

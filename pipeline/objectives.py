@@ -9,6 +9,8 @@ divided by, so nothing underflows.
 Rows are the M = 2B images of a batch of B pairs; row i's partner is row (i + B) mod M (`swap_partners`).
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,10 +19,15 @@ LogProbs = Float[Tensor, "G M C"]
 PerHead = Float[Tensor, " G"]
 PerRow = Float[Tensor, "G M"]
 Scored = tuple[PerHead, LogProbs]
+Average = Callable[[Tensor], Tensor]
 
 # The smallest normal float32: below it a marginal's logarithm would be -inf and a dead cluster's pull infinite.
 TINY = torch.finfo(torch.float32).tiny
 MAX_PMI = 100.0
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def swap_partners(rows: Float[Tensor, "G M C"]) -> Float[Tensor, "G M C"]:
@@ -106,7 +113,7 @@ def swapped_halves(rows: LogProbs, others: LogProbs) -> list[tuple[Tensor, Tenso
     return list(zip(rows.chunk(2, dim=1), reversed(others.chunk(2, dim=1)), strict=True))
 
 
-def scan(student: LogProbs, partner: LogProbs, entropy_weight: PerHead) -> Scored:
+def scan(student: LogProbs, partner: LogProbs, entropy_weight: PerHead, average: Average = _same) -> Scored:
     """SCAN: mean of -log <q_s, q_t> + alpha sum_c pbar_c log pbar_c, pbar the student's batch mean.
 
     Van Gansbeke et al., "SCAN: Learning to Classify Images without Labels", ECCV 2020, equation 2.
@@ -115,7 +122,7 @@ def scan(student: LogProbs, partner: LogProbs, entropy_weight: PerHead) -> Score
     log_sum = agreement.logsumexp(-1)
     loss = -log_sum.mean(-1)
     gradient = -(agreement - log_sum[..., None]).exp() / student.shape[1]
-    entropy, entropy_gradient = batch_entropy(student, entropy_weight)
+    entropy, entropy_gradient = batch_entropy(student, entropy_weight, average)
     return loss + entropy, gradient + entropy_gradient
 
 
@@ -132,10 +139,13 @@ def beta_mi(student: LogProbs, partner: LogProbs, log_marginal: Float[Tensor, "G
     return loss, -mass * slope / student.shape[1]
 
 
-def batch_entropy(student: LogProbs, weight: PerHead) -> Scored:
-    """lambda sum_c pbar_c log pbar_c over the student's batch mean: pulls the batch towards equal clusters."""
+def batch_entropy(student: LogProbs, weight: PerHead, average: Average = _same) -> Scored:
+    """lambda sum_c pbar_c log pbar_c over the student's batch mean: pulls the batch towards equal clusters.
+
+    `average` takes the mean over the processes that share the batch.
+    """
     probability = student.exp()
-    log_mean = probability.mean(1).clamp_min(TINY).log()
+    log_mean = average(probability.mean(1)).clamp_min(TINY).log()
     loss = weight * (log_mean.exp() * log_mean).sum(-1)
     return loss, weight[:, None, None] * (log_mean + 1)[:, None] * probability / student.shape[1]
 

@@ -28,6 +28,7 @@ from pipeline.novelty import NOVELTY, Novelty
 from pipeline.rows import CachedRows
 from pipeline.select import label_free_scores
 from pipeline.start import find_start, warm_start
+from pipeline.team import Task, join
 from pipeline.tracking import check_tracking, log_result
 from pipeline.train import HeadTrainer
 
@@ -57,9 +58,12 @@ def train_pass(
     """
     began = time.perf_counter()
     device = pick_device(configs[0].train.device)
+    team = join()
     for config in configs:  # before a folder is begun: a mistake must not stand in the way of the corrected command
-        check_settings(cache, config, len(training_rows(cache, config.train.split)))
+        rows = len(training_rows(cache, config.train.split))
+        check_settings(cache, config, rows)
         check_tracking(config)
+        team.check(config, min(config.train.batch_size, rows))
     environment = describe_environment(cache, device)
     for config, run in zip(configs, runs, strict=True):
         run.start(config, environment, overwrite)
@@ -70,7 +74,7 @@ def train_pass(
     footprint = check_memory(configs, cache, len(training_rows(cache, configs[0].train.split)), device)
     print(f"memory: about {footprint}", file=sys.stderr)
     data = load_training_set(cache, configs[0], device, scratch, footprint.place)
-    trainer = HeadTrainer(configs, data)
+    trainer = HeadTrainer(configs, data, team)
     loop = TrainingLoop(runs, trainer, configs[0])
     start = configs[0].start
     if start.kind == "layouts" and loop.first_step == 0:
@@ -79,6 +83,8 @@ def train_pass(
         warm_start(trainer, [starts[config.heads.clusters] for config in configs], start)
         for config, run in zip(configs, runs, strict=True):
             write_json(run.start_file, starts[config.heads.clusters].summary())
+    team.begin(Task(cache.folder, configs, scratch, footprint.place, loop.first_step))
+    team.take_over(trainer.state())
     finished = loop.run()
     novelty = Novelty.fit(data.originals)
     for index, (run, best) in enumerate(zip(runs, finished, strict=True)):

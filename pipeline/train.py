@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from pipeline import objectives
-from pipeline.config import Config
+from pipeline.config import FAMILY, Config
 from pipeline.data import Batches, TrainingSet
 from pipeline.device import keep_freed_memory
 from pipeline.heads import LAST_LAYER, Heads, dropout_mask_, init_heads
 from pipeline.optimizer import StackedAdamW
 from pipeline.schedule import learning_rate, teacher_momentum, total_steps
+from pipeline.team import ALONE, Team
 
 MARGINAL_ROWS = 4096  # rows per block when the marginal of a warm start is taken
 BLOCK_BYTES = 2**21  # of a block's widest activation on a CPU: about what a core keeps in its second-level cache
@@ -47,16 +48,17 @@ class HeadTrainer:
 
     Parameters
     ----------
-    configs : one per trial; they may differ in every number, not in heads.kind, heads.count, objective.name,
-        objective.regularizer, pairs, or the length of training
+    configs : one per trial; they may differ in every number and, within the family of TEMI, in the weight of pairs,
+        not in heads.kind, heads.count, other objectives, objective.regularizer, pairs, or the length of training
     data : what to train on
+    team : the processes that share every batch
     """
 
-    def __init__(self, configs: Sequence[Config], data: TrainingSet):
-        self.config, self.data, self.trials = configs[0], data, len(configs)
+    def __init__(self, configs: Sequence[Config], data: TrainingSet, team: Team = ALONE):
+        self.config, self.data, self.trials, self.team = configs[0], data, len(configs), team
         self.heads_per_trial = self.config.heads.count
-        self.device = data.bank.device
-        self.batches = Batches(data, self.config.pairs, self.config.train.batch_size)
+        self.device = data.device
+        self.batches = Batches(data, self.config.pairs, self.config.train.batch_size, (team.rank, team.size))
         self.steps = total_steps(self.config, len(data.rows))
         clusters = [config.heads.clusters for config in configs]
         fresh = init_heads(self.config.heads, data.bank.shape[1], clusters, [config.train.seed for config in configs])
@@ -64,7 +66,7 @@ class HeadTrainer:
         self.teacher = self.student.clone()
         self.marginal = self.student.outputs / self.student.outputs.sum(-1, keepdim=True)
         self.blocks = self._cut_into_blocks()
-        rows = 2 * self.batches.size
+        rows = 2 * self.batches.size // team.size
         self.x = torch.empty(rows, data.bank.shape[1], device=self.device)
         self.number = torch.zeros(1, dtype=torch.long, device=self.device)
         self.keep: Tensor | None = None
@@ -87,7 +89,8 @@ class HeadTrainer:
         per_trial, total = self.heads_per_trial, self.trials * self.heads_per_trial
         size = total
         if self.device.type == "cpu":
-            size = heads_per_block(self.config, 2 * self.batches.size, self.student.outputs.shape[1])
+            rows = 2 * self.batches.size // self.team.size
+            size = heads_per_block(self.config, rows, self.student.outputs.shape[1])
         blocks = []
         for first in range(0, total, size):
             span = slice(first, first + size)
@@ -113,6 +116,8 @@ class HeadTrainer:
         self.marginal_momentum = per_head([c.objective.marginal_momentum for c in configs])
         self.scan_entropy = per_head([c.objective.scan_entropy for c in configs])
         self.regularizer_weight = per_head([c.objective.regularizer_weight for c in configs])
+        names = [c.objective.name for c in configs]
+        self.weighing = {own: per_head([name == own for name in names])[:, None] for own in set(names)}
         self.clip = torch.tensor([c.optimizer.clip or math.inf for c in configs], device=self.device)
         self.clipped = [c.optimizer.clip > 0 for c in configs]
         rates = [learning_rate(c.optimizer, self.steps) for c in configs]
@@ -123,7 +128,7 @@ class HeadTrainer:
     @torch.no_grad()
     def step(self, number: int, bank_rows: Int64[Tensor, " M"]) -> None:
         """Train on one batch of pairs: anchors, then their partners, as rows of the bank."""
-        torch.index_select(self.data.bank, 0, bank_rows, out=self.x)
+        self.data.gather(bank_rows, out=self.x)
         self.number.fill_(number)
         if self.keep is not None:
             generator = torch.Generator(self.device).manual_seed(self.config.pairs.seed * 1_000_003 + number)
@@ -133,15 +138,17 @@ class HeadTrainer:
     def _compute(self, frozen: Sequence[str]) -> None:
         """One step on what lies in `x`, `number` and `keep`: tensors in, tensors changed, the host waits for none."""
         teacher, marginal, overlap = zip(*(self._teach(block) for block in self.blocks), strict=True)
+        seen = self.team.average(torch.cat(marginal))  # linear in what a process saw
         weight = self._pair_weight(overlap)
         learned = [
-            self._learn(block, *known) for block, *known in zip(self.blocks, teacher, marginal, weight, strict=True)
+            self._learn(block, known, seen[block.heads], pairs)
+            for block, known, pairs in zip(self.blocks, teacher, weight, strict=True)
         ]
         loss = torch.cat([loss for loss, _ in learned])
         gradients = [gradient for _, gradient in learned]
+        self.team.average_all_([loss, *(gradient for named in gradients for gradient in named.values())])
         good, norm = self._guard(loss, gradients)
         self._update(gradients, good, norm, frozen)
-        seen = torch.cat(marginal)
         torch.where(good.repeat_interleave(self.heads_per_trial)[:, None], seen, self.marginal, out=self.marginal)
         self.window.add(loss, norm, good)
 
@@ -155,11 +162,13 @@ class HeadTrainer:
         return teacher, marginal, objectives.overlap(probability)
 
     def _pair_weight(self, overlap: Sequence[Float[Tensor, "g B"]]) -> Sequence[Float[Tensor, "g M"]]:
-        """w of every head's rows, block by block."""
-        heads = {"temi": self.heads_per_trial, "wmi": 1}.get(self.config.objective.name)
-        if heads is None:
-            return [torch.ones_like(own).repeat(1, 2) for own in overlap]
-        return objectives.pair_weight(torch.cat(list(overlap)), heads).chunk(len(overlap))
+        """w of every head's rows, block by block: that of its trial's objective; 1 where it weighs no pairs."""
+        every = torch.cat(list(overlap))
+        weight = torch.ones_like(every).repeat(1, 2)
+        for name, heads in (("temi", self.heads_per_trial), ("wmi", 1)):
+            if name in self.weighing:
+                weight = torch.where(self.weighing[name], objectives.pair_weight(every, heads), weight)
+        return weight.chunk(len(overlap))
 
     def _learn(
         self, block: Block, teacher: Tensor, marginal: Tensor, weight: Tensor
@@ -178,7 +187,7 @@ class HeadTrainer:
         """Loss per head and its gradient at the student's scores z / tau."""
         name, regularizer = self.config.objective.name, self.config.objective.regularizer
         log_marginal, beta = marginal.clamp_min(objectives.TINY).log(), self.beta[span]
-        family = name in ("temi", "pmi", "wmi")
+        family = name in FAMILY
         student = scores if family and regularizer == "none" else scores.log_softmax(-1)
         if family:
             prior = self.marginal_power[span, None] * log_marginal
@@ -186,12 +195,16 @@ class HeadTrainer:
         else:
             partner = objectives.swap_partners(teacher)
             if name == "scan":
-                loss, gradient = objectives.scan(student, partner, self.scan_entropy[span])
+                loss, gradient = objectives.scan(student, partner, self.scan_entropy[span], self.team.average)
             else:
                 loss, gradient = objectives.beta_mi(student, partner, log_marginal, beta)
             gradient = objectives.logit_gradient(gradient, student)
         if regularizer != "none":
-            extra, extra_gradient = _REGULARIZERS[regularizer](student, self.regularizer_weight[span])
+            strength = self.regularizer_weight[span]
+            if regularizer == "batch-entropy":
+                extra, extra_gradient = objectives.batch_entropy(student, strength, self.team.average)
+            else:
+                extra, extra_gradient = objectives.sample_entropy(student, strength)
             loss, gradient = loss + extra, gradient + objectives.logit_gradient(extra_gradient, student)
         return loss, gradient
 
@@ -238,7 +251,8 @@ class HeadTrainer:
         rows = torch.split(self.data.originals, MARGINAL_ROWS)
         for block in self.blocks:
             temperature = self.teacher_temperature[block.heads]
-            mass = torch.stack([block.teacher.probabilities(x, temperature).sum(1) for x in rows]).sum(0)
+            seen = (block.teacher.probabilities(x.to(self.device), temperature) for x in rows)
+            mass = torch.stack([probability.sum(1) for probability in seen]).sum(0)
             self.marginal[block.heads] = mass / len(self.data.originals)
         unbalanced = torch.tensor(free, device=self.device).repeat_interleave(self.heads_per_trial)
         self.marginal_power.masked_fill_(unbalanced & self.power_is_free, 0.0)
@@ -306,6 +320,3 @@ class Window:
         """Start a new window."""
         for tensor in (self.loss, self.norm, self.count):
             tensor.zero_()
-
-
-_REGULARIZERS = {"batch-entropy": objectives.batch_entropy, "sample-entropy": objectives.sample_entropy}

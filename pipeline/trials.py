@@ -19,7 +19,7 @@ import pandas as pd
 
 from cache import EmbeddingCache
 from pipeline.baselines import BASELINES, run_baseline
-from pipeline.config import Config, load_config
+from pipeline.config import FAMILY, Config, load_config
 from pipeline.data import check_settings, training_rows
 from pipeline.errors import UserError
 from pipeline.evaluate import cluster_scores, open_training_cache, scored_parts
@@ -37,6 +37,7 @@ FREE = {
     "objective": {
         "beta",
         "marginal_power",
+        "name",  # among FAMILY
         "student_temperature",
         "teacher_temperature",
         "marginal_momentum",
@@ -113,7 +114,8 @@ def group_trials(configs: Sequence[Config]) -> list[list[int]]:
     """Positions of the trials of each pass: those that agree in everything but `FREE`, in the order of their first."""
     groups: dict[str, list[int]] = {}
     for position, config in enumerate(configs):
-        groups.setdefault(config.model_dump_json(exclude=FREE), []).append(position)
+        objective = "family" if config.objective.name in FAMILY else config.objective.name
+        groups.setdefault(config.model_dump_json(exclude=FREE) + objective, []).append(position)
     return list(groups.values())
 
 

@@ -57,6 +57,18 @@ def test_a_file_of_trials_times_a_grid(tmp_path: Path) -> None:
 def test_trials_that_need_their_own_pass() -> None:
     planned = trials("objective.name=temi,scan", "heads.clusters=5,6", "pairs.seed=0,1")
     assert group_trials(planned) == [[0, 2], [1, 3], [4, 6], [5, 7]]
+    assert group_trials(trials("objective.name=temi,pmi,scan,wmi")) == [[0, 1, 3], [2]]
+
+
+def test_trials_of_one_pass_weigh_pairs_each_in_its_own_way(tmp_path: Path) -> None:
+    cache, configs = write_cache(tmp_path / "cache", mixture()[0]), trials("objective.name=wmi,pmi,temi")
+    train_trials(cache, configs, tmp_path / "together")
+    found = []
+    for number, config in enumerate(configs):
+        train_heads(cache, config, tmp_path / f"alone {number}")
+        found.append((tmp_path / f"together/trial-{number:03d}/heads.safetensors").read_bytes())
+        assert found[-1] == (tmp_path / f"alone {number}/heads.safetensors").read_bytes()
+    assert len(set(found)) == 3
 
 
 @pytest.mark.parametrize(
