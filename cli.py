@@ -287,7 +287,7 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-cache_app = typer.Typer(no_args_is_help=True, help="Look at, check, convert and merge embedding caches.")
+cache_app = typer.Typer(no_args_is_help=True, help="Look at, check, convert, merge and join embedding caches.")
 app.add_typer(cache_app, name="cache")
 
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="folder written by `temi embed`")]
@@ -381,6 +381,21 @@ def cache_merge(
 
         with _rows_done("merge") as progress:
             cache = merge_caches(folders, out, overwrite=overwrite, progress=progress)
+        print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each{_failures(cache)}")
+
+
+@cache_app.command("join")
+def cache_join(
+    folders: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="caches of the same images")],
+    out: NewCache,
+    overwrite: Overwrite = False,
+) -> None:
+    """Join caches of the same images, made with different encoders, into one: heads then read all spaces at once."""
+    with user_errors():
+        from cache.join import join_caches
+
+        with _rows_done("join") as progress:
+            cache = join_caches(folders, out, overwrite=overwrite, progress=progress)
         print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each{_failures(cache)}")
 
 

@@ -212,17 +212,29 @@ def parse_baselines(text: str) -> list[str]:
 
 
 def run_baseline(
-    name: str, train: Embedding, others: Sequence[Embedding], clusters: int, seed: int = 0
+    name: str, train: Embedding, others: Sequence[Embedding], clusters: int, seed: int = 0, widths: Sequence[int] = ()
 ) -> tuple[list[Labeling], float]:
     """Clusters of `train`, then of each of `others`, and the seconds that clustering `train` took.
 
     Other rows take the nearest center (k-means, spherical k-means) or the majority of their 20 nearest training rows.
+    `widths` are those of the spaces of a joined cache: TURTLE sees them one by one, all others see them as one.
     """
     began = time.perf_counter()
-    cluster = BASELINES[name][1](train, clusters, seed)
+    if name == "turtle" and len(widths) > 1:
+        cluster = turtle(split_spaces(train, widths), clusters, seed)
+    else:
+        cluster = BASELINES[name][1](train, clusters, seed)
     seconds = time.perf_counter() - began
     extend = nearest_mean if name in CENTERED else neighbor_vote
     return [cluster, *(extend(unit(train), cluster, unit(other)) for other in others)], seconds
+
+
+def split_spaces(embedding: Embedding, widths: Sequence[int]) -> list[Float32[np.ndarray, "N _"]]:
+    """The spaces of joined embeddings, times sqrt(D): TURTLE's ten steps would hardly move on rows of unit norm."""
+    ends = np.cumsum(widths)[:-1]
+    return [
+        space.astype(np.float32) * width**0.5 for space, width in zip(np.split(embedding, ends, 1), widths, strict=True)
+    ]
 
 
 def nearest_mean(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D"]) -> Int64[np.ndarray, " n"]:

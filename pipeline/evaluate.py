@@ -14,6 +14,7 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, nor
 from sklearn.model_selection import train_test_split
 
 from cache import EmbeddingCache
+from cache.join import spaces_of
 from pipeline.baselines import BASELINES, run_baseline
 from pipeline.config import load_config
 from pipeline.data import training_rows
@@ -161,13 +162,13 @@ def evaluate_run(
     model = ClusterModel.load(run.model)
     home = open_training_cache(run, other)
     parts = scored_parts(run, home, None if other is None or other.digest == home.digest else other, model)
-    training = read_json(run.training)
+    training, widths = read_json(run.training), spaces_of(home)
     result = {
         "run": str(folder),
         "training": training,
         "parts": [
             {"name": part.name, "images": len(part.label), "rows": rows}
-            for part, rows in zip(parts, _tables(model, parts, baselines, training["seconds"]), strict=True)
+            for part, rows in zip(parts, _tables(model, parts, baselines, training["seconds"], widths), strict=True)
         ],
     }
     write_json(folder / "result.json", result)
@@ -226,14 +227,15 @@ def check_same_backbone(model: ClusterModel, cache: EmbeddingCache) -> None:
 
 
 def _tables(
-    model: ClusterModel, parts: list[Part], baselines: Sequence[str], seconds: float
+    model: ClusterModel, parts: list[Part], baselines: Sequence[str], seconds: float, widths: Sequence[int]
 ) -> list[list[dict[str, Any]]]:
     """Rows of every part's table: the model, baselines fitted on the training rows, and the two ceilings.
 
     Seconds are those of training or fitting, so they stand beside the training rows alone.
     """
     train, *others = parts
-    found = [run_baseline(name, train.embedding, [p.embedding for p in others], model.clusters) for name in baselines]
+    held_out = [part.embedding for part in others]
+    found = [run_baseline(name, train.embedding, held_out, model.clusters, widths=widths) for name in baselines]
     tables = []
     for position, part in enumerate(parts):
         cluster, confidence = assign(model, part.embedding)

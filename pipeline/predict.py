@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cache import EmbeddingCache
 from cache.files import os_errors
+from cache.join import SPACES
 from cache.layout import MANIFEST
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.config import EmbedConfig
@@ -155,6 +156,11 @@ def _embedded(run: FinishedRun, images: str, backbone: str | None, device: str) 
 def recorded_settings(run: FinishedRun, backbone: str | None, device: str) -> EmbedConfig:
     """Settings of stage one that make embeddings like those the run was trained on."""
     made = run.model.fingerprint
+    if SPACES in made["preprocessing"]:
+        raise UserError(
+            f"{run.folder} was trained on joined caches of {made['backbone']}; embed the new images with each, "
+            "`temi cache join` the caches and give the joined one"
+        )
     name = backbone or made["backbone"]
     if backbone is None and name.endswith(LOCAL):
         raise UserError(f"{run.folder} was trained with a backbone from a local folder; give it by --backbone FOLDER")

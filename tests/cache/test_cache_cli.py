@@ -73,6 +73,18 @@ def test_merge(folder: Path, tmp_path: Path) -> None:
     assert temi("verify", tmp_path / "merged").returncode == 0
 
 
+def test_join(folder: Path, tmp_path: Path) -> None:
+    manifest = make_manifest(dim=4, backbone="other")
+    with ShardWriter.open(tmp_path / "other", manifest) as writer:
+        for shard in writer.pending():
+            writer.write(shard, **shard_content(manifest, shard))
+        writer.finish()
+    result = temi("join", folder, tmp_path / "other", "--out", tmp_path / "joined")
+    assert result.returncode == 0, result.stderr
+    assert "20 rows x 10" in result.stdout
+    assert temi("verify", tmp_path / "joined").returncode == 0
+
+
 def test_mistakes_are_one_sentence_and_exit_code_2(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     broken = Path(shutil.copytree(folder, tmp_path / "broken"))
@@ -84,6 +96,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(folder: Path, tmp_path: Path)
         (("export", folder, tmp_path / "out.xlsx"), "cannot export to .xlsx"),
         (("import", tmp_path / "none.npy", "--out", tmp_path / "c"), "does not exist"),
         (("merge", folder, folder, "--out", tmp_path / "c"), "different images only"),
+        (("join", folder, "--out", tmp_path / "c"), "two caches or more"),
     ]:
         result = temi(*arguments)
         assert result.returncode == 2, arguments

@@ -178,3 +178,16 @@ def test_evaluate_shows_the_baselines_that_were_asked_for(tmp_path: Path) -> Non
     refused = CliRunner().invoke(app, [*arguments, "means"])
     assert refused.exit_code == 2
     assert "--baselines has no 'means'" in refused.stderr
+
+
+def test_turtle_sees_the_spaces_of_a_joined_cache_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+
+    def spy(spaces: list[np.ndarray], clusters: int, seed: int) -> np.ndarray:
+        seen.extend(spaces)
+        return np.zeros(len(spaces[0]), np.int64)
+
+    monkeypatch.setattr(baselines, "turtle", spy)
+    rows = np.random.default_rng(0).normal(size=(9, 10)).astype(np.float16)
+    baselines.run_baseline("turtle", rows, [], 3, widths=[4, 6])
+    np.testing.assert_allclose(np.concatenate([seen[0] / 4**0.5, seen[1] / 6**0.5], 1), rows, rtol=1e-3)

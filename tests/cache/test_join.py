@@ -1,0 +1,103 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic import make_manifest, shard_content
+
+from cache import CacheError, EmbeddingCache, Manifest, ShardWriter
+from cache.join import join_caches, spaces_of
+
+
+def write(folder: Path, manifest: Manifest, failures: dict[int, str] | None = None) -> EmbeddingCache:
+    with ShardWriter.open(folder, manifest) as writer:
+        for shard in writer.pending():
+            writer.write(shard, **shard_content(manifest, shard, failures or {}))
+        cache = writer.finish()
+    assert cache is not None
+    return cache
+
+
+def other_encoder(manifest: Manifest, dim: int) -> Manifest:
+    return replace(manifest, dim=dim, fingerprint=replace(manifest.fingerprint, backbone="other"))
+
+
+def test_a_joined_row_is_the_unit_rows_of_all_spaces(tmp_path: Path) -> None:
+    first = write(tmp_path / "a", make_manifest(), {4: "broken"})
+    second = write(tmp_path / "b", other_encoder(make_manifest(), 6), {9: "broken, too"})
+    joined = join_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "ab", shard_rows=8)
+    assert joined.dim == first.dim + 6
+    assert spaces_of(joined) == [first.dim, 6]
+    assert spaces_of(first) == [first.dim]
+    assert joined.keys == first.keys
+    assert joined.splits == first.splits
+    assert sorted(joined.failures) == [4, 9]
+    assert joined.verify() == []
+    for rows, one, two in (
+        (joined.embedding(), first.embedding(), second.embedding()),
+        (joined.view_embedding(), first.view_embedding(), second.view_embedding()),
+    ):
+        for row in (0, 7, joined.rows - 1):
+            expected = [space[row].astype(np.float64) for space in (one, two)]
+            expected = [space / np.linalg.norm(space, axis=-1, keepdims=True) for space in expected]
+            np.testing.assert_allclose(rows[row].astype(np.float64), np.concatenate(expected, axis=-1), atol=1e-3)
+    np.testing.assert_array_equal(joined.labels, first.labels)
+
+
+def test_a_cosine_is_the_mean_of_the_cosines(tmp_path: Path) -> None:
+    caches = [write(tmp_path / "a", make_manifest()), write(tmp_path / "b", other_encoder(make_manifest(), 6))]
+    joined = join_caches([cache.folder for cache in caches], tmp_path / "ab")
+
+    def cosine(cache: EmbeddingCache) -> float:
+        a, b = cache.embedding()[:2].astype(np.float64)
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    assert cosine(joined) == pytest.approx(np.mean([cosine(cache) for cache in caches]), abs=2e-3)
+
+
+def test_spaces_are_in_the_fingerprint_in_their_order(tmp_path: Path) -> None:
+    write(tmp_path / "a", make_manifest())
+    write(tmp_path / "b", other_encoder(make_manifest(), 6))
+    one = join_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "ab").manifest.fingerprint
+    two = join_caches([tmp_path / "b", tmp_path / "a"], tmp_path / "ba").manifest.fingerprint
+    assert one.backbone == f"{make_manifest().fingerprint.backbone} + other"
+    assert one.digest != two.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 13}, "has 13 images and"),
+        ({"splits": {}}, "in its splits"),
+        ({"classes": ("x", "y", "z")}, "in its classes"),
+        ({"views": 1}, "in its views"),
+    ],
+)
+def test_caches_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    write(tmp_path / "a", make_manifest())
+    plan = make_manifest(**{key: value for key, value in change.items() if key in ("rows", "views")})  # type: ignore[arg-type]
+    if "rows" in change:
+        plan = replace(plan, splits={})
+    plan = replace(plan, **{key: value for key, value in change.items() if key in ("splits", "classes")})  # type: ignore[arg-type]
+    write(tmp_path / "b", plan)
+    with pytest.raises(CacheError, match=message):
+        join_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")
+    assert not (tmp_path / "ab").exists()
+
+
+def test_other_images_are_refused_by_the_first_row_that_differs(tmp_path: Path) -> None:
+    write(tmp_path / "a", make_manifest())
+    manifest = make_manifest()
+    with ShardWriter.open(tmp_path / "b", manifest) as writer:
+        for shard in writer.pending():
+            content = shard_content(manifest, shard, {})
+            writer.write(shard, **{**content, "keys": [f"z{key}" for key in content["keys"]]})
+        writer.finish()
+    with pytest.raises(CacheError, match="row 0 is"):
+        join_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")
+
+
+def test_one_cache_is_not_joined(tmp_path: Path) -> None:
+    write(tmp_path / "a", make_manifest())
+    with pytest.raises(CacheError, match="two caches or more"):
+        join_caches([tmp_path / "a"], tmp_path / "ab")
