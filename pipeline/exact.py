@@ -20,7 +20,8 @@ from torch import Tensor
 SPARE = 32  # rows scored again beyond twice those that are wanted: so many that few rows stay unsure
 WORTHWHILE = 32  # times the candidates: with fewer rows, scoring all of them in float32 is as fast
 GROUP = 16  # columns per group; see benchmarks/mining.py
-BLOCK_BYTES = {"cpu": 2**26, "cuda": 2**30}  # of a block's scores
+BLOCK_ROWS = {"cpu": 512, "cuda": 8192}  # whose scores are held at a time,
+BLOCK_BYTES = {"cpu": 2**26, "cuda": 2**30}  # or fewer, where these are more than so many bytes
 TILE = 256  # rows of a block are a multiple of it where they can: products of other sizes are up to a third slower
 GATHERED_BYTES = 2**22  # of the candidates that are scored again at a time: what stays in the processor's cache
 HALF_ULP = 2.0**-8  # bfloat16 has 8 significant bits: rounding changes a value by at most this share of it
@@ -77,8 +78,13 @@ def _compare(unit: Float[Tensor, "N D"], rows: Int64[Tensor, " n"], k: int, done
 
 
 def _block_rows(table: Tensor) -> int:
-    fitting = BLOCK_BYTES[table.device.type] // (table.element_size() * len(table))
+    fitting = block_bytes(len(table), table.device.type) // (table.element_size() * len(table))
     return max(1, fitting - fitting % TILE if fitting > TILE else fitting)
+
+
+def block_bytes(rows: int, device: str) -> int:
+    """Memory of the scores of a block."""
+    return min(BLOCK_BYTES[device], min(rows, BLOCK_ROWS[device]) * rows * torch.float32.itemsize)
 
 
 def _products(table: Float[Tensor, "N D"], rows: Int64[Tensor, " n"], out: Tensor | None = None) -> Tensor:

@@ -11,9 +11,10 @@ from cache import EmbeddingCache
 from pipeline.bank import Place
 from pipeline.config import Config
 from pipeline.errors import UserError
-from pipeline.exact import BLOCK_BYTES
+from pipeline.exact import block_bytes
 from pipeline.heads import init_heads
 from pipeline.mine import exact_rows
+from pipeline.novelty import SAMPLE
 from pipeline.scaling import COMPONENTS, POWER
 from pipeline.train import heads_per_block
 
@@ -39,7 +40,7 @@ class Footprint:
     search : reading and scaling the cache, and searching for neighbors
     heads : weights and what is kept for each
     activations : of one step
-    results : assigning every image
+    results : assigning every image, and knowing what is unlike all of them
     place : of the bank; see pipeline/bank.py
     """
 
@@ -77,7 +78,9 @@ def predict(
     whitening = WHITENING_COPIES * dim * dim * INDEX if {first.heads.scale, first.neighbors.scale} & POWER.keys() else 0
     copies = INDEX_COPIES if rows > exact_rows() else SEARCH_COPIES
     compared = rows * (min(dim, COMPONENTS) if first.neighbors.scale in POWER else dim) * FLOAT
-    searching = int(copies * compared) + min(rows * rows * FLOAT, 2 * BLOCK_BYTES[device.type]) + rows * k * FOUND
+    searching = int(copies * compared) + block_bytes(rows, device.type) + rows * k * FOUND
+    sample = min(rows, SAMPLE)
+    calibrating = int((1 + SEARCH_COPIES) * sample * width * FLOAT) + block_bytes(sample, device.type)
     one = first.heads.model_copy(update={"count": 1})
     per_head = sum(weight.numel() for weight in init_heads(one, width, [clusters], [0]).weights.values())
     batch = 2 * min(first.train.batch_size, rows)
@@ -91,7 +94,7 @@ def predict(
         search=block + whitening + (searching if k else 0),
         heads=HEAD_COPIES * heads * per_head * FLOAT,
         activations=(kept + work + batch * width) * FLOAT,
-        results=rows * (2 * clusters * FLOAT + first.heads.count * INDEX + ASSIGNMENT),
+        results=max(calibrating, rows * (2 * clusters * FLOAT + first.heads.count * INDEX + ASSIGNMENT)),
     )
 
 

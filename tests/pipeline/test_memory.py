@@ -1,14 +1,21 @@
-"""Memory: the prediction counts what is there, and too much is a sentence that names the number to lower."""
+"""Memory: the prediction counts what is there, too much is a sentence, and embeddings need not fit."""
 
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mixtures import mixture, write_cache
 
+from cache import CacheError
 from pipeline import memory
+from pipeline.bank import Ahead, Place, empty_bank
 from pipeline.config import Config, load_config
-from pipeline.data import load_training_set
+from pipeline.data import Batches, load_training_set
 from pipeline.errors import UserError
 from pipeline.run import train_heads
 from pipeline.train import HeadTrainer
@@ -74,3 +81,77 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
 
 def test_free_memory_is_that_of_the_machine() -> None:
     assert 2**20 < memory.free_memory(CPU) < 2**50
+
+
+def test_a_cache_larger_than_the_memory_is_trained_from_to_the_same_bytes(tmp_path: Path) -> None:
+    embedding, _ = mixture(rows=16_384, dim=256)
+    views = np.stack([embedding + np.float16(0.01 * view) for view in range(1, 12)], axis=1)
+    cache = write_cache(tmp_path / "cache", embedding, views=views)
+    small = write_cache(tmp_path / "small", embedding[:300], views=views[:300])
+    stored, megabytes = sum(path.stat().st_size for path in cache.folder.glob("*.h5")), 80
+    assert stored > 1.2e6 * megabytes
+    script = [Path(__file__).with_name("limited.py"), cache.folder, small.folder, tmp_path, megabytes]
+    path = os.pathsep.join(sys.path)
+    child = subprocess.run(
+        [sys.executable, *map(str, script)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
+    assert child.returncode == 0, child.stderr
+    assert "refused:" in child.stdout  # without the setting the same memory is not enough
+    frugal, plain = (tmp_path / name / "heads.safetensors" for name in ("frugal", "plain"))
+    assert frugal.read_bytes() == plain.read_bytes()
+    assert not list((tmp_path / "frugal" / "neighbors").iterdir())  # nothing of the bank is left
+
+
+@pytest.mark.parametrize("place", ["host", "disk"])
+def test_a_bank_elsewhere_gives_the_same_batches(tmp_path: Path, place: Place) -> None:
+    embedding, _ = mixture(rows=300, dim=16)
+    cache = write_cache(tmp_path / "cache", embedding, views=embedding[:, None] + np.float16(0.5))
+    config = settings("pairs.source=neighbors+views")
+    near = load_training_set(cache, config, CPU, tmp_path)
+    far = load_training_set(cache, config, CPU, tmp_path, place)
+    assert torch.equal(near.bank, far.bank)
+    seen = []
+    for data in (near, far):
+        out = torch.empty(2 * 64, data.bank.shape[1])
+        for rows in Batches(data, config.pairs, 64).bank_rows(3, 12):
+            data.gather(rows, out=out)
+            seen.append(out.clone())
+    assert len(seen) == 18
+    assert all(map(torch.equal, seen[:9], seen[9:]))
+
+
+def test_rows_that_nobody_asked_for_are_gathered_all_the_same() -> None:
+    bank = torch.arange(20.0).view(10, 2)
+    ahead, first, second, third = Ahead(bank, CPU), *(torch.tensor([i, 9 - i]) for i in range(3))
+    ahead.ask(first)
+    ahead.ask(second)
+    assert torch.equal(ahead.take(first), bank[first])
+    assert torch.equal(ahead.take(third), bank[third])
+    assert torch.equal(ahead.take(second), bank[second])
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CacheError, match=r"cannot keep the embeddings to train on in .*the disk is full"):
+        empty_bank((10, 4), "disk", CPU, tmp_path)
+
+
+def test_the_bank_goes_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = write_cache(tmp_path, mixture(rows=4000, dim=64)[0])
+    config = settings("pairs.source=self", "heads.scale=none")
+    needed = memory.check_memory([config], cache, 4000, CPU)
+    assert needed.place == "device"
+    between = (needed.rest + needed.total) / 2 / memory.GIGABYTE
+    frugal = settings("pairs.source=self", "heads.scale=none", f"train.memory={between}")
+    assert memory.check_memory([frugal], cache, 4000, CPU).place == "disk"
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(memory, "free_memory", lambda _: 2**33)
+    needed = memory.check_memory([config], cache, 4000, gpu)
+    free = {"cuda": (needed.rest + needed.total) // 2, "cpu": 2**33}
+    monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
+    assert memory.check_memory([config], cache, 4000, gpu).place == "host"
+    tight = settings("pairs.source=self", "heads.scale=none", "train.memory=0.0001")
+    assert memory.check_memory([tight], cache, 4000, gpu).place == "disk"
