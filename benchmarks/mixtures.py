@@ -1,4 +1,4 @@
-"""Synthetic mixtures whose classes are as classes in features are: in groups, bent, of differing width, and warped together."""
+"""Synthetic mixtures whose classes are like those in features: in groups, bent, of differing width, warped together."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ BEND = 0.35
 
 # name -> classes, sizes, latent dimensions, spread of the class means, noise, seed
 MIXTURES = {
-    "balanced": (50, np.full(50, 200), 16, 1.6, 0.25, 1),
-    "imbalanced": (50, None, 16, 1.6, 0.25, 2),
-    "thousand": (1000, np.full(1000, 20), 24, 1.9, 0.25, 3),
+    "balanced": (50, np.full(50, 200), 16, 1.5, 1.2, 1),
+    "imbalanced": (50, None, 16, 1.5, 1.2, 2),
+    "thousand": (1000, np.full(1000, 20), 24, 1.0, 0.4, 3),
 }
 
 

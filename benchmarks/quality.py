@@ -1,86 +1,148 @@
-"""Accuracy on real features: the default, the first system's recipe, k-means, and the labeled ceilings.
+"""Accuracy of the default beside everything a user would try instead, on the same caches.
 
-    python benchmarks/quality.py --features FOLDER [--seeds 3] [--sets caltech101,cifar10,digits] [--methods ...]
+    python benchmarks/quality.py --results FILE [--features FOLDER] [--fashion FOLDER] [--sets ...] [--methods ...]
+    python benchmarks/quality.py --results FILE --table          # the tables of what FILE holds
 
-FOLDER holds ``NAME-efficientnet_lite0.npz`` files with arrays embedding (N, D) float16, label, key, classes and
-optionally split (train/test). Without FOLDER only scikit-learn's digits are scored; they are embedded on the spot.
-Every method sees the same cache. Heads are trained on the train rows and scored on train and test rows; labels are
-read by the scoring alone. Prints a Markdown table: mean +- standard deviation over seeds, median seconds.
+FEATURES holds ``NAME-efficientnet_lite0.npz`` files with arrays embedding (N, D) float16, label, key, classes and
+optionally split (train/test). FASHION holds Fashion-MNIST's four ``*-ubyte.gz`` files; 10,000 train and 5,000 test
+images of it are written as PNG and embedded as a user would. Digits come from scikit-learn, mixtures from
+benchmarks/mixtures.py. Methods train on the train rows and are scored on train and test rows; labels are read by the
+scoring alone. Every (set, method, seed) becomes a line of FILE, and a line that is there is not measured again.
 """
 
 import argparse
+import gzip
+import json
 import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from mixtures import MIXTURES, make_mixture
+from PIL import Image
 
 from cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
+from cache.layout import MANIFEST
+from pipeline.baselines import BASELINES, run_baseline
 from pipeline.config import load_config
 from pipeline.data import training_rows
 from pipeline.embed import embed
-from pipeline.evaluate import cluster_scores, kmeans_clusters, knn_accuracy, probe_accuracy
+from pipeline.evaluate import cluster_scores, confident_accuracy, knn_accuracy, probe_accuracy
 from pipeline.run import assign, train_heads
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SEEDED = ("train.seed", "start.seed", "pairs.seed")
-TRAINED = {
-    "TEMI, default": (None, []),
-    "TEMI, published recipe": (CONFIGS / "published.toml", ["train.tensorboard=false"]),
-    "the first system's recipe": (CONFIGS / "seed-recipe.toml", ["train.tensorboard=false"]),
+TRAINED: dict[str, tuple[str | None, list[str]]] = {
+    "default": (None, []),
+    "published": ("published.toml", []),
+    "scan": ("scan.toml", []),
+    "seed-recipe": ("seed-recipe.toml", []),
+    # The default without one of its parts.
+    "random start": (None, ["start.kind=random", "train.min_steps=2000"]),
+    "even sizes": (None, ["start.sizes=even"]),
+    "free sizes": (None, ["start.sizes=free"]),
+    "votes and heads only": (None, ["train.epochs=0", "train.min_steps=1", "optimizer.lr=1e-9"]),
+    "one head": (None, ["heads.count=1"]),
+    "centered features": (None, ["heads.scale=center"]),
+    "paper's beta": (None, ["objective.beta=0.6"]),
+    "50 neighbors": (None, ["neighbors.k=50"]),
 }
-Scores = dict[str, dict[str, float]]  # part ("train", "test") -> acc, nmi, used_clusters
+NAMES = {
+    "default": "**TEMI, default**",
+    "published": "TEMI, published",
+    "scan": "SCAN",
+    "seed-recipe": "the first system's recipe",
+    **{name: title for name, (title, _) in BASELINES.items()},
+    "knn": "20-NN on labels (ceiling)",
+    "probe": "linear probe (ceiling)",
+}
+CEILINGS = {"knn": knn_accuracy, "probe": probe_accuracy}
+FREE_COUNT = ("hdbscan",)  # finds its own number of clusters
+UNSEEDED = ("ward", "knn", "probe")  # one run is all there is
+SETS = ("caltech101", "cifar10", "digits", "fashion", *MIXTURES)
+FASHION_IMAGES = {"train": 10_000, "t10k": 5_000}
 
 
 def main() -> None:
     arguments = parse_arguments()
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, torch threads {torch.get_num_threads()}"
-    )
-    print(f"torch {torch.__version__}, {arguments.seeds} seeds\n")
-    with tempfile.TemporaryDirectory() as scratch:
+    if arguments.table:
+        print_tables(read_results(arguments.results))
+        return
+    with scratch_folder(arguments.caches) as folder:
         for name in arguments.sets.split(","):
-            cache = open_set(name, arguments.features, Path(scratch))
-            print_table(name, cache, measure(cache, arguments, Path(scratch) / f"runs-{name}"))
+            cache = open_set(name, arguments, folder)
+            for method in arguments.methods.split(","):
+                for seed in range(1 if method in UNSEEDED else arguments.seeds):
+                    measure(name, cache, method, seed, arguments.results)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", type=Path, help="folder of .npz files; without it only digits can be scored")
-    parser.add_argument("--sets", help="comma separated; default: all in FOLDER and digits")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--methods", default="TEMI, default;the first system's recipe;k-means;ceilings", help="; separated"
-    )
-    parser.add_argument("--recipe-epochs", type=float, help="train the recipes for so many epochs instead of their own")
-    arguments = parser.parse_args()
-    if arguments.sets is None:
-        found = sorted(arguments.features.glob("*-efficientnet_lite0.npz")) if arguments.features else []
-        arguments.sets = ",".join([path.name.split("-")[0] for path in found] + ["digits"])
-    return arguments
+    parser.add_argument("--results", type=Path, required=True, help="JSON lines, added to")
+    parser.add_argument("--table", action="store_true", help="print Markdown tables of RESULTS and stop")
+    parser.add_argument("--features", type=Path, help="folder of .npz files, for caltech101 and cifar10")
+    parser.add_argument("--fashion", type=Path, help="folder of Fashion-MNIST's .gz files, for fashion")
+    parser.add_argument("--caches", type=Path, help="folder in which caches and layouts are kept between calls")
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--methods", default="default,kmeans,spherical,umap,ward,hdbscan,leiden,knn,probe")
+    parser.add_argument("--seeds", type=int, default=5)
+    return parser.parse_args()
 
 
-def open_set(name: str, features: Path | None, scratch: Path) -> EmbeddingCache:
-    """The cache of a data set: digits through the demo's encoder, any other from its .npz file, train rows first."""
-    folder = scratch / name
-    if name == "digits":
-        cache = embed("digits", folder, load_config(CONFIGS / "demo.toml").embed)
+@contextmanager
+def scratch_folder(kept: Path | None) -> Iterator[Path]:
+    if kept:
+        yield kept
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+
+
+def open_set(name: str, arguments: argparse.Namespace, caches: Path) -> EmbeddingCache:
+    """The cache of a data set, train rows first."""
+    folder = caches / name
+    if (folder / MANIFEST).exists():
+        return EmbeddingCache.open(folder)
+    if name in MIXTURES:
+        embedding, label = make_mixture(name)
+        return write_cache(folder, embedding, label, [f"{row}" for row in range(len(label))], {})
+    if name in ("digits", "fashion"):
+        source = "digits" if name == "digits" else str(fashion_images(arguments.fashion, caches / "fashion-images"))
+        cache = embed(source, folder, load_config(CONFIGS / "demo.toml").embed)
         assert cache is not None
         return cache
-    if features is None:
+    if arguments.features is None:
         raise SystemExit(f"{name} needs --features")
-    arrays = np.load(features / f"{name}-efficientnet_lite0.npz", allow_pickle=False)
-    embedding, label = arrays["embedding"].astype(np.float16), arrays["label"].astype(np.int32)
+    arrays = np.load(arguments.features / f"{name}-efficientnet_lite0.npz", allow_pickle=False)
+    label = arrays["label"].astype(np.int32)
     split = arrays["split"].astype(str) if "split" in arrays else np.full(len(label), "train")
     order = np.argsort(split != "train", kind="stable")
     train = int((split == "train").sum())
     splits = {"train": (0, train), "test": (train, len(order))} if train < len(order) else {}
-    return write_cache(folder, embedding[order], label[order], [str(k) for k in arrays["key"][order]], splits)
+    return write_cache(folder, arrays["embedding"][order], label[order], [str(k) for k in arrays["key"][order]], splits)
+
+
+def fashion_images(source: Path | None, folder: Path) -> Path:
+    """PNG files in split/class folders."""
+    if source is None:
+        raise SystemExit("fashion needs --fashion")
+    for part, count in FASHION_IMAGES.items():
+        packed = [(source / f"{part}-{name}-ubyte.gz").read_bytes() for name in ("images-idx3", "labels-idx1")]
+        pixels, labels = (np.frombuffer(gzip.decompress(data), np.uint8) for data in packed)
+        pixels, labels = pixels[16:], labels[8:]  # headers
+        for row, (image, label) in enumerate(zip(pixels.reshape(-1, 28, 28)[:count], labels, strict=False)):
+            path = folder / ("train" if part == "train" else "test") / str(label) / f"{row:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    return folder
 
 
 def write_cache(
@@ -88,8 +150,8 @@ def write_cache(
 ) -> EmbeddingCache:
     rows, dim = embedding.shape
     fingerprint = Fingerprint(
-        backbone="efficientnet-lite0",
-        revision=folder.name,
+        backbone=folder.name,
+        revision="0",
         preprocessing={},
         pooling="mean",
         precision="fp32",
@@ -104,10 +166,10 @@ def write_cache(
             part = slice(shard.start, shard.stop)
             writer.write(
                 shard,
-                embedding=embedding[part],
+                embedding=embedding[part].astype(np.float16),
                 views=np.zeros((shard.rows, 0, dim), np.float16),
                 keys=keys[part],
-                labels=label[part],
+                labels=label[part].astype(np.int32),
                 failures={},
                 seconds={},
             )
@@ -116,74 +178,97 @@ def write_cache(
     return cache
 
 
-def measure(cache: EmbeddingCache, arguments: argparse.Namespace, runs: Path) -> dict[str, list[tuple[Scores, float]]]:
-    """For each method the scores and seconds of every seed."""
+def measure(name: str, cache: EmbeddingCache, method: str, seed: int, results: Path) -> None:
+    """Run one method once and add a line to `results`, unless it is there."""
+    if any((r["set"], r["method"], r["seed"]) == (name, method, seed) for r in read_results(results)):
+        return
     parts = {"train": training_rows(cache)}
     if "test" in cache.splits:
         parts["test"] = training_rows(cache, "test")
-    clusters = len(np.unique(cache.labels[parts["train"]]))
-    results: dict[str, list[tuple[Scores, float]]] = {}
-    for method in arguments.methods.split(";"):
-        seeds = range(1 if method == "ceilings" else arguments.seeds)
-        for seed in seeds:
-            began = time.perf_counter()
-            for row, scores in run_method(method, cache, parts, clusters, seed, runs, arguments.recipe_epochs).items():
-                results.setdefault(row, []).append((scores, time.perf_counter() - began))
-    return results
+    began, processor = time.perf_counter(), time.process_time()
+    scores, seconds = run_method(method, cache, parts, seed)
+    line = {
+        "set": name,
+        "method": method,
+        "seed": seed,
+        "scores": scores,
+        "seconds": seconds or time.perf_counter() - began,
+        "processor_seconds": time.process_time() - processor,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "rows": cache.rows,
+        "dim": cache.dim,
+    }
+    with results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(
+        name, method, seed, {part: round(100 * s["acc"], 1) for part, s in scores.items()}, f"{line['seconds']:.0f} s"
+    )
 
 
 def run_method(
-    method: str,
-    cache: EmbeddingCache,
-    parts: dict[str, np.ndarray],
-    clusters: int,
-    seed: int,
-    runs: Path,
-    recipe_epochs: float | None,
-) -> dict[str, Scores]:
+    method: str, cache: EmbeddingCache, parts: dict[str, np.ndarray], seed: int
+) -> tuple[dict[str, Any], float | None]:
+    """Scores of the train and maybe the test rows, and seconds where the method's own count leaves scoring out."""
     embedding, label = cache.embedding(), cache.labels
-    if method in TRAINED:
-        recipe, more = TRAINED[method]
-        if recipe and recipe_epochs:
-            more = [*more, f"train.epochs={recipe_epochs}"]
-        settings = [f"heads.clusters={clusters}", *more, *(f"{name}={seed}" for name in SEEDED)]
-        model = train_heads(cache, load_config(recipe, settings), runs / f"{method}-{seed}")
-        found = {part: assign(model, embedding[rows])[0] for part, rows in parts.items()}
-    elif method == "k-means":
-        train, *others = parts.values()
-        labels = kmeans_clusters(embedding[train], [embedding[rows] for rows in others], clusters, seed)
-        found = dict(zip(parts, labels, strict=True))
-    else:
-        return ceilings(embedding, label, parts)
-    scores = {part: cluster_scores(label[rows], found[part], clusters) for part, rows in parts.items()}
-    return {method: scores}
+    train, *others = parts.values()
+    if method in CEILINGS:
+        accuracy = CEILINGS[method]
+        found = [accuracy(embedding[train], label[train])]
+        found += [accuracy(embedding[train], label[train], embedding[rows], label[rows]) for rows in others]
+        return {part: {"acc": acc} for part, acc in zip(parts, found, strict=True)}, None
+    clusters = len(np.unique(label[train]))
+    if method in BASELINES:
+        labels, seconds = run_baseline(method, embedding[train], [embedding[rows] for rows in others], clusters, seed)
+        pairs = zip(parts.items(), labels, strict=True)
+        return {part: cluster_scores(label[rows], own, int(own.max()) + 1) for (part, rows), own in pairs}, seconds
+    recipe, more = TRAINED[method]
+    settings = [f"heads.clusters={clusters}", "train.tensorboard=false", *more, *(f"{key}={seed}" for key in SEEDED)]
+    scores = {}
+    with tempfile.TemporaryDirectory() as run:
+        began = time.perf_counter()
+        model = train_heads(cache, load_config(CONFIGS / recipe if recipe else None, settings), Path(run))
+        seconds = time.perf_counter() - began
+        for part, rows in parts.items():
+            cluster, confidence = assign(model, embedding[rows])
+            scores[part] = cluster_scores(label[rows], cluster, clusters)
+            scores[part]["confident"] = confident_accuracy(label[rows], cluster, confidence)
+            single = model.head_clusters(torch.from_numpy(embedding[rows]))[model.selected].cpu().numpy()
+            scores[part]["best_head_acc"] = cluster_scores(label[rows], single, clusters)["acc"]
+        start = json.loads((Path(run) / "start.json").read_text()) if (Path(run) / "start.json").exists() else {}
+    scores["train"]["cut"] = start.get("cut")
+    return scores, seconds
 
 
-def ceilings(embedding: np.ndarray, label: np.ndarray, parts: dict[str, np.ndarray]) -> dict[str, Scores]:
-    train = parts["train"]
-    methods: dict[str, Callable[..., float]] = {"20-NN on labels": knn_accuracy, "linear probe": probe_accuracy}
-    rows = {}
-    for name, accuracy in methods.items():
-        rows[name] = {"train": {"acc": accuracy(embedding[train], label[train])}}
-        if "test" in parts:
-            test = parts["test"]
-            found = accuracy(embedding[train], label[train], embedding[test], label[test])
-            rows[name]["test"] = {"acc": found}
-    return rows
+def read_results(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def print_table(name: str, cache: EmbeddingCache, results: dict[str, list[tuple[Scores, float]]]) -> None:
-    columns = [(part, key) for part in ("train", *(["test"] if cache.splits else [])) for key in ("acc", "nmi")]
-    print(f"### {name}: {cache.rows:,} x {cache.dim}\n")
-    heading = " | ".join(f"{part} {key.upper()}" for part, key in columns)
-    print(f"| method | {heading} | used | seconds |")
-    print("|---" * (len(columns) + 3) + "|")
-    for method, seeds in results.items():
-        cells = [spread([s[part][key] for s, _ in seeds if key in s.get(part, {})]) for part, key in columns]
-        used = [s["train"]["used_clusters"] for s, _ in seeds if "used_clusters" in s["train"]]
-        seconds = statistics.median(time for _, time in seeds)
-        print(f"| {method} | {' | '.join(cells)} | {min(used) if used else ''} | {seconds:.0f} |", flush=True)
-    print()
+def print_tables(results: list[dict[str, Any]]) -> None:
+    """A table per set, methods in the order of NAMES, then of TRAINED."""
+    by_set: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for line in results:
+        by_set[line["set"]][line["method"]].append(line)
+    for name, methods in by_set.items():
+        first = next(iter(methods.values()))[0]
+        print(f"### {name}: {first['rows']:,} x {first['dim']}\n")
+        parts = ("train", "test") if any("test" in runs[0]["scores"] for runs in methods.values()) else ("train",)
+        heading = " | ".join(f"{part} ACC | {part} NMI" for part in parts)
+        print(f"| method | runs | {heading} | clusters | seconds |\n{'|---' * (4 + 2 * len(parts))}|")
+        for method in sorted(methods, key=list(dict.fromkeys([*NAMES, *TRAINED])).index):
+            print(table_row(method, methods[method], parts))
+        print()
+
+
+def table_row(method: str, runs: list[dict[str, Any]], parts: tuple[str, ...]) -> str:
+    cells = [
+        spread([run["scores"][part][key] for run in runs if key in run["scores"].get(part, {})])
+        for part in parts
+        for key in ("acc", "nmi")
+    ]
+    used = [run["scores"]["train"]["used_clusters"] for run in runs if "used_clusters" in run["scores"]["train"]]
+    clusters = "" if not used else f"{min(used)}" if min(used) == max(used) else f"{min(used)} to {max(used)}"
+    seconds = f"{statistics.median(run['seconds'] for run in runs):.0f}"
+    return f"| {' | '.join([NAMES.get(method, method), str(len(runs)), *cells, clusters, seconds])} |"
 
 
 def spread(values: list[float]) -> str:
