@@ -31,6 +31,7 @@ from pipeline.config import load_config
 from pipeline.data import load_training_set
 from pipeline.memory import predict
 from pipeline.mine import mine_neighbors
+from pipeline.rows import CachedRows
 from pipeline.run import assign, build_model
 from pipeline.train import HeadTrainer
 
@@ -77,7 +78,7 @@ def assign_all(folder: Path, rows: int) -> None:
     trainer = HeadTrainer([CONFIG], load_training_set(cache, CONFIG, torch.device("cpu"), folder / "neighbors"))
     best = {name: tensor for name, tensor in trainer.state().items() if name.startswith("teacher.")}
     model = build_model(trainer, 0, best | {"loss": torch.zeros(CONFIG.heads.count)}, cache)
-    assert len(assign(model, cache.embedding())[0]) == rows
+    assert len(assign(model, CachedRows(cache, np.arange(rows)))[0]) == rows
 
 
 CONFIG = load_config(None, ["heads.clusters=100"])
