@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 FAISS  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 DEMO   := demo
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs bench clean
 
 demo: $(VENV)/installed
 	$(BIN)/temi embed digits --out $(DEMO)/cache --config configs/demo.toml
@@ -21,6 +21,9 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	$(BIN)/typer cli utils docs --name temi --title Commands --output docs/commands.md
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py

@@ -98,7 +98,7 @@ def train_heads(
             help="number of clusters; of several, a trial for each and how they join; auto: estimated without labels",
         ),
     ] = None,
-    trials: Annotated[Path | None, typer.Option(help="TOML file of [[trial]] tables or a [grid]: many at once")] = None,
+    trials: Annotated[Path | None, typer.Option(help="TOML file with a list or grid of trials: many at once")] = None,
     grid: Annotated[
         list[str] | None, typer.Option(metavar="SECTION.KEY=V,V", help="a trial for each value; may be repeated")
     ] = None,
