@@ -253,7 +253,7 @@ def print_tables(results: list[dict[str, Any]]) -> None:
         print(f"### {name}: {first['rows']:,} x {first['dim']}\n")
         parts = ("train", "test") if any("test" in runs[0]["scores"] for runs in methods.values()) else ("train",)
         heading = " | ".join(f"{part} ACC | {part} NMI" for part in parts)
-        print(f"| method | runs | {heading} | clusters | seconds |\n{'|---' * (4 + 2 * len(parts))}|")
+        print(f"| method | runs | {heading} | clusters | CPU seconds |\n{'|---' * (4 + 2 * len(parts))}|")
         for method in sorted(methods, key=list(dict.fromkeys([*NAMES, *TRAINED])).index):
             print(table_row(method, methods[method], parts))
         print()
@@ -267,7 +267,7 @@ def table_row(method: str, runs: list[dict[str, Any]], parts: tuple[str, ...]) -
     ]
     used = [run["scores"]["train"]["used_clusters"] for run in runs if "used_clusters" in run["scores"]["train"]]
     clusters = "" if not used else f"{min(used)}" if min(used) == max(used) else f"{min(used)} to {max(used)}"
-    seconds = f"{statistics.median(run['seconds'] for run in runs):.0f}"
+    seconds = f"{statistics.median(run['processor_seconds'] for run in runs):.0f}"
     return f"| {' | '.join([NAMES.get(method, method), str(len(runs)), *cells, clusters, seconds])} |"
 
 

@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from pipeline.model import ClusterModel
-from pipeline.rows import Embeddings
+from pipeline.rows import Embeddings, blocks_of
 
 AGREEMENT_HEADS = 8  # heads compared pairwise: 28 pairs tell as much as 1,225
+LINEAR_ROWS = 10_000  # rows that a linear classifier is tried on
+FOLDS = 3
+RIDGE = 1e-2  # penalty, as a share of the mean variance of a coordinate
 
 
 def label_free_scores(
@@ -22,18 +25,19 @@ def label_free_scores(
 
     Returns
     -------
-    dict with the size scores of `size_scores`, ``mean_confidence``, ``head_agreement`` (None with one head) and
-    ``neighbor_consistency`` (None without a graph).
+    dict with the size scores of `size_scores`, ``mean_confidence``, ``head_agreement`` and ``stability`` (None with
+    one head), ``neighbor_consistency`` (None without a graph) and ``linear_accuracy``.
     """
     probability = model.predict_proba(embedding)
     cluster = probability.argmax(-1)
+    mined = neighbors is not None and neighbors.shape[1] > 0
     return {
         **size_scores(cluster, model.clusters),
         "mean_confidence": probability.amax(-1).mean().item(),
         "head_agreement": head_agreement(model.head_clusters(embedding)),
-        "neighbor_consistency": None
-        if neighbors is None or not neighbors.shape[1]
-        else neighbor_consistency(cluster, neighbors),
+        "stability": stability(model, embedding),
+        "neighbor_consistency": neighbor_consistency(cluster, neighbors) if mined and neighbors is not None else None,
+        "linear_accuracy": _linear_accuracy_of(model, embedding, cluster),
     }
 
 
@@ -61,3 +65,47 @@ def head_agreement(clusters: Int64[Tensor, "H N"]) -> float | None:
     labels = clusters[:AGREEMENT_HEADS].cpu().numpy()
     scores = [normalized_mutual_info_score(a, b) for a, b in combinations(labels, 2)]
     return float(np.mean(scores)) if scores else None
+
+
+def stability(model: ClusterModel, embedding: Embeddings) -> float | None:
+    """Normalized mutual information of the consensus of every other head and that of the rest.
+
+    Every head weighed the images by draws of its own, so these are two clusterings of two resamplings.
+    """
+    if len(model.loss) < 2:
+        return None
+    index, halves = model.alignment[:, None], []
+    for block in model.blocks(embedding):
+        aligned = block.gather(2, index.expand(-1, block.shape[1], -1))
+        halves.append(torch.stack([aligned[part::2].mean(0).argmax(-1) for part in (0, 1)]))
+    one, other = torch.cat(halves, 1).cpu().numpy()
+    return float(normalized_mutual_info_score(one, other))
+
+
+def _linear_accuracy_of(model: ClusterModel, embedding: Embeddings, cluster: Int64[Tensor, " N"]) -> float:
+    step = -(-len(cluster) // LINEAR_ROWS)
+    device = model.scaling.shift.device
+    chosen, passed = [], 0
+    for block in blocks_of(embedding):
+        chosen.append(model.scaling(block[-passed % step :: step].to(device)))
+        passed += len(block)
+    return linear_accuracy(torch.cat(chosen), cluster[::step].to(device), model.clusters)
+
+
+def linear_accuracy(x: Float[Tensor, "N D"], cluster: Int64[Tensor, " N"], clusters: int) -> float:
+    """Share of rows that ridge regression, fitted to the clusters of the other two thirds, puts into their cluster.
+
+    W = (X^T X + lambda I)^-1 X^T Y, Y one-hot; the score that HUME and TURTLE are selected by, in closed form.
+    """
+    x = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64, device=x.device)], 1)
+    wanted = torch.nn.functional.one_hot(cluster, clusters).double()
+    fold = torch.from_numpy(np.random.default_rng(0).permutation(len(x)) % FOLDS).to(x.device)
+    right = 0
+    for held_out in range(FOLDS):
+        seen = x[fold != held_out]
+        gram = seen.mT @ seen
+        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+        weight = torch.linalg.solve(gram, seen.mT @ wanted[fold != held_out])
+        found = (x[fold == held_out] @ weight).argmax(1)
+        right += int((found == cluster[fold == held_out]).sum())
+    return right / len(x)

@@ -1,0 +1,85 @@
+"""Scores without labels: numpy references, and that they see what they claim to."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mixtures import mixture, write_cache
+
+from pipeline import select
+from pipeline.config import load_config
+from pipeline.model import ClusterModel
+from pipeline.run import train_heads
+from pipeline.select import label_free_scores, linear_accuracy, neighbor_consistency, stability
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClusterModel, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("select")
+    embedding, _ = mixture(noise=0.6)
+    settings = ["heads.clusters=6", "heads.count=4", "train.min_steps=20", "start.steps=40", "train.tensorboard=false"]
+    model = train_heads(write_cache(folder / "cache", embedding), load_config(None, settings), folder / "run")
+    return model, torch.from_numpy(embedding.astype(np.float16))
+
+
+def test_linear_accuracy_equals_numpys_ridge_regression() -> None:
+    rng = np.random.default_rng(0)
+    x, cluster = rng.normal(size=(60, 5)).astype(np.float32), rng.integers(0, 4, 60)
+    x[np.arange(60), cluster] += 2
+    ones, wanted, right = np.c_[x.astype(np.float64), np.ones(60)], np.eye(4)[cluster], 0
+    fold = np.random.default_rng(0).permutation(60) % 3
+    for held_out in range(3):
+        seen = ones[fold != held_out]
+        gram = seen.T @ seen
+        weight = np.linalg.inv(gram + 0.01 * np.trace(gram) / 6 * np.eye(6)) @ seen.T @ wanted[fold != held_out]
+        right += ((ones[fold == held_out] @ weight).argmax(1) == cluster[fold == held_out]).sum()
+    assert linear_accuracy(torch.from_numpy(x), torch.from_numpy(cluster), 4) == pytest.approx(right / 60)
+
+
+def test_linear_accuracy_tells_clusters_from_noise() -> None:
+    embedding, label = mixture(noise=0.3)
+    x, cluster = torch.from_numpy(embedding).float(), torch.from_numpy(label).long()
+    noise = cluster[torch.randperm(len(cluster), generator=torch.Generator().manual_seed(0))]
+    assert linear_accuracy(x, cluster, 6) > 0.99
+    assert linear_accuracy(x, noise, 6) < 0.3
+
+
+def test_neighbor_consistency_equals_a_count() -> None:
+    cluster, neighbors = torch.tensor([0, 0, 1, 1]), torch.tensor([[1, 2], [0, 3], [3, 0], [2, 1]])
+    assert neighbor_consistency(cluster, neighbors) == 0.5
+
+
+def test_stability_is_one_for_equal_heads_and_falls_with_noise(trained: tuple[ClusterModel, torch.Tensor]) -> None:
+    model, embedding = trained
+    alike = replace(
+        model,
+        heads=replace(model.heads, weights={k: v[:1].expand_as(v).clone() for k, v in model.heads.weights.items()}),
+        alignment=model.alignment[:1].expand_as(model.alignment).clone(),
+    )
+    assert stability(alike, embedding) == pytest.approx(1.0)
+    generator = torch.Generator().manual_seed(0)
+    noise = {k: torch.randn(v.shape, generator=generator) for k, v in model.heads.weights.items()}
+    unlike = stability(replace(model, heads=replace(model.heads, weights=noise)), embedding)
+    assert unlike is not None
+    assert unlike < 0.6
+
+
+def test_one_head_has_no_stability(tmp_path: Path, trained: tuple[ClusterModel, torch.Tensor]) -> None:
+    model, embedding = trained
+    single = replace(model, heads=model.heads.select(slice(0, 1)), loss=model.loss[:1], alignment=model.alignment[:1])
+    single = replace(single, temperature=model.temperature[:1])
+    assert stability(single, embedding) is None
+
+
+def test_a_sample_of_many_rows_is_the_same_whatever_the_blocks(
+    trained: tuple[ClusterModel, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, embedding = trained
+    monkeypatch.setattr(select, "LINEAR_ROWS", len(embedding) // 3)
+    whole = label_free_scores(model, embedding, None)
+    monkeypatch.setattr("pipeline.rows.BLOCK_ROWS", 17)
+    parts = label_free_scores(model, embedding, None)
+    assert parts["linear_accuracy"] == whole["linear_accuracy"]
+    assert whole["neighbor_consistency"] is None
