@@ -49,9 +49,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--steps", type=int, default=600)
     arguments = parser.parse_args()
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.heads} heads, {arguments.steps} steps"
-    )
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.heads} heads a trial")
     found = {folder.name: measure(folder, arguments.heads, arguments.steps) for folder in arguments.caches}
     print_tables(found)
 
@@ -83,7 +81,7 @@ def print_tables(found: dict[str, list[dict[str, Any]]]) -> None:
         print(f"| {score.replace('_', ' ')} | {cells} | {np.nanmean(values):+.2f} |")
     print(f"\nACC of the trial chosen\n\n| by | {' | '.join(found)} | mean |\n{'|---' * (len(found) + 2)}|")
     for score in SCORES:
-        print_choices(score, [max(trials, key=lambda trial: trial[score])["acc"] for trials in found.values()])  # noqa: B023
+        print_choices(score, [max(trials, key=lambda trial: trial[score])["acc"] for trials in found.values()])
     for name, choose in (("best", np.max), ("median trial", np.median), ("worst", np.min)):
         print_choices(name, [float(choose([trial["acc"] for trial in trials])) for trials in found.values()])
 
