@@ -6,8 +6,9 @@ finite sits the step out; the others go on.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -17,6 +18,7 @@ from pipeline import objectives
 from pipeline.config import FAMILY, Config
 from pipeline.data import Batches, TrainingSet
 from pipeline.device import keep_freed_memory
+from pipeline.graph import Replay
 from pipeline.heads import LAST_LAYER, Heads, dropout_mask_, init_heads
 from pipeline.optimizer import StackedAdamW
 from pipeline.schedule import learning_rate, teacher_momentum, total_steps
@@ -80,6 +82,10 @@ class HeadTrainer:
         self.window = Window(self.trials, self.heads_per_trial, self.device)
         self.skipped = torch.zeros(self.trials, dtype=torch.long, device=self.device)
         self.skipped_in_a_row = torch.zeros_like(self.skipped)
+        # What is to be done in a step, by the layers that are frozen: two graphs at most.
+        self._computes: dict[Sequence[str], Callable[[], None]] = {}
+        graphs = self.device.type == "cuda" and team.size == 1
+        self.record: Callable[[Callable[[], None]], Callable[[], None]] = Replay if graphs else _as_it_is
 
     def _cut_into_blocks(self) -> list[Block]:
         """All heads at once on a GPU; elsewhere blocks that stay in the processor's cache and within one trial.
@@ -133,7 +139,10 @@ class HeadTrainer:
         if self.keep is not None:
             generator = torch.Generator(self.device).manual_seed(self.config.pairs.seed * 1_000_003 + number)
             dropout_mask_(self.keep, self.config.heads.dropout, generator)
-        self._compute(LAST_LAYER if number < self.config.optimizer.freeze_last * self.steps else ())
+        frozen = LAST_LAYER if number < self.config.optimizer.freeze_last * self.steps else ()
+        if frozen not in self._computes:
+            self._computes[frozen] = self.record(partial(self._compute, frozen))
+        self._computes[frozen]()
 
     def _compute(self, frozen: Sequence[str]) -> None:
         """One step on what lies in `x`, `number` and `keep`: tensors in, tensors changed, the host waits for none."""
@@ -273,6 +282,10 @@ class HeadTrainer:
     def trial(self, index: int) -> "Slice":
         """The part of every tensor of `state` that belongs to trial `index`."""
         return Slice({name: tensor.chunk(self.trials)[index] for name, tensor in self.state().items()})
+
+
+def _as_it_is(function: Callable[[], None]) -> Callable[[], None]:
+    return function
 
 
 def heads_per_block(config: Config, rows: int, clusters: int) -> int:
