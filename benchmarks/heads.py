@@ -2,7 +2,8 @@
 
 Both train on the same batches; after the timing the losses of both are compared, so a fast step that computes something
 else is noticed. Milliseconds, ratios and shares come from one interleaved run; small steps are taken several at a time,
-as in training, where a step finds in the processor's cache what the step before left there.
+as in training, where a step finds in the processor's cache what the step before left there. With one thread the clock
+is the processor's, which other work on the machine lengthens less.
 
     python benchmarks/heads.py                        # kinds x H x C
     python benchmarks/heads.py --kinds linear --heads 16 --clusters 100 --dim 128
@@ -147,11 +148,16 @@ def peak_gflops() -> Callable[[], float]:
     a, b, out = (torch.randn(2048, 2048) for _ in range(3))
 
     def measure() -> float:
-        began = time.perf_counter()
+        began = clock()
         torch.mm(a, b, out=out)
-        return 2 * 2048**3 / (time.perf_counter() - began) / 1e9
+        return 2 * 2048**3 / (clock() - began) / 1e9
 
     return measure
+
+
+def clock() -> float:
+    """Seconds."""
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
 def several(step: Callable[[Tensor], None], batches: Sequence[Tensor], count: int) -> Callable[[int], None]:
@@ -169,9 +175,9 @@ def interleaved(calls: Sequence[Callable[[int], None]], rounds: int) -> list[lis
     seconds: list[list[float]] = [[] for _ in calls]
     for number in range(rounds + 2):
         for own, call in zip(seconds, calls, strict=True):
-            began = time.perf_counter()
+            began = clock()
             call(number)
-            own.append(time.perf_counter() - began)
+            own.append(clock() - began)
     return [own[2:] for own in seconds]
 
 
@@ -180,10 +186,11 @@ def compare(kind: str, heads: int, clusters: int, dim: int, batch: int, rounds: 
     ours = train.HeadTrainer([config], data)
     loop, peak = Textbook(config, data, ours.student), peak_gflops()
     numbers = itertools.count()
-    began = time.perf_counter()
-    loop.step(next(ours.batches.bank_rows(0, 1)))
-    loop.step(next(ours.batches.bank_rows(0, 1)))
-    count = max(1, round(2 * TURN / (time.perf_counter() - began)))
+    first = next(ours.batches.bank_rows(0, 1))
+    loop.step(first)  # the first is slower than any other
+    began = clock()
+    loop.step(first)
+    count = max(1, round(TURN / (clock() - began)))
     loop = Textbook(config, data, ours.student)
     batches = list(ours.batches.bank_rows(0, count * (rounds + 2)))
     rates: list[float] = []
