@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +37,7 @@ class TrainingSet:
     views : V held in the bank; 0 where pairs do not use them
     neighbors : (N, K) positions in `rows`; (N, 0) where pairs do not use them
     scaling : how embeddings became the bank's rows; on the training device
-    place : where `bank` and `neighbors` lie; see pipeline/bank.py
+    ahead : what gathers batches where `bank` and `neighbors` are not on the training device; see pipeline/bank.py
     """
 
     rows: Int64[np.ndarray, " N"]
@@ -46,28 +45,24 @@ class TrainingSet:
     views: int
     neighbors: Int64[Tensor, "N K"]
     scaling: Scaling
-    place: Place = "device"
+    ahead: Ahead | None = None
 
     @property
     def device(self) -> torch.device:
         """The training device."""
         return self.scaling.shift.device
 
-    @cached_property
-    def _ahead(self) -> Ahead:
-        return Ahead(self.bank, self.device)
-
     def ask(self, rows: Int64[Tensor, " M"]) -> None:
         """Say that these rows of the bank will be gathered after those asked for before."""
-        if self.place != "device":
-            self._ahead.ask(rows)
+        if self.ahead is not None:
+            self.ahead.ask(rows)
 
     def gather(self, rows: Int64[Tensor, " M"], out: Float[Tensor, "M D"]) -> None:
         """Copy these rows of the bank into `out`, on the training device."""
-        if self.place == "device":
+        if self.ahead is None:
             torch.index_select(self.bank, 0, rows, out=out)
         else:
-            out.copy_(self._ahead.take(rows))
+            out.copy_(self.ahead.take(rows))
 
     @property
     def originals(self) -> Float[Tensor, "N D"]:
@@ -93,12 +88,13 @@ def load_training_set(
         neighbors = index.astype(np.int64)
     embedding = CachedRows(cache, rows, device)
     scaling = Scaling.fit(config.heads.scale, embedding)
-    bank = empty_bank((len(rows) * (1 + views), scaling.width), place, device, scratch)
+    bank, file = empty_bank((len(rows) * (1 + views), scaling.width), place, device, scratch)
     by_image = bank.view(len(rows), 1 + views, -1)
     scaling(embedding, out=by_image[:, 0])
     if views:
         scaling(CachedRows(cache, rows, device, views=True), out=by_image[:, 1:])
-    return TrainingSet(rows, bank, views, torch.from_numpy(neighbors).to(bank.device), scaling, place)
+    ahead = None if place == "device" else Ahead(bank, device, file)
+    return TrainingSet(rows, bank, views, torch.from_numpy(neighbors).to(bank.device), scaling, ahead)
 
 
 def check_settings(cache: EmbeddingCache, config: Config, n: int) -> None:
