@@ -26,8 +26,10 @@ class _Consensus(nn.Module):
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # `ClusterModel.predict_proba` without its blocks of rows, whose number an exporter would freeze.
-        model = self.model
-        heads = model.heads.probabilities(model.scaling.of_block(embedding), model.temperature)
+        model, scaling = self.model, self.model.scaling
+        # ONNX knows neither loops over blocks nor `copysign`, so the signed root is written out.
+        rooted = embedding.sign() * embedding.abs().sqrt() if scaling.root else embedding
+        heads = model.heads.probabilities(scaling.of_rooted(rooted), model.temperature)
         index = model.alignment[:, None].expand(-1, heads.shape[1], -1)
         probability = heads.gather(2, index).mean(0)
         confidence, cluster = probability.max(-1)

@@ -84,8 +84,12 @@ class Scaling:
         return scaled
 
     def of_block(self, embedding: Tensor) -> Tensor:
-        """The same in one piece: for rows that are few, and for exporters, which cannot follow a loop over blocks."""
-        x = _rooted(embedding, self.root) - self.shift
+        """The same in one piece."""
+        return self.of_rooted(_rooted(embedding, self.root))
+
+    def of_rooted(self, x: Tensor) -> Tensor:
+        """The rest of the map for float32 rows f(x)."""
+        x = x - self.shift
         x = x * self.weight if self.weight.ndim == 1 else x @ self.weight
         return F.normalize(x, dim=-1) if self.unit else x
 
