@@ -19,7 +19,7 @@ from pipeline.scaling import COMPONENTS, POWER
 from pipeline.train import heads_per_block
 
 FLOAT, INDEX = 4, 8  # bytes
-HEAD_COPIES = 7  # student, teacher, two moments, gradient, best checkpoint, and the bytes of the one being written
+HEAD_COPIES = 13  # student, teacher, two moments, best checkpoint, and while those four are written, their bytes twice
 BLOCK_COPIES = 10  # bytes per value of a block of the cache while it is scaled: as read, as chosen, and two in float32
 WHITENING_COPIES = 6  # of a covariance and its eigenvectors, in float64
 SEARCH_COPIES = 2.5  # of the rows that neighbors are searched among: as scaled, at unit norm, and in half precision;

@@ -41,7 +41,7 @@ def test_what_training_holds_is_within_the_prediction_and_most_of_it(tmp_path: P
         "heads": sum(t.numel() * t.element_size() for t in trainer.state().values()),
     }
     assert held["bank"] == predicted.bank
-    assert held["heads"] <= predicted.heads <= 2 * held["heads"]
+    assert held["heads"] <= predicted.heads <= 4 * held["heads"]
 
 
 @pytest.mark.parametrize(
