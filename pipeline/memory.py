@@ -25,6 +25,7 @@ WHITENING_COPIES = 6  # of a covariance and its eigenvectors, in float64
 SEARCH_COPIES = 2.5  # of the rows that neighbors are searched among: as scaled, at unit norm, and in half precision;
 INDEX_COPIES = 3  # or in an approximate search's index
 FOUND = 24  # bytes per neighbor while a graph is searched for and written
+KEPT_COPIES = 3  # of what the teachers said: one in use, and as measured two that the C library holds on to
 WORK_COPIES = {"linear": 4, "published": 10, "mlp-bn": 12}  # of a block's widest activation; with a graph, far more
 ASSIGNMENT = 400  # bytes of an image in the table of assignments, its name included
 GIGABYTE = 1e9
@@ -87,7 +88,7 @@ def predict(
     heads = trials * first.heads.count
     together = heads_per_block(first, batch, clusters) if device.type == "cpu" else heads
     widest = clusters if first.heads.kind == "linear" else max(clusters, first.heads.hidden)
-    kept = heads * batch * clusters  # what the teachers said, until the students have learned it
+    kept = KEPT_COPIES * heads * batch * clusters  # what the teachers said, until the students have learned it
     work = WORK_COPIES[first.heads.kind] * together * batch * widest
     return Footprint(
         bank=rows * (1 + views) * width * FLOAT + rows * k * INDEX,
