@@ -26,7 +26,8 @@ docs: $(VENV)/installed
 	$(BIN)/typer cli utils docs --name temi --title Commands --output docs/commands.md
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/quality.py --results quality.jsonl --sets digits,balanced,imbalanced
+	$(BIN)/python benchmarks/quality.py --results quality.jsonl --table
 
 clean:
 	rm -rf $(DEMO)

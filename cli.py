@@ -204,14 +204,18 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="folder written by `temi train-heads`, of one run or of trials")],
     cache: Annotated[Path | None, typer.Argument(help="a held-out cache, or the training cache if it moved")] = None,
     baselines: Annotated[
-        str, typer.Option(metavar="all|none|NAME,...", help="kmeans, spherical, umap, ward, hdbscan, leiden, turtle")
+        str,
+        typer.Option(
+            metavar="all|none|NAME,...",
+            help="kmeans, spherical, umap, ward, hdbscan, leiden, turtle, scan, published, seed-recipe",
+        ),
     ] = "kmeans",
 ) -> None:
     """Score a run beside baselines and the labeled ceilings; without labels, by label-free scores."""
     with user_errors():
         from cache import EmbeddingCache
-        from pipeline.baselines import parse_baselines
         from pipeline.evaluate import evaluate_run
+        from pipeline.recipes import parse_baselines
         from pipeline.trials import evaluate_trials, is_trials
 
         other, chosen = EmbeddingCache.open(cache) if cache else None, parse_baselines(baselines)
@@ -231,17 +235,15 @@ def evaluate(
         print(f"written: {run / 'result.json'}\nnext: temi report {run}")
 
 
-# configs/demo.toml, for an installation without the repository.
-DEMO = ("embed.backbone=efficientnet-lite0", "embed.image_size=96", "embed.views=0", "heads.clusters=10")
-
-
 @app.command(rich_help_panel=START)
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="holds the cache and the run")] = Path("demo"),
 ) -> None:
     """Cluster scikit-learn's 1,797 digits, from images to a report: nothing to download, a few minutes on a CPU."""
-    embed("digits", out / "cache", set_=list(DEMO))
-    train_heads(out / "cache", out / "run", set_=list(DEMO))
+    from pipeline.recipes import CONFIGS
+
+    embed("digits", out / "cache", config=CONFIGS / "demo.toml")
+    train_heads(out / "cache", out / "run", config=CONFIGS / "demo.toml")
     evaluate(out / "run")
     report(out / "run")
 

@@ -36,31 +36,25 @@ from pipeline.config import load_config
 from pipeline.data import training_rows
 from pipeline.embed import embed
 from pipeline.evaluate import cluster_scores, confident_accuracy, knn_accuracy, probe_accuracy
+from pipeline.recipes import CONFIGS, RECIPES, TITLES, load_recipe
 from pipeline.run import assign, train_heads
 
-CONFIGS = Path(__file__).parent.parent / "configs"
-SEEDED = ("train.seed", "start.seed", "pairs.seed")
-TRAINED: dict[str, tuple[str | None, list[str]]] = {
-    "default": (None, []),
-    "published": ("published.toml", []),
-    "scan": ("scan.toml", []),
-    "seed-recipe": ("seed-recipe.toml", []),
+TRAINED: dict[str, tuple[str, list[str]]] = {
+    "default": ("", []),
+    **{name: (name, []) for name in RECIPES},
     # The default without one of its parts.
-    "random start": (None, ["start.kind=random", "train.min_steps=2000"]),
-    "even sizes": (None, ["start.sizes=even"]),
-    "free sizes": (None, ["start.sizes=free"]),
-    "votes and heads only": (None, ["train.epochs=0", "train.min_steps=1", "optimizer.lr=1e-9"]),
-    "one head": (None, ["heads.count=1"]),
-    "centered features": (None, ["heads.scale=center"]),
-    "paper's beta": (None, ["objective.beta=0.6"]),
-    "50 neighbors": (None, ["neighbors.k=50"]),
+    "random start": ("", ["start.kind=random", "train.min_steps=2000"]),
+    "even sizes": ("", ["start.sizes=even"]),
+    "free sizes": ("", ["start.sizes=free"]),
+    "votes and heads only": ("", ["train.epochs=0", "train.min_steps=1", "optimizer.lr=1e-9"]),
+    "one head": ("", ["heads.count=1"]),
+    "centered features": ("", ["heads.scale=center"]),
+    "paper's beta": ("", ["objective.beta=0.6"]),
+    "50 neighbors": ("", ["neighbors.k=50"]),
 }
 NAMES = {
     "default": "**TEMI, default**",
-    "published": "TEMI, published",
-    "scan": "SCAN",
-    "seed-recipe": "the first system's recipe",
-    **{name: title for name, (title, _) in BASELINES.items()},
+    **TITLES,
     "knn": "20-NN on labels (ceiling)",
     "probe": "linear probe (ceiling)",
 }
@@ -222,11 +216,10 @@ def run_method(
         pairs = zip(parts.items(), labels, strict=True)
         return {part: cluster_scores(label[rows], own, int(own.max()) + 1) for (part, rows), own in pairs}, seconds
     recipe, more = TRAINED[method]
-    settings = [f"heads.clusters={clusters}", "train.tensorboard=false", *more, *(f"{key}={seed}" for key in SEEDED)]
     scores = {}
     with tempfile.TemporaryDirectory() as run:
         began = time.perf_counter()
-        model = train_heads(cache, load_config(CONFIGS / recipe if recipe else None, settings), Path(run))
+        model = train_heads(cache, load_recipe(recipe, clusters, seed, more), Path(run))
         seconds = time.perf_counter() - began
         for part, rows in parts.items():
             cluster, confidence = assign(model, embedding[rows])

@@ -199,18 +199,6 @@ CENTERED = ("kmeans", "spherical")  # a new row belongs to the nearest center; e
 EXTRAS = {"umap": ("umap", ["umap"]), "hdbscan": ("umap", ["umap"]), "leiden": ("leiden", ["igraph", "leidenalg"])}
 
 
-def parse_baselines(text: str) -> list[str]:
-    """Names of ``all``, ``none`` or a comma-separated list; what they need is imported now rather than in an hour."""
-    names = {"all": list(BASELINES), "none": []}.get(text, text.split(","))
-    for name in names:
-        if name not in BASELINES:
-            raise UserError(f"--baselines has no {name!r}; give all, none or some of {','.join(BASELINES)}")
-        extra, modules = EXTRAS.get(name, ("", []))
-        for module in modules:
-            import_extra(module, extra)
-    return names
-
-
 def run_baseline(
     name: str, train: Embedding, others: Sequence[Embedding], clusters: int, seed: int = 0, widths: Sequence[int] = ()
 ) -> tuple[list[Labeling], float]:
@@ -259,6 +247,13 @@ def unit(embedding: Embedding) -> Unit:
     """Rows of norm 1 in float32."""
     rows: Unit = normalize(embedding.astype(np.float32))
     return rows
+
+
+def import_needed(name: str) -> None:
+    """Import what the baseline `name` needs; UserError where an extra is not installed."""
+    extra, modules = EXTRAS.get(name, ("", []))
+    for module in modules:
+        import_extra(module, extra)
 
 
 def import_extra(module: str, extra: str) -> Any:

@@ -14,14 +14,13 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, nor
 from sklearn.model_selection import train_test_split
 
 from cache import EmbeddingCache
-from cache.join import spaces_of
-from pipeline.baselines import BASELINES, run_baseline
 from pipeline.config import load_config
 from pipeline.data import training_rows
 from pipeline.errors import UserError
 from pipeline.folder import RunFolder, read_json, write_json
 from pipeline.mine import drop_self, nearest
 from pipeline.model import ClusterModel
+from pipeline.recipes import TITLES, run_rival
 from pipeline.run import assign, write_assignments
 from pipeline.select import size_scores
 
@@ -85,12 +84,6 @@ def confident_accuracy(label: Labels, cluster: Labels, confidence: Float[np.ndar
     right = np.array([names.get(c) == y for c, y in zip(cluster[known], label[known], strict=True)])
     right = right[np.argsort(-confidence[known], kind="stable")]
     return {str(share): float(right[: max(1, round(len(right) * share / 100))].mean()) for share in CONFIDENT}
-
-
-def kmeans_clusters(train: Embedding, others: list[Embedding], clusters: int, seed: int = 0) -> list[Labels]:
-    """k-means on L2-normalized rows, best of 10 k-means++ starts; clusters of `train`, then of each of `others`."""
-    found: list[Labels] = run_baseline("kmeans", train, others, clusters, seed)[0]
-    return found
 
 
 def knn_accuracy(
@@ -162,13 +155,14 @@ def evaluate_run(
     model = ClusterModel.load(run.model)
     home = open_training_cache(run, other)
     parts = scored_parts(run, home, None if other is None or other.digest == home.digest else other, model)
-    training, widths = read_json(run.training), spaces_of(home)
+    training = read_json(run.training)
+    rivals = run_rivals(run, home, parts, baselines, model.clusters)
     result = {
         "run": str(folder),
         "training": training,
         "parts": [
             {"name": part.name, "images": len(part.label), "rows": rows}
-            for part, rows in zip(parts, _tables(model, parts, baselines, training["seconds"], widths), strict=True)
+            for part, rows in zip(parts, _tables(model, parts, rivals, training["seconds"]), strict=True)
         ],
     }
     write_json(folder / "result.json", result)
@@ -226,16 +220,33 @@ def check_same_backbone(model: ClusterModel, cache: EmbeddingCache) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Rival:
+    """What a baseline found: the clusters of every part, and the seconds that the first took."""
+
+    title: str
+    clusters: list[Labels]
+    seconds: float
+
+
+def run_rivals(
+    run: RunFolder, home: EmbeddingCache, parts: Sequence[Part], names: Sequence[str], clusters: int
+) -> list[Rival]:
+    """Baselines fitted on the training rows of `run`, which are the first part."""
+    split = load_config(run.config).train.split
+    embeddings = [part.embedding for part in parts]
+    found = [run_rival(name, home, split, embeddings, clusters) for name in names]
+    return [Rival(TITLES[name], *clustered) for name, clustered in zip(names, found, strict=True)]
+
+
 def _tables(
-    model: ClusterModel, parts: list[Part], baselines: Sequence[str], seconds: float, widths: Sequence[int]
+    model: ClusterModel, parts: list[Part], rivals: Sequence[Rival], seconds: float
 ) -> list[list[dict[str, Any]]]:
-    """Rows of every part's table: the model, baselines fitted on the training rows, and the two ceilings.
+    """Rows of every part's table: the model, its rivals, and the two ceilings.
 
     Seconds are those of training or fitting, so they stand beside the training rows alone.
     """
-    train, *others = parts
-    held_out = [part.embedding for part in others]
-    found = [run_baseline(name, train.embedding, held_out, model.clusters, widths=widths) for name in baselines]
+    train = parts[0]
     tables = []
     for position, part in enumerate(parts):
         cluster, confidence = assign(model, part.embedding)
@@ -246,9 +257,9 @@ def _tables(
             {"method": "TEMI", "kind": "clustering", **own},
             {"method": "best head", "kind": "clustering", **cluster_scores(part.label, single, model.clusters)},
         ]
-        for name, (labelings, taken) in zip(baselines, found, strict=True):
-            scores = cluster_scores(part.label, labelings[position], model.clusters)
-            rows.append({"method": BASELINES[name][0], "kind": "clustering", **scores, "seconds": taken})
+        for rival in rivals:
+            scores = cluster_scores(part.label, rival.clusters[position], model.clusters)
+            rows.append({"method": rival.title, "kind": "clustering", **scores, "seconds": rival.seconds})
         if part is not train:
             rows = [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
         tables.append(rows + _ceilings(train, part))

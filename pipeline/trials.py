@@ -18,11 +18,10 @@ from typing import Any
 import pandas as pd
 
 from cache import EmbeddingCache
-from pipeline.baselines import BASELINES, run_baseline
 from pipeline.config import FAMILY, Config, load_config
 from pipeline.data import check_settings, training_rows
 from pipeline.errors import UserError
-from pipeline.evaluate import cluster_scores, open_training_cache, scored_parts
+from pipeline.evaluate import cluster_scores, open_training_cache, run_rivals, scored_parts
 from pipeline.folder import RunFolder, read_json, write_json
 from pipeline.model import ClusterModel
 from pipeline.run import assign, train_pass
@@ -224,11 +223,9 @@ def evaluate_trials(
             table["rows"].append({"method": method, "kind": "clustering", **scores})
         if (scored[0].name, model.clusters) not in compared:
             compared.add((scored[0].name, model.clusters))
-            for name in baselines:
-                others = [part.embedding for part in scored[1:]]
-                found, _ = run_baseline(name, scored[0].embedding, others, model.clusters)
-                row = {"method": f"{BASELINES[name][0]}, {model.clusters} clusters", "kind": "baseline"}
-                for part, cluster in zip(scored, found, strict=True):
+            for rival in run_rivals(run, home, scored, baselines, model.clusters):
+                row = {"method": f"{rival.title}, {model.clusters} clusters", "kind": "baseline"}
+                for part, cluster in zip(scored, rival.clusters, strict=True):
                     parts[part.name]["rows"].append(row | cluster_scores(part.label, cluster, model.clusters))
     for table in parts.values():
         table["rows"].sort(key=lambda row: -row.get("acc", 0.0))

@@ -14,10 +14,11 @@ from typer.testing import CliRunner
 
 from cli import app
 from pipeline import baselines
-from pipeline.baselines import BASELINES, EXTRAS, parse_baselines, run_baseline
+from pipeline.baselines import BASELINES, EXTRAS, run_baseline
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.evaluate import hungarian_accuracy
+from pipeline.recipes import RECIPES, load_recipe, parse_baselines
 from pipeline.run import train_heads
 
 
@@ -151,7 +152,7 @@ def test_ward_joins_a_graph_in_parts() -> None:
 
 def test_names_of_baselines() -> None:
     assert parse_baselines("none") == []
-    assert parse_baselines("kmeans,ward") == ["kmeans", "ward"]
+    assert parse_baselines("kmeans,scan") == ["kmeans", "scan"]
     with pytest.raises(UserError, match=r"has no 'means'; give all, none or some of kmeans,spherical"):
         parse_baselines("kmeans,means")
 
@@ -168,13 +169,14 @@ def test_evaluate_shows_the_baselines_that_were_asked_for(tmp_path: Path) -> Non
     quick = ["heads.count=2", "train.min_steps=20", "train.epochs=0", "train.tensorboard=false", "start.kind=random"]
     train_heads(cache, load_config(None, ["heads.clusters=4", *quick]), tmp_path / "run")
     arguments = ["evaluate", str(tmp_path / "run"), "--baselines"]
-    assert CliRunner().invoke(app, [*arguments, "spherical,ward"]).exit_code == 0
+    assert CliRunner().invoke(app, [*arguments, "spherical,ward,scan"]).exit_code == 0
     train, test = json.loads((tmp_path / "run/result.json").read_text())["parts"]
     for part in (train, test):
         rows = {row["method"]: row for row in part["rows"]}
         assert "k-means" not in rows
         assert rows["spherical k-means"]["acc"] == rows["Ward"]["acc"] == 1.0
         assert ("seconds" in rows["Ward"]) == (part is train)
+        assert rows["SCAN"]["acc"] > 0.7
     refused = CliRunner().invoke(app, [*arguments, "means"])
     assert refused.exit_code == 2
     assert "--baselines has no 'means'" in refused.stderr
@@ -191,3 +193,9 @@ def test_turtle_sees_the_spaces_of_a_joined_cache_one_by_one(monkeypatch: pytest
     rows = np.random.default_rng(0).normal(size=(9, 10)).astype(np.float16)
     baselines.run_baseline("turtle", rows, [], 3, widths=[4, 6])
     np.testing.assert_allclose(np.concatenate([seen[0] / 4**0.5, seen[1] / 6**0.5], 1), rows, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_start_at_random_and_take_the_number_and_seed_asked_for(name: str) -> None:
+    config = load_recipe(name, 7, seed=3)
+    assert (config.start.kind, config.heads.clusters, config.train.seed, config.pairs.seed) == ("random", 7, 3, 3)

@@ -17,7 +17,6 @@ from pipeline.evaluate import (
     confident_accuracy,
     evaluate_run,
     hungarian_accuracy,
-    kmeans_clusters,
     knn_accuracy,
     probe_accuracy,
     purity,
@@ -76,12 +75,6 @@ def test_ceilings_read_the_labels_and_never_the_row_itself() -> None:
     assert probe_accuracy(embedding, label) > 0.95
     assert knn_accuracy(embedding[:400], label[:400], embedding[400:], label[400:]) > 0.98
     assert probe_accuracy(embedding[:400], label[:400], embedding[400:], label[400:]) > 0.95
-
-
-def test_k_means_assigns_held_out_rows_to_the_clusters_of_the_training_rows() -> None:
-    embedding, label = mixture(noise=0.5)
-    train, held_out = kmeans_clusters(embedding[:400], [embedding[400:]], 6)
-    assert hungarian_accuracy(label, np.concatenate([train, held_out])) > 0.95
 
 
 QUICK = ["heads.clusters=6", "heads.count=2", "train.min_steps=20", "train.epochs=0", "train.tensorboard=false"]

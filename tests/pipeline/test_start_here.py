@@ -8,13 +8,6 @@ from typer.testing import CliRunner
 
 import cli
 from pipeline import doctor
-from pipeline.config import load_config
-
-ROOT = Path(__file__).parents[2]
-
-
-def test_the_demo_has_the_settings_of_its_recipe() -> None:
-    assert load_config(None, cli.DEMO) == load_config(ROOT / "configs/demo.toml")
 
 
 def test_the_demo_takes_each_step_once_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
