@@ -23,7 +23,7 @@ class Replay:
     def __init__(self, function: Callable[[], None]):
         self._function, self._calls = function, 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self) -> None:
         """What `function` does."""
