@@ -10,6 +10,7 @@ import json
 import re
 import tomllib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.resources import files
 from itertools import combinations
@@ -99,8 +100,10 @@ def figures(run: FinishedRun, source: str | None) -> dict[str, Any]:
     for card in cards:
         card["typical"] = [place[i] for i in card["typical"]]
         card["uncertain"] = [place[i] for i in card["uncertain"]]
-    position = run_atlas(run.shared, scaled[shown], rows[shown])
-    pictures, missing = pictures_of(run, rows[shown], [place[i] for i in on_cards], source)
+    with ThreadPoolExecutor(1) as pool:  # decoding and the map keep two cores busy
+        making = pool.submit(pictures_of, run, rows[shown], [place[i] for i in on_cards], source)
+        position = run_atlas(run.shared, scaled[shown], rows[shown])
+        pictures, missing = making.result()
     return {
         "overview": overview(run, confidence),
         "clusters": cards,
