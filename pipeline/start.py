@@ -24,7 +24,7 @@ from torch import Tensor
 from cache import CacheError, EmbeddingCache
 from pipeline import objectives
 from pipeline.config import StartConfig
-from pipeline.consensus import mean_agreement, vote
+from pipeline.consensus import mean_agreement, mean_rand, vote
 from pipeline.layout import fuzzy_graph, layout, principal_start
 from pipeline.mine import mine_neighbors
 from pipeline.model import load_tensors, save_tensors
@@ -50,7 +50,7 @@ CUTS = {
     "dense": density_sizes,
 }
 UNEVEN = 0.8  # a free cut is believed where its evenness is below this
-STEADIER = 0.01  # and its agreement from layout to layout above that of the even cuts by more than this
+STEADIER, STEADIER_RAND = 0.01, 0.04  # and where its layouts agree better than those of the even cuts by more than this
 
 Rows = Int64[np.ndarray, " N"]
 
@@ -66,6 +66,7 @@ class Start:
     cut : the kind of cut that voted, one of CUTS
     evenness : of each kind, mean exp(entropy) / C of its cuts; 1 for equal sizes
     agreement : of each kind, mean normalized mutual information of its cuts of two layouts
+    rand : of each kind, the same by the adjusted Rand index
     """
 
     rows: Int64[np.ndarray, " M"]
@@ -73,6 +74,7 @@ class Start:
     cut: str
     evenness: Mapping[str, float]
     agreement: Mapping[str, float]
+    rand: Mapping[str, float]
 
     @property
     def free(self) -> bool:
@@ -82,7 +84,8 @@ class Start:
     def summary(self) -> dict[str, Any]:
         """How the sizes were decided, for the run folder."""
         sizes = "free" if self.free else "even"
-        return {"sizes": sizes, "cut": self.cut, "evenness": {**self.evenness}, "agreement": {**self.agreement}}
+        scores = {"evenness": {**self.evenness}, "agreement": {**self.agreement}, "rand": {**self.rand}}
+        return {"sizes": sizes, "cut": self.cut, **scores}
 
 
 def find_start(
@@ -99,8 +102,9 @@ def find_start(
             progress.advance()
     level = {kind: float(np.mean([evenness(label, clusters) for label in labels])) for kind, labels in cuts.items()}
     steady = {kind: mean_agreement(labels) for kind, labels in cuts.items()}
-    chosen = choose_cut(level, steady) if config.sizes == "auto" else max(steady, key=lambda kind: steady[kind])
-    return Start(sample(len(rows)), vote(cuts[chosen], clusters), chosen, level, steady)
+    rand = {kind: mean_rand(labels) for kind, labels in cuts.items()}
+    chosen = choose_cut(level, steady, rand) if config.sizes == "auto" else max(steady, key=lambda kind: steady[kind])
+    return Start(sample(len(rows)), vote(cuts[chosen], clusters), chosen, level, steady, rand)
 
 
 def sample(count: int) -> Rows:
@@ -110,18 +114,22 @@ def sample(count: int) -> Rows:
     return np.sort(np.random.default_rng(0).choice(count, LARGEST, replace=False))
 
 
-def choose_cut(evenness: Mapping[str, float], agreement: Mapping[str, float]) -> str:
+def choose_cut(evenness: Mapping[str, float], agreement: Mapping[str, float], rand: Mapping[str, float]) -> str:
     """The free kind that is uneven and steadier than the even cuts, the steadiest of two; otherwise the even cuts.
 
     Where clusters lie apart and differ in size, k-means halves the large ones, another way in every layout, and free
-    cuts agree better. Where clusters overlap, free cuts follow the noise and agree less. The two thresholds were chosen
-    on 42 sets and subsets (benchmarks/RESULTS.md) such that no balanced one is freed; imbalanced ones whose clusters
-    overlap stay even. Where classes are known to differ much in size, ``start.sizes = "free"``.
+    cuts agree better, by information and by pairs. Where clusters overlap, free cuts follow the noise and agree less.
+    The thresholds were chosen on 44 sets and subsets (benchmarks/RESULTS.md) such that no balanced one is freed;
+    imbalanced ones whose clusters overlap stay even. Where classes are known to differ much in size,
+    ``start.sizes = "free"``.
     """
     believed = [
         kind
         for kind in evenness
-        if evenness[kind] < UNEVEN and agreement[kind] > agreement["even"] + STEADIER and kind != "even"
+        if kind != "even"
+        and evenness[kind] < UNEVEN
+        and agreement[kind] > agreement["even"] + STEADIER
+        and rand[kind] > rand["even"] + STEADIER_RAND
     ]
     return max(believed, key=lambda kind: agreement[kind], default="even")
 

@@ -11,7 +11,7 @@ from mixtures import mixture, write_cache
 
 from pipeline import start as start_module
 from pipeline.config import StartConfig, load_config
-from pipeline.consensus import agreement, match, mean_agreement, vote
+from pipeline.consensus import agreement, match, mean_agreement, mean_rand, vote
 from pipeline.data import load_training_set
 from pipeline.evaluate import hungarian_accuracy
 from pipeline.layout import CURVE, _moves, fuzzy_graph, layout, principal_start
@@ -127,22 +127,26 @@ def test_match_and_agreement() -> None:
     score = agreement([noise, label, (label + 1) % 3])
     np.testing.assert_allclose(score, [[1, 0, 0], [0, 1, 1], [0, 1, 1]], atol=1e-9)
     assert mean_agreement([noise, label, (label + 1) % 3]) == pytest.approx(1 / 3)
+    # Of the 15 pairs of rows 3 are together in `label`, 6 in `noise` and none in both.
+    assert mean_rand([noise, label]) == pytest.approx((0 - 3 * 6 / 15) / ((3 + 6) / 2 - 3 * 6 / 15))
 
 
 @pytest.mark.parametrize(
     ("merged", "dense", "cut"),
     [
-        ((0.70, 0.94), (0.90, 0.96), "merged"),  # dense is steadier, but even
-        ((0.70, 0.92), (0.70, 0.93), "dense"),  # both uneven and steadier
-        ((0.70, 0.905), (0.70, 0.89), "even"),  # neither is steadier by more than 0.01
-        ((0.85, 0.99), (0.80, 0.99), "even"),  # neither is uneven
+        ((0.70, 0.94, 0.9), (0.90, 0.96, 0.9), "merged"),  # dense is steadier, but even
+        ((0.70, 0.92, 0.9), (0.70, 0.93, 0.9), "dense"),  # both uneven and steadier
+        ((0.70, 0.905, 0.9), (0.70, 0.89, 0.9), "even"),  # neither is steadier by more than 0.01
+        ((0.70, 0.94, 0.62), (0.90, 0.93, 0.62), "even"),  # steadier, but not in pairs
+        ((0.85, 0.99, 0.9), (0.80, 0.99, 0.9), "even"),  # neither is uneven
     ],
 )
 def test_sizes_are_free_where_free_cuts_are_uneven_and_steady(
-    merged: tuple[float, float], dense: tuple[float, float], cut: str
+    merged: tuple[float, float, float], dense: tuple[float, float, float], cut: str
 ) -> None:
-    evenness, agreement = ({"even": e, "merged": m, "dense": d} for e, m, d in zip((0.5, 0.9), merged, dense, strict=True))
-    assert choose_cut(evenness, agreement) == cut
+    even = (0.5, 0.9, 0.6)
+    measures = ({"even": e, "merged": m, "dense": d} for e, m, d in zip(even, merged, dense, strict=True))
+    assert choose_cut(*measures) == cut
 
 
 @pytest.mark.parametrize("clusters", [2, 4, 7, 30])
@@ -207,7 +211,7 @@ def test_heads_learn_the_votes(tmp_path: Path, kind: str) -> None:
     data = load_training_set(write_cache(tmp_path, embedding), config, CPU, tmp_path)
     trainer = HeadTrainer([config], data)
     votes = np.eye(6, dtype=np.float32)[label]
-    warm_start(trainer, [start_module.Start(np.arange(len(votes)), votes, "merged", {}, {})], config.start)
+    warm_start(trainer, [start_module.Start(np.arange(len(votes)), votes, "merged", {}, {}, {})], config.start)
     for heads in (trainer.student, trainer.teacher):
         clusters = heads.logits(data.originals).argmax(-1).numpy()
         assert all((own == label).mean() > 0.97 for own in clusters)
