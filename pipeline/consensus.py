@@ -1,12 +1,12 @@
 """One partition from many: cluster ids are aligned first, then rows vote."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics import normalized_mutual_info_score
 
 ROUNDS = 3  # of voting: first against the medoid, then against the majority so far
 AGREEMENT_ROWS = 20_000  # rows that labelings are compared on: NMI needs no more
@@ -22,30 +22,19 @@ def match(label: Labeling, reference: Labeling, clusters: int) -> Int64[np.ndarr
     return matched
 
 
-def agreement(
-    labelings: Sequence[Labeling], score: Callable[[Labeling, Labeling], float] = normalized_mutual_info_score
-) -> Float64[np.ndarray, "L L"]:
-    """`score`, by default normalized mutual information, of every two of L labelings; 1 on the diagonal."""
+def agreement(labelings: Sequence[Labeling]) -> Float64[np.ndarray, "L L"]:
+    """Normalized mutual information of every two of L labelings; 1 on the diagonal."""
     step = -(-len(labelings[0]) // AGREEMENT_ROWS)
     sample = [label[::step] for label in labelings]
-    found = np.eye(len(sample))
+    score = np.eye(len(sample))
     for a, b in combinations(range(len(sample)), 2):
-        found[a, b] = found[b, a] = score(sample[a], sample[b])
-    return found
+        score[a, b] = score[b, a] = normalized_mutual_info_score(sample[a], sample[b])
+    return score
 
 
 def mean_agreement(labelings: Sequence[Labeling]) -> float:
     """Mean of `agreement` over the pairs: how steady a way of cutting is from layout to layout."""
-    return _mean_of_pairs(agreement(labelings))
-
-
-def mean_rand(labelings: Sequence[Labeling]) -> float:
-    """The same by the adjusted Rand index, which counts pairs of rows and so looks at the large clusters most."""
-    return _mean_of_pairs(agreement(labelings, adjusted_rand_score))
-
-
-def _mean_of_pairs(score: Float64[np.ndarray, "L L"]) -> float:
-    return float(score[np.triu_indices(len(score), 1)].mean())
+    return float(agreement(labelings)[np.triu_indices(len(labelings), 1)].mean())
 
 
 def vote(labelings: Sequence[Labeling], clusters: int) -> Float32[np.ndarray, "N C"]:

@@ -5,6 +5,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Float32, Int64
 from scipy.spatial import KDTree
 from sklearn.cluster import HDBSCAN, KMeans
+from sklearn.metrics import silhouette_score
 
 MANY_CLUSTERS = 500  # from here on one k-means start must do
 SMALLEST_SHARE, SMALLEST, LARGEST_SMALLEST = 8, 5, 50  # a dense part has at least an eighth of the mean cluster's rows
@@ -12,6 +13,7 @@ DENSITY_ROWS = 20_000  # rows whose density is looked at: HDBSCAN takes time tha
 MICRO = 4  # microclusters per cluster asked for,
 MICRO_ROWS = 8  # and rows per microcluster at least
 LINKAGE = 0.75  # 1 is average linkage; lower lets sizes differ more
+SILHOUETTE_ROWS = 2_000  # rows of a layout whose silhouette is measured
 
 Labeling = Int64[np.ndarray, " N"]
 Layout = Float32[np.ndarray, "N 3"]
@@ -98,6 +100,15 @@ def merge(between: Float[np.ndarray, "M M"], size: Int64[np.ndarray, " M"], clus
         score[a], score[:, a], score[b], score[:, b] = fresh, fresh, -1, -1
     merged: Int64[np.ndarray, " M"] = np.unique(parent, return_inverse=True)[1].astype(np.int64)
     return merged
+
+
+def silhouette(y: Layout, label: Labeling) -> float:
+    """Mean silhouette (Rousseeuw 1987) of at most SILHOUETTE_ROWS rows in the layout; -1 for a single cluster."""
+    step = -(-len(y) // SILHOUETTE_ROWS)
+    y, label = y[::step], label[::step]
+    if not 1 < len(np.unique(label)) < len(label):
+        return -1.0
+    return float(silhouette_score(y, label))
 
 
 def evenness(label: Labeling, clusters: int) -> float:

@@ -24,12 +24,12 @@ from torch import Tensor
 from cache import CacheError, EmbeddingCache
 from pipeline import objectives
 from pipeline.config import StartConfig
-from pipeline.consensus import mean_agreement, mean_rand, vote
+from pipeline.consensus import mean_agreement, vote
 from pipeline.layout import fuzzy_graph, layout, principal_start
 from pipeline.mine import mine_neighbors
 from pipeline.model import load_tensors, save_tensors
 from pipeline.optimizer import StackedAdamW
-from pipeline.partition import density_sizes, evenness, free_sizes, k_means
+from pipeline.partition import density_sizes, evenness, free_sizes, k_means, silhouette
 from pipeline.progress import Progress
 from pipeline.rows import CachedRows
 from pipeline.scaling import Kind, Scaling
@@ -50,7 +50,8 @@ CUTS = {
     "dense": density_sizes,
 }
 UNEVEN = 0.8  # a free cut is believed where its evenness is below this
-STEADIER, STEADIER_RAND = 0.01, 0.04  # and where its layouts agree better than those of the even cuts by more than this
+STEADIER = 0.01  # and its agreement from layout to layout above that of the even cuts by more than this,
+LOOSER = 0.03  # and its silhouette not below that of the even cuts, which k-means all but maximizes, by more than this
 
 Rows = Int64[np.ndarray, " N"]
 
@@ -66,7 +67,7 @@ class Start:
     cut : the kind of cut that voted, one of CUTS
     evenness : of each kind, mean exp(entropy) / C of its cuts; 1 for equal sizes
     agreement : of each kind, mean normalized mutual information of its cuts of two layouts
-    rand : of each kind, the same by the adjusted Rand index
+    silhouette : of each kind, mean silhouette of its cuts in their layouts
     """
 
     rows: Int64[np.ndarray, " M"]
@@ -74,7 +75,7 @@ class Start:
     cut: str
     evenness: Mapping[str, float]
     agreement: Mapping[str, float]
-    rand: Mapping[str, float]
+    silhouette: Mapping[str, float]
 
     @property
     def free(self) -> bool:
@@ -84,7 +85,7 @@ class Start:
     def summary(self) -> dict[str, Any]:
         """How the sizes were decided, for the run folder."""
         sizes = "free" if self.free else "even"
-        scores = {"evenness": {**self.evenness}, "agreement": {**self.agreement}, "rand": {**self.rand}}
+        scores = {"evenness": {**self.evenness}, "agreement": {**self.agreement}, "silhouette": {**self.silhouette}}
         return {"sizes": sizes, "cut": self.cut, **scores}
 
 
@@ -95,16 +96,17 @@ def find_start(
     made = graph_layouts(cache, rows, clusters, config.seed, device, fallback)
     kinds = {"auto": tuple(CUTS), "even": ("even",), "free": ("merged", "dense")}[config.sizes]
     cuts: dict[str, list[Rows]] = {kind: [] for kind in kinds}
+    apart = dict.fromkeys(kinds, 0.0)
     with Progress("partitions", total=len(made), unit="layout") as progress:
         for number, (graph, y) in enumerate(made):
             for kind, labels in cuts.items():
                 labels.append(CUTS[kind](y, graph, clusters, 1000 * config.seed + number))
+                apart[kind] += silhouette(y, labels[-1]) / len(made)
             progress.advance()
     level = {kind: float(np.mean([evenness(label, clusters) for label in labels])) for kind, labels in cuts.items()}
     steady = {kind: mean_agreement(labels) for kind, labels in cuts.items()}
-    rand = {kind: mean_rand(labels) for kind, labels in cuts.items()}
-    chosen = choose_cut(level, steady, rand) if config.sizes == "auto" else max(steady, key=lambda kind: steady[kind])
-    return Start(sample(len(rows)), vote(cuts[chosen], clusters), chosen, level, steady, rand)
+    chosen = choose_cut(level, steady, apart) if config.sizes == "auto" else max(steady, key=lambda kind: steady[kind])
+    return Start(sample(len(rows)), vote(cuts[chosen], clusters), chosen, level, steady, apart)
 
 
 def sample(count: int) -> Rows:
@@ -114,11 +116,12 @@ def sample(count: int) -> Rows:
     return np.sort(np.random.default_rng(0).choice(count, LARGEST, replace=False))
 
 
-def choose_cut(evenness: Mapping[str, float], agreement: Mapping[str, float], rand: Mapping[str, float]) -> str:
+def choose_cut(evenness: Mapping[str, float], agreement: Mapping[str, float], silhouette: Mapping[str, float]) -> str:
     """The free kind that is uneven and steadier than the even cuts, the steadiest of two; otherwise the even cuts.
 
-    Where clusters lie apart and differ in size, k-means halves the large ones, another way in every layout, and free
-    cuts agree better, by information and by pairs. Where clusters overlap, free cuts follow the noise and agree less.
+    Where clusters lie apart and differ in size, k-means halves the large ones, another way in every layout: free cuts
+    agree better and lie as far apart. Where clusters overlap, free cuts follow the noise and agree less, or they join
+    neighbors, which are then less far apart.
     The thresholds were chosen on 44 sets and subsets (benchmarks/RESULTS.md) such that no balanced one is freed;
     imbalanced ones whose clusters overlap stay even. Where classes are known to differ much in size,
     ``start.sizes = "free"``.
@@ -129,7 +132,7 @@ def choose_cut(evenness: Mapping[str, float], agreement: Mapping[str, float], ra
         if kind != "even"
         and evenness[kind] < UNEVEN
         and agreement[kind] > agreement["even"] + STEADIER
-        and rand[kind] > rand["even"] + STEADIER_RAND
+        and silhouette[kind] > silhouette["even"] - LOOSER
     ]
     return max(believed, key=lambda kind: agreement[kind], default="even")
 
