@@ -122,7 +122,7 @@ def choose_cut(evenness: Mapping[str, float], agreement: Mapping[str, float], si
     Where clusters lie apart and differ in size, k-means halves the large ones, another way in every layout: free cuts
     agree better and lie as far apart. Where clusters overlap, free cuts follow the noise and agree less, or they join
     neighbors, which are then less far apart.
-    The thresholds were chosen on 44 sets and subsets (benchmarks/RESULTS.md) such that no balanced one is freed;
+    The thresholds were chosen on 43 sets and subsets (benchmarks/RESULTS.md) such that no balanced one is freed;
     imbalanced ones whose clusters overlap stay even. Where classes are known to differ much in size,
     ``start.sizes = "free"``.
     """
