@@ -120,3 +120,22 @@ def test_missing_faiss_names_both_extras(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(UserError, match=r"temi\[cpu\].*temi\[gpu\]"):
         mine.import_faiss()
+
+
+def test_the_inverted_file_goes_to_a_gpu_where_faiss_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the GPU: the index is moved once, trained and still empty, then filled and searched."""
+    faiss = mine.import_faiss()
+    moved: list[bool] = []
+
+    def to_gpu(resources: object, device: int, index: object) -> object:
+        moved.append(index.is_trained and index.ntotal == 0 and device == 0)  # type: ignore[attr-defined]
+        return index
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
+    monkeypatch.setattr(mine, "MOST_PROBES_GPU", 1)
+    embedding, _ = mixture(rows=600)
+    _, _, probing = mine.approximate_neighbors(embedding, 5)
+    assert moved == [True]
+    assert probing["probes"] == 1
