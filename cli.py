@@ -164,6 +164,7 @@ def _train_trials(
     from cache import EmbeddingCache
     from pipeline.console import merge_tree
     from pipeline.folder import read_json
+    from pipeline.select import choose_trial
     from pipeline.trials import MERGES, plan_trials, train_trials, trial_name
 
     trials = train_trials(
@@ -176,6 +177,8 @@ def _train_trials(
     ]
     if rows:
         _print_table(f"{len(trials)} trials, by scores that need no label", rows)
+        chosen = choose_trial(trained)
+        print(f"most trustworthy without labels: {trial_name(chosen)}")
     for trial in trials:
         if "stopped" in trial:
             print(f"note: {trial_name(trial)}: {trial['stopped']}")
@@ -257,6 +260,8 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "loss": ("loss", lambda value: f"{value:.4f}"),
     "neighbor_consistency": ("neighbors", lambda value: _figure(value)),
     "head_agreement": ("heads agree", lambda value: _figure(value)),
+    "stability": ("stable", lambda value: _figure(value)),
+    "linear_accuracy": ("linear", lambda value: _figure(value)),
     "mean_confidence": ("confidence", lambda value: _figure(value)),
     "used_clusters": ("used", str),
     "effective_clusters": ("exp(H)", lambda value: f"{value:.1f}"),

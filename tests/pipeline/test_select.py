@@ -12,7 +12,7 @@ from pipeline import select
 from pipeline.config import load_config
 from pipeline.model import ClusterModel
 from pipeline.run import train_heads
-from pipeline.select import label_free_scores, linear_accuracy, neighbor_consistency, stability
+from pipeline.select import choose_trial, label_free_scores, linear_accuracy, neighbor_consistency, stability
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +83,9 @@ def test_a_sample_of_many_rows_is_the_same_whatever_the_blocks(
     parts = label_free_scores(model, embedding, None)
     assert parts["linear_accuracy"] == whole["linear_accuracy"]
     assert whole["neighbor_consistency"] is None
+
+
+def test_the_most_stable_trial_is_chosen_or_the_most_linear_of_single_heads() -> None:
+    one, two = {"stability": 0.9, "linear_accuracy": 0.7}, {"stability": 0.8, "linear_accuracy": 0.9}
+    assert choose_trial([one, two]) is one
+    assert choose_trial([one | {"stability": None}, two]) is two
