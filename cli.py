@@ -373,7 +373,7 @@ def cache_import(
             cache = import_embeddings(
                 source, out, keys=keys, labels=labels, backbone=backbone, overwrite=overwrite, progress=progress
             )
-        print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each{_failures(cache)}")
+        _print_made(out, cache)
 
 
 @cache_app.command("merge")
@@ -388,7 +388,7 @@ def cache_merge(
 
         with _rows_done("merge") as progress:
             cache = merge_caches(folders, out, overwrite=overwrite, progress=progress)
-        print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each{_failures(cache)}")
+        _print_made(out, cache)
 
 
 @cache_app.command("join")
@@ -403,7 +403,11 @@ def cache_join(
 
         with _rows_done("join") as progress:
             cache = join_caches(folders, out, overwrite=overwrite, progress=progress)
-        print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each{_failures(cache)}")
+        _print_made(out, cache)
+
+
+def _print_made(out: Path, cache: Any) -> None:
+    print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each{_failures(cache)}")
 
 
 @contextmanager

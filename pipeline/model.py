@@ -69,8 +69,13 @@ class ClusterModel:
 
     def predict_proba(self, embedding: Embeddings) -> Float[Tensor, "n C"]:
         """The consensus: mean probability of the aligned heads."""
+        return torch.cat([block.mean(0) for block in self.aligned_blocks(embedding)])
+
+    def aligned_blocks(self, embedding: Embeddings) -> Iterator[Tensor]:
+        """`blocks` in the aligned cluster ids: entry c means the same cluster in every head."""
         index = self.alignment[:, None]
-        return torch.cat([b.gather(2, index.expand(-1, b.shape[1], -1)).mean(0) for b in self.blocks(embedding)])
+        for block in self.blocks(embedding):
+            yield block.gather(2, index.expand(-1, block.shape[1], -1))
 
     def head_clusters(self, embedding: Embeddings) -> Int64[Tensor, "H n"]:
         """Every head's own assignment, in the aligned cluster ids."""

@@ -31,13 +31,14 @@ def label_free_scores(
     """
     probability = model.predict_proba(embedding)
     cluster = probability.argmax(-1)
-    mined = neighbors is not None and neighbors.shape[1] > 0
     return {
         **size_scores(cluster, model.clusters),
         "mean_confidence": probability.amax(-1).mean().item(),
         "head_agreement": head_agreement(model.head_clusters(embedding)),
         "stability": stability(model, embedding),
-        "neighbor_consistency": neighbor_consistency(cluster, neighbors) if mined and neighbors is not None else None,
+        "neighbor_consistency": None
+        if neighbors is None or not neighbors.shape[1]
+        else neighbor_consistency(cluster, neighbors),
         "linear_accuracy": _linear_accuracy_of(model, embedding, cluster),
     }
 
@@ -85,10 +86,10 @@ def stability(model: ClusterModel, embedding: Embeddings) -> float | None:
     """
     if len(model.loss) < 2:
         return None
-    index, halves = model.alignment[:, None], []
-    for block in model.blocks(embedding):
-        aligned = block.gather(2, index.expand(-1, block.shape[1], -1))
-        halves.append(torch.stack([aligned[part::2].mean(0).argmax(-1) for part in (0, 1)]))
+    halves = [
+        torch.stack([aligned[part::2].mean(0).argmax(-1) for part in (0, 1)])
+        for aligned in model.aligned_blocks(embedding)
+    ]
     one, other = torch.cat(halves, 1).cpu().numpy()
     return float(normalized_mutual_info_score(one, other))
 
