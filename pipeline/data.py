@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from cache import EmbeddingCache
@@ -43,7 +43,7 @@ class TrainingSet:
     rows: Int64[np.ndarray, " N"]
     bank: Float[Tensor, "NV D"]
     views: int
-    neighbors: Int64[Tensor, "N K"]
+    neighbors: Int32[Tensor, "N K"]
     scaling: Scaling
     ahead: Ahead | None = None
 
@@ -82,10 +82,9 @@ def load_training_set(
     check_settings(cache, config, len(rows))
     with_views = "views" in config.pairs.source
     views = cache.views if with_views else 0
-    neighbors = np.empty((len(rows), 0), dtype=np.int64)
+    neighbors = np.empty((len(rows), 0), dtype=np.int32)
     if "neighbors" in config.pairs.source:  # first: what the search needs is free again when the bank is filled
-        index, _ = mine_neighbors(cache, rows, config.neighbors.k, config.neighbors.scale, scratch)
-        neighbors = index.astype(np.int64)
+        neighbors = mine_neighbors(cache, rows, config.neighbors.k, config.neighbors.scale, scratch)[0]
     embedding = CachedRows(cache, rows, device)
     scaling = Scaling.fit(config.heads.scale, embedding)
     bank, file = empty_bank((len(rows) * (1 + views), scaling.width), place, device, scratch)
@@ -161,7 +160,7 @@ class Batches:
         partner_view = torch.randint(int(own), views + 1, (count,), generator=generator)
         device = self.data.bank.device
         anchor, slot = anchor.to(device), slot.to(device)
-        partner = self.data.neighbors[anchor, slot] if k else anchor
+        partner = self.data.neighbors[anchor, slot].long() if k else anchor
         pairs = torch.stack(
             [anchor * (1 + views) + anchor_view.to(device), partner * (1 + views) + partner_view.to(device)]
         )

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -41,9 +42,20 @@ def keep_freed_memory() -> None:
     touched: a quarter of the time of a step of 16 linear heads. Nothing happens where the library is not glibc.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of <malloc.h>
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
+    mallopt = _c_function("mallopt")
     mallopt(trim_threshold, 2**30)
     mallopt(mmap_threshold, 2**25)
+
+
+def return_freed_memory() -> None:
+    """Return to the system what the C library has kept until now."""
+    _c_function("malloc_trim")(0)
+
+
+def _c_function(name: str) -> Callable[..., object]:
+    """A function of the C library; one that does nothing where it has none of that name."""
+    try:
+        function: Callable[..., object] = getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):
+        return lambda *_: None
+    return function

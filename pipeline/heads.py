@@ -60,6 +60,11 @@ class Heads:
     buffers: dict[str, Tensor]
     outputs: Bool[Tensor, "G C"]
 
+    @property
+    def widest(self) -> int:
+        """Outputs of the widest layer."""
+        return max(weight.shape[1] for weight in self.weights.values())
+
     def tensors(self) -> dict[str, Tensor]:
         """Weights and buffers by name."""
         return self.weights | self.buffers
@@ -135,7 +140,7 @@ class Heads:
 
     def probabilities(self, x: Float[Tensor, "M D"], temperature: Float[Tensor, " G"]) -> Float[Tensor, "G M C"]:
         """softmax(z / tau) in evaluation mode."""
-        return (self.logits(x) / temperature[:, None, None]).softmax(-1)
+        return self.logits(x).div_(temperature[:, None, None]).softmax(-1)
 
 
 def init_heads(config: HeadConfig, dim: int, clusters: list[int], seeds: list[int]) -> Heads:

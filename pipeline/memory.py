@@ -18,7 +18,7 @@ from pipeline.novelty import SAMPLE
 from pipeline.scaling import COMPONENTS, POWER
 from pipeline.train import heads_per_block
 
-FLOAT, INDEX = 4, 8  # bytes
+FLOAT, DOUBLE, INDEX = 4, 8, 4  # bytes
 HEAD_COPIES = 13  # student, teacher, two moments, best checkpoint, and while those four are written, their bytes twice
 BLOCK_COPIES = 10  # bytes per value of a block of the cache while it is scaled: as read, as chosen, and two in float32
 WHITENING_COPIES = 6  # of a covariance and its eigenvectors, in float64
@@ -76,7 +76,9 @@ def predict(
     clusters = max(config.heads.clusters for config in configs)
     k = first.neighbors.k if "neighbors" in first.pairs.source else 0
     block = min(rows, block_rows) * max(1, views) * dim * BLOCK_COPIES
-    whitening = WHITENING_COPIES * dim * dim * INDEX if {first.heads.scale, first.neighbors.scale} & POWER.keys() else 0
+    whitening = (
+        WHITENING_COPIES * dim * dim * DOUBLE if {first.heads.scale, first.neighbors.scale} & POWER.keys() else 0
+    )
     copies = INDEX_COPIES if rows > exact_rows() else SEARCH_COPIES
     compared = rows * (min(dim, COMPONENTS) if first.neighbors.scale in POWER else dim) * FLOAT
     searching = int(copies * compared) + block_bytes(rows, device.type) + rows * k * FOUND

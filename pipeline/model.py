@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -16,10 +16,11 @@ from torch import Tensor
 from cache.files import write_atomic
 from pipeline.errors import UserError
 from pipeline.heads import Heads
-from pipeline.rows import Embeddings, blocks_of
+from pipeline.rows import Embeddings, blocks_of, collect
 from pipeline.scaling import Scaling
 
-BLOCK_ROWS = 8192  # rows per forward pass: bounds the (H, rows, C) probabilities
+BLOCK_ROWS = 8192  # rows per forward pass,
+BLOCK_BYTES = 2**22  # or fewer, where the widest activation of all heads is more than so many bytes
 FORMAT = "temi-heads-1"
 
 
@@ -54,33 +55,44 @@ class ClusterModel:
         """C."""
         return self.alignment.shape[1]
 
-    def blocks(self, embedding: Embeddings) -> Iterator[Tensor]:
-        """(H, rows, C) probabilities of all heads, block by block: those of a million rows at once would not fit."""
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block of `blocks`."""
+        return max(1, min(BLOCK_ROWS, BLOCK_BYTES // (len(self.loss) * self.heads.widest * torch.float32.itemsize)))
+
+    def blocks(self, embedding: Embeddings) -> Iterator[tuple[Tensor, Tensor]]:
+        """Block by block the scaled rows, (n, D'), and all heads' probabilities, (H, n, C): all at once would not fit.
+
+        Probabilities are in the aligned cluster ids: entry c means the same cluster in every head.
+        """
         if embedding.shape[1] != len(self.scaling.shift):
             raise UserError(
                 f"these embeddings are {embedding.shape[1]} wide and the heads were trained on "
                 f"{len(self.scaling.shift)}; embed with the run's backbone, {self.fingerprint.get('backbone')}"
             )
-        device = self.scaling.shift.device
-        for block in blocks_of(embedding, BLOCK_ROWS):
-            with torch.no_grad():
-                probability = self.heads.probabilities(self.scaling(block.to(device)), self.temperature)
-            yield probability
+        for block in blocks_of(embedding, self.block_rows):
+            scaled = self.scaling(block.to(self.scaling.shift.device))
+            yield scaled, self._probabilities(scaled)
+
+    @torch.no_grad()
+    def _probabilities(self, scaled: Float[Tensor, "n P"]) -> Float[Tensor, "H n C"]:
+        index = self.alignment[:, None].expand(-1, len(scaled), -1)
+        return self.heads.probabilities(scaled, self.temperature).gather(2, index)
 
     def predict_proba(self, embedding: Embeddings) -> Float[Tensor, "n C"]:
         """The consensus: mean probability of the aligned heads."""
-        return torch.cat([block.mean(0) for block in self.aligned_blocks(embedding)])
+        return collect(([probability.mean(0)] for _, probability in self.blocks(embedding)), [len(embedding)])[0]
 
-    def aligned_blocks(self, embedding: Embeddings) -> Iterator[Tensor]:
-        """`blocks` in the aligned cluster ids: entry c means the same cluster in every head."""
-        index = self.alignment[:, None]
-        for block in self.blocks(embedding):
-            yield block.gather(2, index.expand(-1, block.shape[1], -1))
+    def assign(self, embedding: Embeddings) -> tuple[Int64[Tensor, " n"], Float[Tensor, " n"]]:
+        """The cluster that the consensus thinks likeliest, and its probability there, the confidence."""
+        best = (probability.mean(0).max(-1) for _, probability in self.blocks(embedding))
+        confidence, cluster = collect(best, [len(embedding)] * 2)
+        return cluster, confidence
 
-    def head_clusters(self, embedding: Embeddings) -> Int64[Tensor, "H n"]:
+    def head_clusters(self, embedding: Embeddings) -> Int32[Tensor, "H n"]:
         """Every head's own assignment, in the aligned cluster ids."""
-        own = torch.cat([block.argmax(-1) for block in self.blocks(embedding)], dim=1)
-        return self.alignment.argsort(1).gather(1, own)
+        own = ([probability.argmax(-1).int().mT] for _, probability in self.blocks(embedding))
+        return collect(own, [len(embedding)])[0].mT
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, atomically."""

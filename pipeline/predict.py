@@ -121,7 +121,7 @@ def predict(run: Path, images: str, out: Path | None, *, backbone: str | None = 
 def classify(run: FinishedRun, novelty: Novelty, block: Block) -> pa.Table:
     """A row of SCHEMA per image of `block`."""
     embedding = torch.from_numpy(block.embedding)
-    confidence, cluster = (column.cpu().numpy() for column in run.model.predict_proba(embedding).max(-1))
+    cluster, confidence = (column.cpu().numpy() for column in run.model.assign(embedding))
     similarity = novelty.similarity(run.model.scaling(embedding).cpu().numpy())
     missing = np.zeros(len(block.keys), dtype=bool)
     missing[list(block.failures)] = True

@@ -1,6 +1,6 @@
 """Embeddings of some rows of a cache, read anew whenever they are gone through: a shard at a time is in memory."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -56,3 +56,19 @@ def blocks_of(embedding: Embeddings, rows: int | None = None) -> Iterator[Tensor
     """Consecutive blocks of at most `rows` rows, or BLOCK_ROWS."""
     for block in [embedding] if isinstance(embedding, Tensor) else embedding:
         yield from torch.split(block, rows or BLOCK_ROWS)
+
+
+def collect(blocks: Iterable[Sequence[Tensor]], lengths: Sequence[int]) -> list[Tensor]:
+    """Whole columns of these lengths, from consecutive parts of every column.
+
+    Parts are written where they will stay: in a list they would lie between the large tensors that each block frees,
+    and keep the C library from using that memory again.
+    """
+    columns: list[Tensor] = []
+    done = [0] * len(lengths)
+    for parts in blocks:
+        columns = columns or [part.new_empty(n, *part.shape[1:]) for n, part in zip(lengths, parts, strict=True)]
+        for i, part in enumerate(parts):
+            columns[i][done[i] : done[i] + len(part)] = part
+            done[i] += len(part)
+    return columns

@@ -18,7 +18,7 @@ from cache.files import os_errors, write_atomic
 from pipeline.config import Config
 from pipeline.consensus import match
 from pipeline.data import check_settings, load_training_set, training_rows
-from pipeline.device import pick_device
+from pipeline.device import pick_device, return_freed_memory
 from pipeline.errors import UserError
 from pipeline.folder import RunFolder, describe_environment, read_json, write_json
 from pipeline.loop import TrainingLoop
@@ -86,6 +86,7 @@ def train_pass(
     team.begin(Task(cache.folder, configs, scratch, footprint.place, loop.first_step))
     team.take_over(trainer.state())
     finished = loop.run()
+    return_freed_memory()
     novelty = Novelty.fit(data.originals)
     for index, (run, best) in enumerate(zip(runs, finished, strict=True)):
         if run.stopped:
@@ -93,9 +94,9 @@ def train_pass(
         model = build_model(trainer, index, best, cache)
         model.save(run.model)
         novelty.save(run.folder / NOVELTY)
-        table = write_assignments(cache, model, run.folder)
+        cluster = write_assignments(cache, model, run.folder)["cluster"].to_numpy()
         summary = _summary(trainer, index, model, cache, time.perf_counter() - began)
-        sizes = np.bincount(table["cluster"], minlength=model.clusters).tolist()
+        sizes = np.bincount(cluster, minlength=model.clusters).tolist()
         log_result(run, configs[index], summary, sizes)
         write_json(run.training, summary | ({"start": read_json(run.start_file)} if run.start_file.exists() else {}))
 
@@ -118,19 +119,20 @@ def build_model(trainer: HeadTrainer, trial: int, best: dict[str, Tensor], cache
 def _align_heads(model: ClusterModel, embedding: CachedRows) -> ClusterModel:
     """Match every head's clusters to those of the head with the lowest loss, on the training rows."""
     labels = model.head_clusters(embedding).cpu().numpy()
-    matches = np.stack([match(labels[model.selected], own, model.clusters) for own in labels])
+    reference = labels[model.selected].astype(np.int64)
+    matches = np.stack([match(reference, own.astype(np.int64), model.clusters) for own in labels])
     return replace(model, alignment=torch.from_numpy(matches).to(model.alignment.device))
 
 
 def _number_by_size(model: ClusterModel, embedding: CachedRows) -> ClusterModel:
-    sizes = model.predict_proba(embedding).argmax(-1).bincount(minlength=model.clusters)
+    sizes = model.assign(embedding)[0].bincount(minlength=model.clusters)
     return replace(model, alignment=model.alignment[:, sizes.argsort(descending=True, stable=True)])
 
 
 def assign(model: ClusterModel, embedding: Float16[np.ndarray, "n D"] | CachedRows) -> tuple[np.ndarray, np.ndarray]:
     """Cluster (n,) int32 and confidence (n,) float32 of each embedding."""
     rows = torch.from_numpy(embedding) if isinstance(embedding, np.ndarray) else embedding
-    confidence, cluster = model.predict_proba(rows).max(-1)
+    cluster, confidence = model.assign(rows)
     return cluster.cpu().numpy().astype(np.int32), confidence.cpu().numpy()
 
 

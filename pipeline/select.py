@@ -1,17 +1,17 @@
 """Scores that never see a label: what heads and trials are compared by before anybody evaluates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from pipeline.model import ClusterModel
-from pipeline.rows import Embeddings, blocks_of
+from pipeline.rows import BLOCK_ROWS, Embeddings, collect
 
 AGREEMENT_HEADS = 8  # heads compared pairwise: 28 pairs tell as much as 1,225
 LINEAR_ROWS = 10_000  # rows that a linear classifier is tried on
@@ -20,7 +20,7 @@ RIDGE = 1e-2  # penalty, as a share of the mean variance of a coordinate
 
 
 def label_free_scores(
-    model: ClusterModel, embedding: Embeddings, neighbors: Int64[Tensor, "N K"] | None
+    model: ClusterModel, embedding: Embeddings, neighbors: Int32[Tensor, "N K"] | None
 ) -> dict[str, Any]:
     """What can be said of a trained model without a label.
 
@@ -29,18 +29,32 @@ def label_free_scores(
     dict with the size scores of `size_scores`, ``mean_confidence``, ``head_agreement`` and ``stability`` (None with
     one head), ``neighbor_consistency`` (None without a graph) and ``linear_accuracy``.
     """
-    probability = model.predict_proba(embedding)
-    cluster = probability.argmax(-1)
+    rows, step = len(embedding), -(-len(embedding) // LINEAR_ROWS)
+    lengths = [rows] * 4 + [-(-rows // step)]
+    cluster, confidence, own, halves, sample = collect(_observed(model, embedding, step), lengths)
     return {
         **size_scores(cluster, model.clusters),
-        "mean_confidence": probability.amax(-1).mean().item(),
-        "head_agreement": head_agreement(model.head_clusters(embedding)),
-        "stability": stability(model, embedding),
+        "mean_confidence": confidence.mean().item(),
+        "head_agreement": head_agreement(own.mT),
+        "stability": None if len(model.loss) < 2 else stability(halves.mT),
         "neighbor_consistency": None
         if neighbors is None or not neighbors.shape[1]
         else neighbor_consistency(cluster, neighbors),
-        "linear_accuracy": _linear_accuracy_of(model, embedding, cluster),
+        "linear_accuracy": linear_accuracy(sample, cluster[::step], model.clusters),
     }
+
+
+def _observed(model: ClusterModel, embedding: Embeddings, step: int) -> Iterator[tuple[Tensor, ...]]:
+    """Of each block: consensus and confidence, clusters of the first heads (n, A) and of the two halves of the heads
+    (n, 2), and every `step`-th scaled row.
+    """
+    passed = 0
+    for scaled, probability in model.blocks(embedding):
+        confidence, cluster = probability.mean(0).max(-1)
+        own = probability[:AGREEMENT_HEADS].argmax(-1).int().mT
+        halves = [probability[part::2].mean(0).argmax(-1).int() for part in (0, 1)]
+        yield cluster, confidence, own, torch.stack(halves, 1), scaled[-passed % step :: step]
+        passed += len(scaled)
 
 
 def choose_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -66,42 +80,28 @@ def size_scores(cluster: Int64[Tensor, " N"], clusters: int) -> dict[str, Any]:
     }
 
 
-def neighbor_consistency(cluster: Int64[Tensor, " N"], neighbors: Int64[Tensor, "N K"]) -> float:
+def neighbor_consistency(cluster: Int64[Tensor, " N"], neighbors: Int32[Tensor, "N K"]) -> float:
     """Share of all neighbors that are in the cluster of the image they are neighbors of."""
-    device = cluster.device
-    return (cluster[neighbors.to(device)] == cluster[:, None]).float().mean().item()
+    device, same = cluster.device, 0
+    for near, own in zip(torch.split(neighbors, BLOCK_ROWS), torch.split(cluster, BLOCK_ROWS), strict=True):
+        same += int((cluster[near.to(device).long()] == own[:, None]).sum())
+    return same / neighbors.numel()
 
 
-def head_agreement(clusters: Int64[Tensor, "H N"]) -> float | None:
+def head_agreement(clusters: Int32[Tensor, "H N"]) -> float | None:
     """Mean pairwise normalized mutual information of the heads' assignments, over the first AGREEMENT_HEADS."""
     labels = clusters[:AGREEMENT_HEADS].cpu().numpy()
     scores = [normalized_mutual_info_score(a, b) for a, b in combinations(labels, 2)]
     return float(np.mean(scores)) if scores else None
 
 
-def stability(model: ClusterModel, embedding: Embeddings) -> float | None:
+def stability(halves: Int32[Tensor, "2 N"]) -> float:
     """Normalized mutual information of the consensus of every other head and that of the rest.
 
     Every head weighed the images by draws of its own, so these are two clusterings of two resamplings.
     """
-    if len(model.loss) < 2:
-        return None
-    halves = [
-        torch.stack([aligned[part::2].mean(0).argmax(-1) for part in (0, 1)])
-        for aligned in model.aligned_blocks(embedding)
-    ]
-    one, other = torch.cat(halves, 1).cpu().numpy()
+    one, other = halves.cpu().numpy()
     return float(normalized_mutual_info_score(one, other))
-
-
-def _linear_accuracy_of(model: ClusterModel, embedding: Embeddings, cluster: Int64[Tensor, " N"]) -> float:
-    step = -(-len(cluster) // LINEAR_ROWS)
-    device = model.scaling.shift.device
-    chosen, passed = [], 0
-    for block in blocks_of(embedding):
-        chosen.append(model.scaling(block[-passed % step :: step].to(device)))
-        passed += len(block)
-    return linear_accuracy(torch.cat(chosen), cluster[::step].to(device), model.clusters)
 
 
 def linear_accuracy(x: Float[Tensor, "N D"], cluster: Int64[Tensor, " N"], clusters: int) -> float:
@@ -110,14 +110,14 @@ def linear_accuracy(x: Float[Tensor, "N D"], cluster: Int64[Tensor, " N"], clust
     W = (X^T X + lambda I)^-1 X^T Y, Y one-hot; the score that HUME and TURTLE are selected by, in closed form.
     """
     x = torch.cat([x.double(), torch.ones(len(x), 1, dtype=torch.float64, device=x.device)], 1)
-    wanted = torch.nn.functional.one_hot(cluster, clusters).double()
     fold = torch.from_numpy(np.random.default_rng(0).permutation(len(x)) % FOLDS).to(x.device)
     right = 0
     for held_out in range(FOLDS):
         seen = x[fold != held_out]
         gram = seen.mT @ seen
         gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-        weight = torch.linalg.solve(gram, seen.mT @ wanted[fold != held_out])
+        sums = seen.new_zeros(clusters, seen.shape[1]).index_add_(0, cluster[fold != held_out], seen)  # Y^T X
+        weight = torch.linalg.solve(gram, sums.mT)
         found = (x[fold == held_out] @ weight).argmax(1)
         right += int((found == cluster[fold == held_out]).sum())
     return right / len(x)
