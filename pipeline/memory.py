@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from cache import EmbeddingCache
+from pipeline import model
 from pipeline.bank import Place
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -15,52 +16,78 @@ from pipeline.exact import block_bytes
 from pipeline.heads import init_heads
 from pipeline.mine import exact_rows
 from pipeline.novelty import SAMPLE
+from pipeline.partition import MICRO, MICRO_ROWS
 from pipeline.scaling import COMPONENTS, POWER
+from pipeline.select import FOLDS, LINEAR_ROWS
+from pipeline.start import LARGEST, NEIGHBORS, SPACES
 from pipeline.train import heads_per_block
 
 FLOAT, DOUBLE, INDEX = 4, 8, 4  # bytes
-HEAD_COPIES = 13  # student, teacher, two moments, best checkpoint, and while those four are written, their bytes twice
-BLOCK_COPIES = 10  # bytes per value of a block of the cache while it is scaled: as read, as chosen, and two in float32
+BLOCK_COPIES = 24  # bytes per value of a block of the cache while it is scaled: as read and chosen, and five in float32
 WHITENING_COPIES = 6  # of a covariance and its eigenvectors, in float64
 SEARCH_COPIES = 2.5  # of the rows that neighbors are searched among: as scaled, at unit norm, and in half precision;
 INDEX_COPIES = 3  # or in an approximate search's index
 FOUND = 24  # bytes per neighbor while a graph is searched for and written
+HEAD_COPIES, WRITE_COPIES = (
+    5,
+    8,
+)  # student, teacher, two moments, best checkpoint; twice four of the trial being written
 KEPT_COPIES = 3  # of what the teachers said: one in use, and as measured two that the C library holds on to
 WORK_COPIES = {"linear": 4, "published": 10, "mlp-bn": 12}  # of a block's widest activation; with a graph, far more
-ASSIGNMENT = 400  # bytes of an image in the table of assignments, its name included
+EDGE = 20  # bytes per neighbor of a fuzzy graph: an edge of 12, and as measured 1.6 of them,
+MOVED = 280  # and while its layout is made
+MERGE_COPIES = 4  # of the weights between the parts that are merged, in float64
+ASSIGNED_COPIES = 5  # of a block's widest activation while rows are assigned
+LINEAR_COPIES = 3  # in float64 of the sample that a linear classifier is tried on; the table is not given back before
+ASSIGNMENT = 400  # bytes of an image in the table of assignments, its name included,
+FORMATTED, FORMATTED_ROWS = 800, 25_000  # and while it is written as text, by so many
 GIGABYTE = 1e9
+PHASES = (("search",), ("bank", "reading"), *(("bank", "heads", own) for own in ("start", "activations", "results")))
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a pass takes, by what they are for, and where its bank goes.
+    """Bytes that a pass takes, by what they are for, and where its bank goes. PHASES says what is held at once.
 
     Attributes
     ----------
+    search : finding neighbors
     bank : scaled embeddings, and the neighbor graph
-    search : reading and scaling the cache, and searching for neighbors
+    reading : scaling the cache block by block
     heads : weights and what is kept for each
+    start : layouts, their cuts, and learning the votes
     activations : of one step
-    results : assigning every image, and knowing what is unlike all of them
+    results : assigning every image, scores, and knowing what is unlike all of them
     place : of the bank; see pipeline/bank.py
     """
 
-    bank: int
     search: int
+    bank: int
+    reading: int
     heads: int
+    start: int
     activations: int
     results: int
     place: Place = "device"
 
     @property
-    def rest(self) -> int:
-        """All but the bank: it is searched before a step is made, and assigned after the last."""
-        return self.heads + max(self.search, self.activations, self.results)
-
-    @property
     def total(self) -> int:
         """At the worst moment."""
-        return self.bank + self.rest
+        return max(sum(self._sizes(phase).values()) for phase in PHASES)
+
+    @property
+    def rest(self) -> int:
+        """The same without the bank."""
+        return sum(self.worst.values())
+
+    @property
+    def worst(self) -> dict[str, int]:
+        """What is held at the worst moment of a pass whose bank is elsewhere."""
+        phases = (self._sizes(tuple(name for name in phase if name != "bank")) for phase in PHASES)
+        return max(phases, key=lambda sizes: sum(sizes.values()))
+
+    def _sizes(self, phase: tuple[str, ...]) -> dict[str, int]:
+        return {name: getattr(self, name) for name in phase}
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {size / GIGABYTE:.2f}" for name, size in asdict(self).items() if name != "place")
@@ -68,37 +95,75 @@ class Footprint:
 
 
 def predict(
-    configs: Sequence[Config], rows: int, dim: int, views: int, device: torch.device, block_rows: int = 4096
+    configs: Sequence[Config],
+    rows: int,
+    dim: int,
+    views: int,
+    device: torch.device,
+    block_rows: int = 4096,
+    images: int = 0,
 ) -> Footprint:
-    """Peak of a pass over `rows` images of width `dim`, with `views` views each in the bank, read by `block_rows`."""
+    """Peak of a pass over `rows` images of width `dim`, with `views` views each in the bank, read by `block_rows`.
+
+    `images` is how many are assigned in the end: those of the whole cache, if that is more than `rows`.
+    """
     first, trials = configs[0], len(configs)
     width = min(dim, COMPONENTS) if first.heads.scale in POWER else dim
     clusters = max(config.heads.clusters for config in configs)
     k = first.neighbors.k if "neighbors" in first.pairs.source else 0
-    block = min(rows, block_rows) * max(1, views) * dim * BLOCK_COPIES
+    block = min(rows, block_rows) * dim * BLOCK_COPIES
     whitening = (
         WHITENING_COPIES * dim * dim * DOUBLE if {first.heads.scale, first.neighbors.scale} & POWER.keys() else 0
     )
-    copies = INDEX_COPIES if rows > exact_rows() else SEARCH_COPIES
-    compared = rows * (min(dim, COMPONENTS) if first.neighbors.scale in POWER else dim) * FLOAT
-    searching = int(copies * compared) + block_bytes(rows, device.type) + rows * k * FOUND
-    sample = min(rows, SAMPLE)
-    calibrating = int((1 + SEARCH_COPIES) * sample * width * FLOAT) + block_bytes(sample, device.type)
-    one = first.heads.model_copy(update={"count": 1})
-    per_head = sum(weight.numel() for weight in init_heads(one, width, [clusters], [0]).weights.values())
+    compared = min(dim, COMPONENTS) if first.neighbors.scale in POWER else dim
+    per_head, widest = _head(first, width, clusters)
     batch = 2 * min(first.train.batch_size, rows)
     heads = trials * first.heads.count
     together = heads_per_block(first, batch, clusters) if device.type == "cpu" else heads
-    widest = clusters if first.heads.kind == "linear" else max(clusters, first.heads.hidden)
     kept = KEPT_COPIES * heads * batch * clusters  # what the teachers said, until the students have learned it
     work = WORK_COPIES[first.heads.kind] * together * batch * widest
     return Footprint(
+        search=_searching(rows, compared, k, device) + block + whitening if k else 0,
         bank=rows * (1 + views) * width * FLOAT + rows * k * INDEX,
-        search=block + whitening + (searching if k else 0),
-        heads=HEAD_COPIES * heads * per_head * FLOAT,
+        reading=max(1, views) * block + whitening,
+        heads=(HEAD_COPIES * trials + WRITE_COPIES) * first.heads.count * per_head * FLOAT,
+        start=_starting(configs, min(rows, LARGEST), dim, device) if first.start.kind == "layouts" else 0,
         activations=(kept + work + batch * width) * FLOAT,
-        results=max(calibrating, rows * (2 * clusters * FLOAT + first.heads.count * INDEX + ASSIGNMENT)),
+        results=block + _assigning(rows, max(rows, images), width, first.heads.count, clusters, widest, device),
     )
+
+
+def _head(config: Config, width: int, clusters: int) -> tuple[int, int]:
+    """Weights of one head, and outputs of its widest layer."""
+    heads = init_heads(config.heads.model_copy(update={"count": 1}), width, [clusters], [0])
+    return sum(weight.numel() for weight in heads.weights.values()), heads.widest
+
+
+def _searching(rows: int, width: int, k: int, device: torch.device) -> int:
+    copies = INDEX_COPIES if rows > exact_rows() else SEARCH_COPIES
+    return int(copies * rows * width * FLOAT) + block_bytes(rows, device.type) + rows * k * FOUND
+
+
+def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.device) -> int:
+    """The graphs of all layouts, and the most of: mining the widest of them, laying out, cutting and learning."""
+    counts = [config.heads.clusters for config in configs]
+    graphs = len(SPACES) * sum(NEIGHBORS) * rows * EDGE
+    mining = rows * dim * FLOAT + _searching(rows, dim, max(NEIGHBORS), device)
+    moving = rows * (2 * dim * FLOAT + max(NEIGHBORS) * MOVED)
+    parts = max(max(counts), min(MICRO * max(counts), rows // MICRO_ROWS))
+    votes = rows * FLOAT * (sum(set(counts)) + (2 * len(counts) + 1) * max(counts))
+    draws = 2 * len(counts) * configs[0].heads.count * rows * FLOAT
+    return max(graphs + max(mining, moving, MERGE_COPIES * parts**2 * DOUBLE), votes + draws)
+
+
+def _assigning(rows: int, images: int, width: int, heads: int, clusters: int, widest: int, device: torch.device) -> int:
+    """The most of: calibrating what is novel, aligning the heads, writing the assignments, and scoring them."""
+    sample = min(rows, SAMPLE)
+    calibrating = int((1 + SEARCH_COPIES) * sample * width * FLOAT) + block_bytes(sample, device.type)
+    block = min(rows, model.block_rows(heads * widest)) * heads * widest * FLOAT
+    linear = min(rows, LINEAR_ROWS) * (LINEAR_COPIES * width + clusters // FOLDS) * DOUBLE
+    table = images * ASSIGNMENT + min(images, FORMATTED_ROWS) * FORMATTED
+    return max(calibrating, ASSIGNED_COPIES * block + max(rows * heads * INDEX, table + linear))
 
 
 def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, device: torch.device) -> Footprint:
@@ -110,7 +175,7 @@ def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, de
         Even without the bank it is more than `device` has free; the sentence names the setting to lower.
     """
     views = cache.views if "views" in configs[0].pairs.source else 0
-    footprint = predict(configs, rows, cache.dim, views, device, cache.manifest.shards[0].rows)
+    footprint = predict(configs, rows, cache.dim, views, device, cache.manifest.shards[0].rows, cache.rows)
     free, on_host = free_memory(device), free_memory(torch.device("cpu"))
     if budget := configs[0].train.memory:
         on_host = min(on_host, int(budget * GIGABYTE))
@@ -122,20 +187,20 @@ def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, de
             f"training needs about {footprint}, and {free / GIGABYTE:.2f} GB are free on {device}; "
             f"{_advice(configs, footprint, free)}"
         )
-    fits_host = device.type != "cpu" and footprint.bank + footprint.search <= on_host
+    fits_host = device.type != "cpu" and footprint.bank + max(footprint.search, footprint.reading) <= on_host
     return replace(footprint, place="host" if fits_host else "disk")
 
 
 def _advice(configs: Sequence[Config], footprint: Footprint, free: int) -> str:
-    first, sizes = configs[0], asdict(footprint)
-    worst = max(("search", "heads", "activations", "results"), key=lambda name: sizes[name])
+    first, sizes = configs[0], footprint.worst
+    worst = max(sizes, key=lambda name: sizes[name])
     share = max(0.0, 1 - (footprint.rest - free) / sizes[worst])  # that the largest part may keep
 
     def less(count: int) -> int:
         return max(1, int(count * share))
 
     match worst:
-        case "search" | "results":
+        case "search" | "reading" | "start" | "results":
             return f"train on a split of at most {share:.0%} of these images (--set train.split=NAME)"
         case "activations":
             return f"lower train.batch_size from {first.train.batch_size} to {less(first.train.batch_size)} or less"

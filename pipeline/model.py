@@ -55,11 +55,6 @@ class ClusterModel:
         """C."""
         return self.alignment.shape[1]
 
-    @property
-    def block_rows(self) -> int:
-        """Rows of a block of `blocks`."""
-        return max(1, min(BLOCK_ROWS, BLOCK_BYTES // (len(self.loss) * self.heads.widest * torch.float32.itemsize)))
-
     def blocks(self, embedding: Embeddings) -> Iterator[tuple[Tensor, Tensor]]:
         """Block by block the scaled rows, (n, D'), and all heads' probabilities, (H, n, C): all at once would not fit.
 
@@ -70,7 +65,7 @@ class ClusterModel:
                 f"these embeddings are {embedding.shape[1]} wide and the heads were trained on "
                 f"{len(self.scaling.shift)}; embed with the run's backbone, {self.fingerprint.get('backbone')}"
             )
-        for block in blocks_of(embedding, self.block_rows):
+        for block in blocks_of(embedding, block_rows(len(self.loss) * self.heads.widest)):
             scaled = self.scaling(block.to(self.scaling.shift.device))
             yield scaled, self._probabilities(scaled)
 
@@ -125,6 +120,11 @@ class ClusterModel:
             tensors["alignment"],
             json.loads(metadata["fingerprint"]),
         )
+
+
+def block_rows(width: int) -> int:
+    """Rows per forward pass where the widest activation of all heads is `width` numbers a row."""
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // (width * torch.float32.itemsize)))
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

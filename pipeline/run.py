@@ -74,20 +74,18 @@ def train_pass(
     footprint = check_memory(configs, cache, len(training_rows(cache, configs[0].train.split)), device)
     print(f"memory: about {footprint}", file=sys.stderr)
     data = load_training_set(cache, configs[0], device, scratch, footprint.place)
+    return_freed_memory()
     trainer = HeadTrainer(configs, data, team)
     loop = TrainingLoop(runs, trainer, configs[0])
-    start = configs[0].start
-    if start.kind == "layouts" and loop.first_step == 0:
-        counts = sorted({config.heads.clusters for config in configs})
-        starts = {c: find_start(cache, data.rows, c, start, device, scratch) for c in counts}
-        warm_start(trainer, [starts[config.heads.clusters] for config in configs], start)
-        for config, run in zip(configs, runs, strict=True):
-            write_json(run.start_file, starts[config.heads.clusters].summary())
+    if configs[0].start.kind == "layouts" and loop.first_step == 0:
+        _begin_at_layouts(cache, configs, runs, trainer, scratch)
+    return_freed_memory()
     team.begin(Task(cache.folder, configs, scratch, footprint.place, loop.first_step))
     team.take_over(trainer.state())
     finished = loop.run()
     return_freed_memory()
     novelty = Novelty.fit(data.originals)
+    return_freed_memory()
     for index, (run, best) in enumerate(zip(runs, finished, strict=True)):
         if run.stopped:
             continue
@@ -99,6 +97,18 @@ def train_pass(
         sizes = np.bincount(cluster, minlength=model.clusters).tolist()
         log_result(run, configs[index], summary, sizes)
         write_json(run.training, summary | ({"start": read_json(run.start_file)} if run.start_file.exists() else {}))
+
+
+def _begin_at_layouts(
+    cache: EmbeddingCache, configs: Sequence[Config], runs: Sequence[RunFolder], trainer: HeadTrainer, scratch: Path
+) -> None:
+    """Warm-start every trial at the votes for its number of clusters, and say in its folder how they were decided."""
+    start, counts = configs[0].start, sorted({config.heads.clusters for config in configs})
+    starts = {c: find_start(cache, trainer.data.rows, c, start, trainer.device, scratch) for c in counts}
+    return_freed_memory()
+    warm_start(trainer, [starts[config.heads.clusters] for config in configs], start)
+    for config, run in zip(configs, runs, strict=True):
+        write_json(run.start_file, starts[config.heads.clusters].summary())
 
 
 def build_model(trainer: HeadTrainer, trial: int, best: dict[str, Tensor], cache: EmbeddingCache) -> ClusterModel:

@@ -27,8 +27,9 @@ def write_cache(
     splits: dict[str, tuple[int, int]] | None = None,
     failures: dict[int, str] | None = None,
     backbone: str = "made-up",
+    shard_rows: int = 256,
 ) -> EmbeddingCache:
-    """A finished cache of these embeddings in shards of 256 rows; without labels every label is -1."""
+    """A finished cache of these embeddings in shards of `shard_rows`; without labels every label is -1."""
     rows, dim = embedding.shape
     views = np.zeros((rows, 0, dim), np.float16) if views is None else views
     label = np.full(rows, -1, np.int32) if label is None else label
@@ -44,7 +45,7 @@ def write_cache(
         images="0" * 32,
     )
     classes = tuple(f"class {c}" for c in range(label.max() + 1))
-    manifest = Manifest(fingerprint, rows, dim, plan_shards(rows, 256), splits or {}, classes)
+    manifest = Manifest(fingerprint, rows, dim, plan_shards(rows, shard_rows), splits or {}, classes)
     with ShardWriter.open(folder, manifest) as writer:
         for shard in writer.pending():
             part = slice(shard.start, shard.stop)
