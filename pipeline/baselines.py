@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
-from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from pipeline.device import pick_device
 from pipeline.errors import UserError
 from pipeline.layout import fuzzy_graph
-from pipeline.mine import exact_neighbors, nearest
+from pipeline.mine import exact_neighbors, nearest, unit_rows
 from pipeline.progress import Progress
 
 STARTS = 10  # of k-means on embeddings
@@ -42,13 +41,15 @@ Labeling = Int64[np.ndarray, " N"]
 
 def k_means(embedding: Embedding, clusters: int, seed: int) -> Labeling:
     """k-means, best of 10 k-means++ starts."""
-    labels: Labeling = KMeans(clusters, n_init=STARTS, random_state=seed).fit_predict(unit(embedding)).astype(np.int64)
+    labels: Labeling = (
+        KMeans(clusters, n_init=STARTS, random_state=seed).fit_predict(unit_rows(embedding)).astype(np.int64)
+    )
     return labels
 
 
 def spherical_k_means(embedding: Embedding, clusters: int, seed: int) -> Labeling:
     """k-means by cosine: centers have unit norm (Dhillon and Modha 2001); the best of 10 k-means++ starts."""
-    x = unit(embedding)
+    x = unit_rows(embedding)
     runs = [_spherical(x, clusters, seed * STARTS + start) for start in range(STARTS)]
     return max(runs, key=lambda run: run[0])[1]
 
@@ -57,7 +58,7 @@ def _spherical(x: Unit, clusters: int, seed: int) -> tuple[float, Labeling]:
     """Mean cosine to the own center, and labels, of one start."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Number of distinct clusters")
-        center = unit(KMeans(clusters, n_init=1, max_iter=1, random_state=seed).fit(x).cluster_centers_)
+        center = unit_rows(KMeans(clusters, n_init=1, max_iter=1, random_state=seed).fit(x).cluster_centers_)
     label = np.full(len(x), -1)
     for _ in range(SPHERICAL_ROUNDS):
         before, label = label, (x @ center.T).argmax(1)
@@ -65,7 +66,7 @@ def _spherical(x: Unit, clusters: int, seed: int) -> tuple[float, Labeling]:
             break
         member = sp.csr_array((np.ones(len(x), np.float32), (label, np.arange(len(x)))), shape=(clusters, len(x)))
         used = np.bincount(label, minlength=clusters) > 0
-        center[used] = unit(member @ x)[used]  # a cluster that lost all its rows stays where it was
+        center[used] = unit_rows(member @ x)[used]  # a cluster that lost all its rows stays where it was
     return float((x * center[label]).sum(1).mean()), label.astype(np.int64)
 
 
@@ -79,7 +80,7 @@ def umap_k_means(embedding: Embedding, clusters: int, seed: int) -> Labeling:
 
 def ward(embedding: Embedding, clusters: int, seed: int) -> Labeling:
     """Ward's hierarchy along the 15-neighbor graph: the tree of all pairs needs N^2 memory. `seed` has no effect."""
-    x = unit(embedding)
+    x = unit_rows(embedding)
     index, _ = exact_neighbors(x, min(GRAPH_NEIGHBORS, len(x) - 1))
     edges = (np.repeat(np.arange(len(x)), index.shape[1]), index.ravel())
     graph = sp.csr_matrix((np.ones(index.size), edges), shape=(len(x), len(x)))
@@ -112,7 +113,7 @@ def leiden(embedding: Embedding, clusters: int, seed: int) -> Labeling:
     The number of communities it ends with may differ.
     """
     igraph, leidenalg = import_extra("igraph", "leiden"), import_extra("leidenalg", "leiden")
-    index, similarity = exact_neighbors(unit(embedding), min(GRAPH_NEIGHBORS, len(embedding) - 1))
+    index, similarity = exact_neighbors(unit_rows(embedding), min(GRAPH_NEIGHBORS, len(embedding) - 1))
     edges = sp.coo_array(sp.triu(fuzzy_graph(index, 1 - similarity.astype(np.float32)), 1))
     graph = igraph.Graph(n=len(embedding), edges=np.c_[edges.row, edges.col].tolist())
     kind, weights = leidenalg.RBConfigurationVertexPartition, edges.data.tolist()
@@ -214,7 +215,7 @@ def run_baseline(
         cluster = BASELINES[name][1](train, clusters, seed)
     seconds = time.perf_counter() - began
     extend = nearest_mean if name in CENTERED else neighbor_vote
-    return [cluster, *(extend(unit(train), cluster, unit(other)) for other in others)], seconds
+    return [cluster, *(extend(unit_rows(train), cluster, unit_rows(other)) for other in others)], seconds
 
 
 def split_spaces(embedding: Embedding, widths: Sequence[int]) -> list[Float32[np.ndarray, "N _"]]:
@@ -243,12 +244,6 @@ def neighbor_vote(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D
     return majority
 
 
-def unit(embedding: Embedding) -> Unit:
-    """Rows of norm 1 in float32."""
-    rows: Unit = normalize(embedding.astype(np.float32))
-    return rows
-
-
 def import_needed(name: str) -> None:
     """Import what the baseline `name` needs; UserError where an extra is not installed."""
     extra, modules = EXTRAS.get(name, ("", []))
@@ -269,5 +264,5 @@ def _umap(embedding: Embedding, seed: int, *, n_neighbors: int, **settings: floa
     umap = import_extra("umap", "umap")
     fewer = min(n_neighbors, len(embedding) - 1)
     model = umap.UMAP(n_neighbors=fewer, metric="cosine", random_state=seed, n_jobs=1, **settings)
-    layout: Float32[np.ndarray, "N P"] = np.asarray(model.fit_transform(unit(embedding)), np.float32)
+    layout: Float32[np.ndarray, "N P"] = np.asarray(model.fit_transform(unit_rows(embedding)), np.float32)
     return layout

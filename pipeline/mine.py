@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Int32, Int64
+from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from cache import CacheError, EmbeddingCache, load_neighbors, save_neighbors
 from pipeline.device import pick_device
@@ -106,7 +106,7 @@ def exact_neighbors(
     Each row is excluded from its own neighbors by its *index*: a duplicate of a row is a neighbor, the row is not.
     Rows of norm zero are similar to nothing (cosine 0).
     """
-    unit = torch.from_numpy(_unit(embedding)).to(pick_device("auto"))
+    unit = torch.from_numpy(unit_rows(embedding)).to(pick_device("auto"))
     with Progress("neighbors", total=len(unit), unit="row") as progress:
         index, score = nearest_rows(unit, k, lambda rows: progress.advance(rows, note="exact"))
     return index.cpu().numpy().astype(np.int32), score.cpu().numpy().astype(np.float16)
@@ -125,7 +125,7 @@ def approximate_neighbors(
     index, similarity, and a dict with ``lists``, ``probes`` and the ``recall`` that was measured
     """
     faiss = import_faiss()
-    unit = _unit(embedding)
+    unit = unit_rows(embedding)
     lists = max(1, int(4 * len(unit) ** 0.5))
     ivf = faiss.IndexIVFFlat(faiss.IndexFlatIP(unit.shape[1]), unit.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
     ivf.cp.max_points_per_centroid = TRAINING_ROWS_PER_LIST
@@ -157,7 +157,8 @@ def approximate_neighbors(
     return *_search(search, unit, k, note), {"lists": lists, "probes": probes, "recall": recall}
 
 
-def _unit(embedding: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
+def unit_rows(embedding: Float[np.ndarray, "n D"]) -> Float32[np.ndarray, "n D"]:
+    """A copy in float32 whose rows have norm 1; rows of zeros stay as they are."""
     unit = np.array(embedding, dtype=np.float32, order="C")
     import_faiss().normalize_L2(unit)
     return unit
@@ -192,13 +193,9 @@ def nearest(
     database: Float[np.ndarray, "N D"], queries: Float[np.ndarray, "n D"], k: int
 ) -> tuple[Int64[np.ndarray, "n K"], np.ndarray]:
     """The k rows of `database` nearest by cosine to each query, and their similarities."""
-    faiss = import_faiss()
-    base, asked = (np.ascontiguousarray(rows, dtype=np.float32) for rows in (database, queries))
-    faiss.normalize_L2(base)
-    faiss.normalize_L2(asked)
-    flat = faiss.IndexFlatIP(base.shape[1])
-    flat.add(base)
-    score, found = flat.search(asked, k)
+    flat = import_faiss().IndexFlatIP(database.shape[1])
+    flat.add(unit_rows(database))
+    score, found = flat.search(unit_rows(queries), k)
     return found, score
 
 

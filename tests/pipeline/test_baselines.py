@@ -18,6 +18,7 @@ from pipeline.baselines import BASELINES, EXTRAS, run_baseline
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.evaluate import hungarian_accuracy
+from pipeline.mine import unit_rows
 from pipeline.recipes import RECIPES, load_recipe, parse_baselines
 from pipeline.run import train_heads
 
@@ -120,7 +121,7 @@ def test_turtle_classifier_takes_ten_adam_steps() -> None:
 
 def test_spherical_k_means_centers_are_its_clusters_directions() -> None:
     embedding, _ = mixture(rows=200, clusters=5, noise=0.8)
-    x = baselines.unit(embedding)
+    x = unit_rows(embedding)
     label = baselines.spherical_k_means(embedding, 5, 0)
     center = np.stack([x[label == c].sum(0) for c in range(5)])
     center /= np.linalg.norm(center, axis=1, keepdims=True)
@@ -129,7 +130,7 @@ def test_spherical_k_means_centers_are_its_clusters_directions() -> None:
 
 def test_new_rows_of_k_means_join_what_scikit_learn_says() -> None:
     embedding, _ = mixture(rows=500, clusters=5, noise=0.4)
-    x = baselines.unit(embedding)
+    x = unit_rows(embedding)
     (_, held_out), _ = run_baseline("kmeans", embedding[:400], [embedding[400:]], 5)
     model = KMeans(5, n_init=10, random_state=0).fit(x[:400])
     assert (held_out == model.predict(x[400:])).mean() > 0.98

@@ -22,6 +22,19 @@ def brute_force(embedding: np.ndarray, k: int) -> np.ndarray:
     return -np.sort(-cosine, axis=1)[:, :k]
 
 
+def test_unit_rows_are_of_norm_one_and_nobodys_rows_are_changed() -> None:
+    rows = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
+    rows[3] = 0
+    kept = rows.copy()
+    unit = mine.unit_rows(rows)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), np.arange(30) != 3, atol=1e-6)
+    np.testing.assert_allclose(unit * np.linalg.norm(rows, axis=1, keepdims=True), rows, atol=1e-6)
+    found, cosine = mine.nearest(rows, rows[:5], 2)
+    np.testing.assert_allclose(cosine[:3, 0], 1, atol=1e-6)
+    assert found[:3, 0].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(rows, kept)
+
+
 @pytest.mark.parametrize("block", [7, 64, 4096])
 def test_neighbors_equal_brute_force_in_any_block_size(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(mine, "BLOCK_ROWS", block)
