@@ -116,6 +116,7 @@ class ShardFile:
         self._structures = structures
         self._parts: dict[str, Part] = {}
         self._verified: set[str] = set()
+        self._checked: tuple[int, ...] = ()  # identity of the file that `_parts` and `_verified` speak of
 
     def decoded_keys(self) -> list[str]:
         """The names of the images, digest-checked."""
@@ -132,7 +133,8 @@ class ShardFile:
     def read_into(self, name: str, out: npt.NDArray[Any], start: int = 0) -> None:
         """Fill `out` with rows of dataset `name` from row `start` of the shard on.
 
-        A dataset's digest is checked when it is first read, which reads all of it.
+        A dataset's digest is checked whenever all of it is read; for a part of it, which needs all of it, once, and
+        again when the file has changed.
         """
         assert out.flags.c_contiguous
         with self._opened() as file:
@@ -150,8 +152,13 @@ class ShardFile:
     def _opened(self) -> Iterator[io.FileIO]:
         # One file for header and data: read from its start on, it is read ahead by the system.
         with os_errors(self.path, "read"), open(self.path, "rb", buffering=0) as file:
-            if not self._parts:
+            status = os.fstat(file.fileno())
+            found = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            if found != self._checked:
+                self._checked = ()
+                self._verified.clear()
                 self._parts = self._checked_parts(file)
+                self._checked = found
             yield file
 
     def _checked_parts(self, file: io.FileIO) -> dict[str, Part]:

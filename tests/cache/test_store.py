@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -49,6 +50,22 @@ def test_every_range_of_rows_equals_the_slice_of_the_whole(finished: Path, verif
             cache = whole if verified else EmbeddingCache.open(finished)
             np.testing.assert_array_equal(cache.embedding(start, stop), embedding[start:stop])
             np.testing.assert_array_equal(cache.view_embedding(start, stop), views[start:stop])
+
+
+@pytest.mark.parametrize("rows", [slice(0, None), slice(1, 3)])
+def test_a_shard_that_changes_while_the_cache_is_open_is_noticed(copy: Path, rows: slice) -> None:
+    cache = EmbeddingCache.open(copy)
+    cache.embedding()
+    assert cache.embedding(1, 3).shape == (2, 6)
+    shard = copy / "shard-00000.h5"
+    content = bytearray(shard.read_bytes())
+    content[content.index(cache.embedding(1, 2).tobytes())] ^= 1
+    before = shard.stat()
+    shard.write_bytes(content)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns + 1))  # the clock of some file systems is coarse
+    for _ in range(2):  # a refusal is not forgotten
+        with pytest.raises(CacheError, match="the bytes of embedding are not those that were written"):
+            cache.embedding(rows.start, rows.stop)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 3), (4, 3), (0, 21)])
