@@ -28,10 +28,8 @@ WHITENING_COPIES = 6  # of a covariance and its eigenvectors, in float64
 SEARCH_COPIES = 2.5  # of the rows that neighbors are searched among: as scaled, at unit norm, and in half precision;
 INDEX_COPIES = 3  # or in an approximate search's index
 FOUND = 24  # bytes per neighbor while a graph is searched for and written
-HEAD_COPIES, WRITE_COPIES = (
-    5,
-    8,
-)  # student, teacher, two moments, best checkpoint; twice four of the trial being written
+HEAD_COPIES = 5  # student, teacher, two moments, best checkpoint;
+WRITE_COPIES = 8  # and of the trial that is being written, the bytes of four, twice
 KEPT_COPIES = 3  # of what the teachers said: one in use, and as measured two that the C library holds on to
 WORK_COPIES = {"linear": 4, "published": 10, "mlp-bn": 12}  # of a block's widest activation; with a graph, far more
 EDGE = 20  # bytes per neighbor of a fuzzy graph: an edge of 12, and as measured 1.6 of them,
@@ -112,9 +110,8 @@ def predict(
     clusters = max(config.heads.clusters for config in configs)
     k = first.neighbors.k if "neighbors" in first.pairs.source else 0
     block = min(rows, block_rows) * dim * BLOCK_COPIES
-    whitening = (
-        WHITENING_COPIES * dim * dim * DOUBLE if {first.heads.scale, first.neighbors.scale} & POWER.keys() else 0
-    )
+    whitens = {first.heads.scale, first.neighbors.scale} & POWER.keys()
+    whitening = WHITENING_COPIES * dim * dim * DOUBLE if whitens else 0
     compared = min(dim, COMPONENTS) if first.neighbors.scale in POWER else dim
     per_head, widest = _head(first, width, clusters)
     batch = 2 * min(first.train.batch_size, rows)
@@ -145,7 +142,7 @@ def _searching(rows: int, width: int, k: int, device: torch.device) -> int:
 
 
 def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.device) -> int:
-    """The graphs of all layouts, and the most of: mining the widest of them, laying out, cutting and learning."""
+    """The most of: learning the votes, and the graphs of all layouts while one is mined, laid out, or cut."""
     counts = [config.heads.clusters for config in configs]
     graphs = len(SPACES) * sum(NEIGHBORS) * rows * EDGE
     mining = rows * dim * FLOAT + _searching(rows, dim, max(NEIGHBORS), device)

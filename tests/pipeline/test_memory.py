@@ -44,6 +44,26 @@ def test_what_training_holds_is_within_the_prediction_and_most_of_it(tmp_path: P
     assert held["heads"] <= predicted.heads <= 4 * held["heads"]
 
 
+def test_the_peak_is_that_of_the_worst_phase() -> None:
+    sizes = {"search": 70, "bank": 40, "reading": 5, "heads": 10, "start": 1, "activations": 9, "results": 21}
+    footprint = memory.Footprint(**sizes)
+    assert (footprint.total, footprint.rest, footprint.worst) == (71, 70, {"search": 70})
+    footprint = memory.Footprint(**sizes | {"search": 30})
+    assert (footprint.total, footprint.rest, footprint.worst) == (71, 31, {"heads": 10, "results": 21})
+    assert memory.Footprint(**sizes | {"reading": 32}).total == 72
+
+
+def test_layouts_and_images_that_are_only_assigned_are_counted() -> None:
+    plain, layouts = settings(), settings("start.kind=layouts")
+    assert memory.predict([plain], 5000, 64, 0, CPU).start == 0
+    one, two = (memory.predict([layouts] * trials, 5000, 64, 0, CPU).start for trials in (1, 2))
+    assert 0 < one <= two
+    most = memory.predict([layouts], memory.LARGEST, 64, 0, CPU).start
+    assert most == memory.predict([layouts], 10 * memory.LARGEST, 64, 0, CPU).start
+    more = [memory.predict([plain], 50_000, 64, 0, CPU, images=images).results for images in (0, 60_000)]
+    assert more[1] - more[0] == 10_000 * memory.ASSIGNMENT
+
+
 @pytest.mark.parametrize(
     ("overrides", "trials", "sentence"),
     [
@@ -55,6 +75,7 @@ def test_what_training_holds_is_within_the_prediction_and_most_of_it(tmp_path: P
             r"lower train.batch_size from 512 to \d+ or less",
         ),
         (["heads.count=1", "train.batch_size=8"], 1, r"at most \d+% of these images"),
+        (["start.kind=layouts", "heads.count=1", "train.batch_size=8"], 1, r"at most \d+% of these images"),
     ],
 )
 def test_too_much_names_the_number_to_lower(
