@@ -1,14 +1,14 @@
-"""One partition from many: cluster ids are aligned first, then rows vote."""
+"""Many partitions of the same rows: how far they agree, and cluster ids that mean the same in all of them."""
 
 from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float64, Int64
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score
 
-ROUNDS = 3  # of voting: first against the medoid, then against the majority so far
+ROUNDS = 3  # of alignment: first to the medoid, then to the majority so far
 AGREEMENT_ROWS = 20_000  # rows that labelings are compared on: NMI needs no more
 
 Labeling = Int64[np.ndarray, " N"]
@@ -37,14 +37,20 @@ def mean_agreement(labelings: Sequence[Labeling]) -> float:
     return float(agreement(labelings)[np.triu_indices(len(labelings), 1)].mean())
 
 
-def vote(labelings: Sequence[Labeling], clusters: int) -> Float32[np.ndarray, "N C"]:
-    """Share of the labelings that put each row into each cluster, after alignment to the medoid and the majority."""
-    medoid = agreement(labelings).sum(1).argmax()
-    reference = labelings[medoid]
-    row = np.arange(len(reference))
+def align(labelings: Sequence[Labeling], clusters: int) -> Int64[np.ndarray, "L N"]:
+    """The labelings with cluster ids matched to the medoid's, then to the majority's."""
+    reference = labelings[agreement(labelings).sum(1).argmax()]
     for _ in range(ROUNDS):
-        share = np.zeros((len(row), clusters), dtype=np.float32)
-        for label in labelings:
-            share[row, match(label, reference, clusters)[label]] += 1
-        reference = share.argmax(1)
-    return share / len(labelings)
+        aligned = np.stack([match(label, reference, clusters)[label] for label in labelings])
+        reference = majority(aligned, clusters)
+    return aligned
+
+
+def majority(aligned: Int64[np.ndarray, "L N"], clusters: int) -> Labeling:
+    """The cluster that most of the aligned labelings put each row into; of equally many the first."""
+    row = np.arange(aligned.shape[1])
+    votes = np.zeros((len(row), clusters), np.int32)
+    for label in aligned:
+        votes[row, label] += 1
+    elected: Labeling = votes.argmax(1)
+    return elected

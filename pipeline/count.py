@@ -124,7 +124,7 @@ def cut_scores(y: Layout, edges: sp.coo_array, clusters: int, seed: int) -> tupl
     is Newman's, of the weighted graph.
     """
     sample = y[:: -(-len(y) // SAMPLE)]
-    part = k_means(sample, clusters, seed, starts=1)
+    part = k_means(sample, clusters, seed)
     size = np.bincount(part, minlength=clusters)
     center = np.stack([np.bincount(part, weights=axis, minlength=clusters) for axis in sample.T], axis=1)
     used = size > 0

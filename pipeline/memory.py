@@ -34,6 +34,7 @@ KEPT_COPIES = 3  # of what the teachers said: one in use, and as measured two th
 WORK_COPIES = {"linear": 4, "published": 10, "mlp-bn": 12}  # of a block's widest activation; with a graph, far more
 EDGE = 20  # bytes per neighbor of a fuzzy graph: an edge of 12, and as measured 1.6 of them,
 MOVED = 280  # and while its layout is made
+CUT_COPIES = 4  # of the cuts of all layouts: of each kind, and matched
 MERGE_COPIES = 4  # of the weights between the parts that are merged, in float64
 ASSIGNED_COPIES = 5  # of a block's widest activation while rows are assigned
 LINEAR_COPIES = 3  # in float64 of the sample that a linear classifier is tried on; the table is not given back before
@@ -53,7 +54,7 @@ class Footprint:
     bank : scaled embeddings, and the neighbor graph
     reading : scaling the cache block by block
     heads : weights and what is kept for each
-    start : layouts, their cuts, and learning the votes
+    start : layouts, their cuts, and learning these
     activations : of one step
     results : assigning every image, scores, and knowing what is unlike all of them
     place : of the bank; see pipeline/bank.py
@@ -142,15 +143,16 @@ def _searching(rows: int, width: int, k: int, device: torch.device) -> int:
 
 
 def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.device) -> int:
-    """The most of: learning the votes, and the graphs of all layouts while one is mined, laid out, or cut."""
+    """The most of: learning the cuts, and the graphs of all layouts while one is mined, laid out, or cut."""
     counts = [config.heads.clusters for config in configs]
     graphs = len(SPACES) * sum(NEIGHBORS) * rows * EDGE
     mining = rows * dim * FLOAT + _searching(rows, dim, max(NEIGHBORS), device)
     moving = rows * (2 * dim * FLOAT + max(NEIGHBORS) * MOVED)
     parts = max(max(counts), min(MICRO * max(counts), rows // MICRO_ROWS))
-    votes = rows * FLOAT * (sum(set(counts)) + (2 * len(counts) + 1) * max(counts))
+    cuts = CUT_COPIES * len(set(counts)) * len(SPACES) * len(NEIGHBORS) * rows * DOUBLE
     draws = 2 * len(counts) * configs[0].heads.count * rows * FLOAT
-    return max(graphs + max(mining, moving, MERGE_COPIES * parts**2 * DOUBLE), votes + draws)
+    matching = rows * max(counts) * INDEX
+    return max(graphs + max(mining, moving, MERGE_COPIES * parts**2 * DOUBLE), cuts + max(matching, draws))
 
 
 def _assigning(rows: int, images: int, width: int, heads: int, clusters: int, widest: int, device: torch.device) -> int:

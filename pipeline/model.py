@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.heads import Heads
 from pipeline.rows import Embeddings, blocks_of, collect
 from pipeline.scaling import Scaling
 
+SHARPNESS = 0.5  # deviations of the losses within which a head's weight falls to 1/e
 BLOCK_ROWS = 8192  # rows per forward pass,
 BLOCK_BYTES = 2**22  # or fewer, where the widest activation of all heads is more than so many bytes
 FORMAT = "temi-heads-1"
@@ -55,6 +57,20 @@ class ClusterModel:
         """C."""
         return self.alignment.shape[1]
 
+    @cached_property
+    def trust(self) -> Float[Tensor, " H"]:
+        """Weight of each head in the consensus, summing to 1: exp(-loss / (SHARPNESS * deviation of the losses)).
+
+        Heads that begin at different clusterings end at different losses, and those of low loss are right more often
+        (benchmarks/RESULTS.md).
+        """
+        deviation = self.loss.std(correction=0).clamp_min(torch.finfo(self.loss.dtype).tiny)
+        return torch.softmax((self.loss.min() - self.loss) / (SHARPNESS * deviation), 0)
+
+    def consensus(self, probability: Float[Tensor, "H n C"]) -> Float[Tensor, "n C"]:
+        """What the heads say together: the mean of their probabilities by `trust`."""
+        return torch.tensordot(self.trust, probability, 1)
+
     def blocks(self, embedding: Embeddings) -> Iterator[tuple[Tensor, Tensor]]:
         """Block by block the scaled rows, (n, D'), and all heads' probabilities, (H, n, C): all at once would not fit.
 
@@ -75,12 +91,13 @@ class ClusterModel:
         return self.heads.probabilities(scaled, self.temperature).gather(2, index)
 
     def predict_proba(self, embedding: Embeddings) -> Float[Tensor, "n C"]:
-        """The consensus: mean probability of the aligned heads."""
-        return collect(([probability.mean(0)] for _, probability in self.blocks(embedding)), [len(embedding)])[0]
+        """The consensus of the aligned heads."""
+        found = ([self.consensus(probability)] for _, probability in self.blocks(embedding))
+        return collect(found, [len(embedding)])[0]
 
     def assign(self, embedding: Embeddings) -> tuple[Int64[Tensor, " n"], Float[Tensor, " n"]]:
         """The cluster that the consensus thinks likeliest, and its probability there, the confidence."""
-        best = (probability.mean(0).max(-1) for _, probability in self.blocks(embedding))
+        best = (self.consensus(probability).max(-1) for _, probability in self.blocks(embedding))
         confidence, cluster = collect(best, [len(embedding)] * 2)
         return cluster, confidence
 

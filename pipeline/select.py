@@ -50,9 +50,9 @@ def _observed(model: ClusterModel, embedding: Embeddings, step: int) -> Iterator
     """
     passed = 0
     for scaled, probability in model.blocks(embedding):
-        confidence, cluster = probability.mean(0).max(-1)
+        confidence, cluster = model.consensus(probability).max(-1)
         own = probability[:AGREEMENT_HEADS].argmax(-1).int().mT
-        halves = [probability[part::2].mean(0).argmax(-1).int() for part in (0, 1)]
+        halves = [torch.tensordot(model.trust[part::2], probability[part::2], 1).argmax(-1).int() for part in (0, 1)]
         yield cluster, confidence, own, torch.stack(halves, 1), scaled[-passed % step :: step]
         passed += len(scaled)
 
@@ -98,7 +98,7 @@ def head_agreement(clusters: Int32[Tensor, "H N"]) -> float | None:
 def stability(halves: Int32[Tensor, "2 N"]) -> float:
     """Normalized mutual information of the consensus of every other head and that of the rest.
 
-    Every head weighed the images by draws of its own, so these are two clusterings of two resamplings.
+    Every head began at a layout of its own, so these are two clusterings of two resamplings.
     """
     one, other = halves.cpu().numpy()
     return float(normalized_mutual_info_score(one, other))

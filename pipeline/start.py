@@ -1,12 +1,13 @@
-"""The warm start: heads begin at the consensus of many graph layouts instead of at random.
+"""The warm start: every head begins at the clusters of a graph layout of its own instead of at random.
 
 From a random start a few thousand steps of TEMI lose to k-means on small folders. So the neighbor graph is laid out in
-three dimensions several times over several scalings of the embeddings, every layout is cut into clusters, the cuts
-vote, and the heads learn the votes before the first step of the objective.
+three dimensions several times over several scalings of the embeddings, every layout is cut into clusters, and the heads
+learn the cuts before the first step of the objective. Layouts end in clusterings that differ, and the loss that a head
+then reaches tells good ones from bad (pipeline/model.py): what they agree on, heads of one common start know as well.
 
 Cuts come in three kinds (pipeline/partition.py): *even* ones by k-means, whose clusters are of similar size, and two
-that leave sizes free: *merged* along the graph, and *dense* parts. Which kind votes is a setting, or is decided without
-labels by `choose_cut`.
+that leave sizes free: *merged* along the graph, and *dense* parts. Which kind is learned is a setting, or is decided
+without labels by `choose_cut`.
 """
 
 import hashlib
@@ -24,12 +25,12 @@ from torch import Tensor
 from cache import CacheError, EmbeddingCache
 from pipeline import objectives
 from pipeline.config import StartConfig
-from pipeline.consensus import mean_agreement, vote
+from pipeline.consensus import align, mean_agreement
 from pipeline.layout import fuzzy_graph, layout, principal_start
 from pipeline.mine import mine_neighbors
 from pipeline.model import load_tensors, save_tensors
 from pipeline.optimizer import StackedAdamW
-from pipeline.partition import density_sizes, evenness, free_sizes, k_means, silhouette
+from pipeline.partition import density_sizes, even_sizes, evenness, free_sizes, silhouette
 from pipeline.progress import Progress
 from pipeline.rows import CachedRows
 from pipeline.scaling import Kind, Scaling
@@ -40,15 +41,11 @@ NEIGHBORS = (10, 15, 15, 20)  # of the layouts of one space: they differ in grap
 FEWEST_NEIGHBORS = 5
 EPOCHS = 100
 SMALL = 3000  # rows up to which a layout gets twice the epochs
-# Of more rows than this a random sample is laid out and votes; the heads that learn the votes know the rest. Sixteen
+# Of more rows than this a random sample is laid out and cut; the heads that learn the cuts know the rest. Sixteen
 # layouts of a million rows would take a day, and neighbors of so many rows are still searched exactly.
 LARGEST = 100_000
 
-CUTS = {
-    "even": lambda y, graph, clusters, seed: k_means(y, clusters, seed),
-    "merged": free_sizes,
-    "dense": density_sizes,
-}
+CUTS = {"even": even_sizes, "merged": free_sizes, "dense": density_sizes}
 UNEVEN = 0.8  # a free cut is believed where its evenness is below this
 STEADIER = 0.01  # and its agreement from layout to layout above that of the even cuts by more than this,
 LOOSER = 0.03  # and its silhouette not below that of the even cuts, which k-means all but maximizes, by more than this
@@ -63,15 +60,17 @@ class Start:
     Attributes
     ----------
     rows : (M,) positions of the training rows that were laid out: all, or a sample of LARGEST
-    votes : (M, C) share of the cuts that put each of them into each cluster
-    cut : the kind of cut that voted, one of CUTS
+    clusters : C
+    cuts : (L, M) cluster of each of them in each layout; ids of different layouts are matched
+    cut : the kind of these cuts, one of CUTS
     evenness : of each kind, mean exp(entropy) / C of its cuts; 1 for equal sizes
     agreement : of each kind, mean normalized mutual information of its cuts of two layouts
     silhouette : of each kind, mean silhouette of its cuts in their layouts
     """
 
     rows: Int64[np.ndarray, " M"]
-    votes: Float32[np.ndarray, "M C"]
+    clusters: int
+    cuts: Int64[np.ndarray, "L M"]
     cut: str
     evenness: Mapping[str, float]
     agreement: Mapping[str, float]
@@ -92,7 +91,7 @@ class Start:
 def find_start(
     cache: EmbeddingCache, rows: Rows, clusters: int, config: StartConfig, device: torch.device, fallback: Path
 ) -> Start:
-    """Lay out, cut and vote. Layouts are kept in the cache (or `fallback`); labels are not read."""
+    """Lay out and cut. Layouts are kept in the cache (or `fallback`); labels are not read."""
     made = graph_layouts(cache, rows, clusters, config.seed, device, fallback)
     kinds = {"auto": tuple(CUTS), "even": ("even",), "free": ("merged", "dense")}[config.sizes]
     cuts: dict[str, list[Rows]] = {kind: [] for kind in kinds}
@@ -106,7 +105,7 @@ def find_start(
     level = {kind: float(np.mean([evenness(label, clusters) for label in labels])) for kind, labels in cuts.items()}
     steady = {kind: mean_agreement(labels) for kind, labels in cuts.items()}
     chosen = choose_cut(level, steady, apart) if config.sizes == "auto" else max(steady, key=lambda kind: steady[kind])
-    return Start(sample(len(rows)), vote(cuts[chosen], clusters), chosen, level, steady, apart)
+    return Start(sample(len(rows)), clusters, align(cuts[chosen], clusters), chosen, level, steady, apart)
 
 
 def sample(count: int) -> Rows:
@@ -188,15 +187,17 @@ def _keep(paths: list[Path], layouts: Float32[np.ndarray, "L N 3"]) -> None:
 
 
 def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -> None:
-    """Teach every head its trial's votes by cross-entropy; teachers and marginals start where the students end.
+    """Teach every head its cuts by cross-entropy; teachers and marginals start where the students end.
 
-    Every head weighs the rows by exponential draws of its own (Bayesian bootstrap), so heads of a trial differ.
+    The cuts of a trial's start are dealt to its heads: head h of H learns the cuts h, h + H, ... in turn, or where
+    heads are many, cut h modulo their number. Every head weighs the rows by exponential draws of its own (Bayesian
+    bootstrap), so that heads of one cut differ.
     """
-    x, device, clusters = trainer.data.originals, trainer.device, trainer.student.outputs.shape[1]
+    x, device, heads = trainer.data.originals, trainer.device, trainer.heads_per_trial
     known = torch.from_numpy(starts[0].rows).to(x.device)  # the same for every number of clusters
-    target = _targets(starts, clusters).to(device)
+    cuts = {start.clusters: torch.from_numpy(start.cuts).to(device) for start in starts}
     generator = torch.Generator().manual_seed(config.seed)
-    importance = torch.empty(trainer.heads_per_trial, len(known)).exponential_(generator=generator)
+    importance = torch.empty(heads, len(known)).exponential_(generator=generator)
     importance = importance.repeat(trainer.trials, 1).to(device)
     optimizer = StackedAdamW(trainer.student.weights, [0.0] * len(trainer.blocks))
     with Progress("warm start", total=config.steps, unit="step") as progress:
@@ -204,17 +205,19 @@ def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -
             rows = torch.randint(len(known), (min(config.batch_size, len(known)),), generator=generator)
             batch = x[known[rows.to(x.device)]].to(device)
             rows, rate = rows.to(device), config.lr * (1 - step / config.steps)
+            turn = _dealt(heads, len(starts[0].cuts), step)
+            wanted = torch.cat([cuts[start.clusters][turn][:, rows] for start in starts])
             for number, block in enumerate(trainer.blocks):
                 passed = block.student.forward(batch, trainer.student_temperature[block.heads], training=True)
-                probability, _ = objectives.softmax(passed.logits)
-                wanted = target[[trial for trial, _ in block.trials]][:, rows]
-                wanted = wanted.repeat_interleave(len(probability) // len(wanted), dim=0)
-                gradient = (probability - wanted) * (importance[block.heads][:, rows] / len(rows))[..., None]
+                gradient, _ = objectives.softmax(passed.logits)
+                gradient.scatter_add_(2, wanted[block.heads, :, None], -torch.ones_like(gradient[..., :1]))
+                gradient *= (importance[block.heads][:, rows] / len(rows))[..., None]
                 optimizer.step(number, block.student.gradients(passed, gradient), rate)
             progress.advance()
     trainer.begin_at_students([start.free for start in starts])
 
 
-def _targets(starts: list[Start], width: int) -> Float32[Tensor, "T M width"]:
-    padded = [np.pad(start.votes, ((0, 0), (0, width - start.votes.shape[1]))) for start in starts]
-    return torch.from_numpy(np.stack(padded))
+def _dealt(heads: int, cuts: int, step: int) -> list[int]:
+    """The cut that each head of a trial learns at a step."""
+    hands = [range(head % cuts, cuts, heads) for head in range(heads)]
+    return [hand[step % len(hand)] for hand in hands]

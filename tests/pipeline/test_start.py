@@ -1,23 +1,25 @@
-"""Layouts, cuts, votes and the warm start: references, laws, and that they find what is there."""
+"""Layouts, cuts, their alignment and the warm start: references, laws, and that they find what is there."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixtures import mixture, write_cache
+from sklearn.cluster import KMeans
 
 from pipeline import start as start_module
 from pipeline.config import StartConfig, load_config
-from pipeline.consensus import agreement, match, mean_agreement, vote
+from pipeline.consensus import agreement, align, majority, match, mean_agreement
 from pipeline.data import load_training_set
 from pipeline.evaluate import hungarian_accuracy
 from pipeline.layout import CURVE, _moves, fuzzy_graph, layout, principal_start
 from pipeline.mine import exact_neighbors
-from pipeline.partition import LINKAGE, density_sizes, evenness, free_sizes, k_means, merge, silhouette
-from pipeline.start import choose_cut, find_start, graph_layouts, warm_start
+from pipeline.partition import LINKAGE, density_sizes, even_sizes, evenness, free_sizes, merge, silhouette
+from pipeline.start import _dealt, choose_cut, find_start, graph_layouts, warm_start
 from pipeline.train import HeadTrainer
 
 CPU = torch.device("cpu")
@@ -69,7 +71,7 @@ def test_a_layout_separates_clusters_and_is_a_function_of_its_seed() -> None:
     y = layout(graph, first, 60, 3, CPU)
     assert np.array_equal(y, layout(graph, first, 60, 3, CPU))
     assert not np.array_equal(y, layout(graph, first, 60, 4, CPU))
-    assert hungarian_accuracy(label, k_means(y, 6, seed=0)) > 0.97
+    assert hungarian_accuracy(label, even_sizes(y, graph, 6, seed=0)) > 0.97
 
 
 def test_free_sizes_find_uneven_clusters_where_k_means_cuts_the_largest() -> None:
@@ -80,8 +82,29 @@ def test_free_sizes_find_uneven_clusters_where_k_means_cuts_the_largest() -> Non
     label = np.repeat([0, 1, 2, 3], [900, 40, 40, 40])
     graph = fuzzy_graph(*_euclidean_neighbors(y, 8))
     free = free_sizes(y, graph, 4, seed=0)
-    assert hungarian_accuracy(label, free) > 0.98 > 0.6 > hungarian_accuracy(label, k_means(y, 4, seed=0))
+    assert hungarian_accuracy(label, free) > 0.98 > 0.6 > hungarian_accuracy(label, even_sizes(y, graph, 4, seed=0))
     assert evenness(free, 4) < 0.5
+
+
+def test_even_sizes_end_at_a_lower_inertia_than_k_means_from_many_starts() -> None:
+    rng = np.random.default_rng(0)
+    y = (rng.normal(0, 6, (60, 3))[rng.integers(60, size=3000)] + rng.normal(0, 0.5, (3000, 3))).astype(np.float32)
+    label = even_sizes(y, sp.csr_array((3000, 3000)), 60, seed=0)
+    inertia = sum(((y[label == c] - y[label == c].mean(0)) ** 2).sum() for c in range(60))
+    assert inertia < KMeans(60, n_init=20, random_state=0).fit(y).inertia_
+    assert np.array_equal(label, even_sizes(y, sp.csr_array((3000, 3000)), 60, seed=0))
+    assert sorted(np.unique(even_sizes(y[:9], sp.csr_array((9, 9)), 9, seed=0))) == list(range(9))
+
+
+@given(st.integers(1, 40), st.integers(1, 20))
+def test_every_cut_is_dealt_to_a_head_and_every_head_has_one(heads: int, cuts: int) -> None:
+    turns = np.array([_dealt(heads, cuts, step) for step in range(cuts)])
+    assert turns.shape == (cuts, heads)
+    if heads >= cuts:
+        assert (turns == np.arange(heads) % cuts).all()
+    else:
+        assert set(turns.ravel()) == set(range(cuts))
+        assert all(set(turns[:, head]) == set(range(head, cuts, heads)) for head in range(heads))
 
 
 def _euclidean_neighbors(y: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,14 +133,15 @@ def test_merge_takes_the_pair_of_highest_linkage_each_time() -> None:
 
 @given(st.integers(2, 6), st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
-def test_votes_do_not_depend_on_cluster_ids(clusters: int, seed: int) -> None:
+def test_alignment_does_not_depend_on_cluster_ids(clusters: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     truth = rng.integers(0, clusters, 80)
     labelings = [np.where(rng.random(80) < 0.2, rng.integers(0, clusters, 80), truth) for _ in range(5)]
     renamed = [rng.permutation(clusters)[label] for label in labelings]
-    share, other = vote(labelings, clusters), vote(renamed, clusters)
-    np.testing.assert_allclose(share.sum(1), 1, rtol=1e-6)
-    assert hungarian_accuracy(share.argmax(1), other.argmax(1)) > 0.9
+    aligned, other = align(labelings, clusters), align(renamed, clusters)
+    for label, matched in zip(labelings, aligned, strict=True):  # the same partition
+        assert len({*zip(label, matched, strict=True)}) == len({*label}) == len({*matched})
+    assert hungarian_accuracy(majority(aligned, clusters), majority(other, clusters)) > 0.9
 
 
 def test_match_and_agreement() -> None:
@@ -192,24 +216,24 @@ def test_start_finds_the_clusters_and_its_layouts_are_kept(tmp_path: Path, monke
     cache = write_cache(tmp_path / "cache", embedding)
     rows, config = np.arange(cache.rows), StartConfig()
     found = find_start(cache, rows, 6, config, CPU, tmp_path)
-    assert hungarian_accuracy(label, found.votes.argmax(1)) > 0.97
+    assert all(hungarian_accuracy(label, cut) > 0.97 for cut in found.cuts)
     assert not found.free
     monkeypatch.setattr(start_module, "layout", lambda *_: pytest.fail("laid out again"))
     again = find_start(cache, rows, 6, config, CPU, tmp_path)
-    assert np.array_equal(found.votes, again.votes)
+    assert np.array_equal(found.cuts, again.cuts)
     with pytest.raises(pytest.fail.Exception):
         graph_layouts(cache, rows, 6, 1, CPU, tmp_path)
 
 
-def test_of_many_rows_a_sample_votes_and_heads_know_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_rows_a_sample_is_cut_and_heads_know_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, label = mixture(noise=0.6)
     cache, config = write_cache(tmp_path / "cache", embedding), load_config(None, ["heads.clusters=6"])
     monkeypatch.setattr(start_module, "LARGEST", 250)
     data = load_training_set(cache, config, CPU, tmp_path)
     found = find_start(cache, data.rows, 6, config.start, CPU, tmp_path)
-    assert found.votes.shape == (250, 6)
+    assert found.cuts.shape == (16, 250)
     assert (np.diff(found.rows) > 0).all()
-    assert hungarian_accuracy(label[found.rows], found.votes.argmax(1)) > 0.97
+    assert all(hungarian_accuracy(label[found.rows], cut) > 0.97 for cut in found.cuts)
     trainer = HeadTrainer([config], data)
     warm_start(trainer, [found], config.start)
     clusters = trainer.teacher.logits(data.originals).argmax(-1).numpy()
@@ -217,13 +241,13 @@ def test_of_many_rows_a_sample_votes_and_heads_know_the_rest(tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("kind", ["linear", "published", "mlp-bn"])
-def test_heads_learn_the_votes(tmp_path: Path, kind: str) -> None:
+def test_heads_learn_their_cuts(tmp_path: Path, kind: str) -> None:
     embedding, label = mixture(noise=0.6)
     config = load_config(None, ["heads.clusters=6", "heads.count=2", f"heads.kind={kind}", "heads.hidden=64"])
     data = load_training_set(write_cache(tmp_path, embedding), config, CPU, tmp_path)
     trainer = HeadTrainer([config], data)
-    votes = np.eye(6, dtype=np.float32)[label]
-    warm_start(trainer, [start_module.Start(np.arange(len(votes)), votes, "merged", {}, {}, {})], config.start)
+    start = start_module.Start(np.arange(len(label)), 6, label[None], "merged", {}, {}, {})
+    warm_start(trainer, [start], config.start)
     for heads in (trainer.student, trainer.teacher):
         clusters = heads.logits(data.originals).argmax(-1).numpy()
         assert all((own == label).mean() > 0.97 for own in clusters)
