@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ TRAINED: dict[str, tuple[str, list[str]]] = {
     "random start": ("", ["start.kind=random", "train.min_steps=2000"]),
     "even sizes": ("", ["start.sizes=even"]),
     "free sizes": ("", ["start.sizes=free"]),
-    "votes and heads only": ("", ["train.epochs=0", "train.min_steps=1", "optimizer.lr=1e-9"]),
+    "no steps of TEMI": ("", ["train.epochs=0", "train.min_steps=1", "optimizer.lr=1e-9"]),
     "one head": ("", ["heads.count=1"]),
     "centered features": ("", ["heads.scale=center"]),
     "paper's beta": ("", ["objective.beta=0.6"]),
@@ -227,6 +228,8 @@ def run_method(
             scores[part]["confident"] = confident_accuracy(label[rows], cluster, confidence)
             single = model.head_clusters(torch.from_numpy(embedding[rows]))[model.selected].cpu().numpy()
             scores[part]["best_head_acc"] = cluster_scores(label[rows], single, clusters)["acc"]
+            plain, _ = assign(replace(model, loss=torch.zeros_like(model.loss)), embedding[rows])
+            scores[part]["plain_mean_acc"] = cluster_scores(label[rows], plain, clusters)["acc"]
         start = json.loads((Path(run) / "start.json").read_text()) if (Path(run) / "start.json").exists() else {}
     scores["train"]["cut"] = start.get("cut")
     return scores, seconds

@@ -47,8 +47,8 @@ LARGEST = 100_000
 
 CUTS = {"even": even_sizes, "merged": free_sizes, "dense": density_sizes}
 UNEVEN = 0.8  # a free cut is believed where its evenness is below this
-STEADIER = 0.01  # and its agreement from layout to layout above that of the even cuts by more than this,
-LOOSER = 0.03  # and its silhouette not below that of the even cuts, which k-means all but maximizes, by more than this
+STEADIER = 0.005  # and its agreement from layout to layout above that of the even cuts by more than this,
+LOOSER = 0.035  # and its silhouette not below that of the even cuts, which k-means all but maximizes, by more than this
 
 Rows = Int64[np.ndarray, " N"]
 
@@ -65,7 +65,7 @@ class Start:
     cut : the kind of these cuts, one of CUTS
     evenness : of each kind, mean exp(entropy) / C of its cuts; 1 for equal sizes
     agreement : of each kind, mean normalized mutual information of its cuts of two layouts
-    silhouette : of each kind, mean silhouette of its cuts in their layouts
+    silhouette : of each kind, mean silhouette of its cuts in their layouts; empty where the kind was not to be decided
     """
 
     rows: Int64[np.ndarray, " M"]
@@ -95,12 +95,13 @@ def find_start(
     made = graph_layouts(cache, rows, clusters, config.seed, device, fallback)
     kinds = {"auto": tuple(CUTS), "even": ("even",), "free": ("merged", "dense")}[config.sizes]
     cuts: dict[str, list[Rows]] = {kind: [] for kind in kinds}
-    apart = dict.fromkeys(kinds, 0.0)
+    apart = dict.fromkeys(kinds, 0.0) if config.sizes == "auto" else {}
     with Progress("partitions", total=len(made), unit="layout") as progress:
         for number, (graph, y) in enumerate(made):
             for kind, labels in cuts.items():
                 labels.append(CUTS[kind](y, graph, clusters, 1000 * config.seed + number))
-                apart[kind] += silhouette(y, labels[-1]) / len(made)
+                if kind in apart:
+                    apart[kind] += silhouette(y, labels[-1]) / len(made)
             progress.advance()
     level = {kind: float(np.mean([evenness(label, clusters) for label in labels])) for kind, labels in cuts.items()}
     steady = {kind: mean_agreement(labels) for kind, labels in cuts.items()}
