@@ -69,7 +69,8 @@ class ClusterModel:
 
     def consensus(self, probability: Float[Tensor, "H n C"]) -> Float[Tensor, "n C"]:
         """What the heads say together: the mean of their probabilities by `trust`."""
-        return torch.tensordot(self.trust, probability, 1)
+        together: Tensor = torch.tensordot(self.trust, probability, 1)
+        return together
 
     def blocks(self, embedding: Embeddings) -> Iterator[tuple[Tensor, Tensor]]:
         """Block by block the scaled rows, (n, D'), and all heads' probabilities, (H, n, C): all at once would not fit.
