@@ -150,9 +150,8 @@ def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.devi
     moving = rows * (2 * dim * FLOAT + max(NEIGHBORS) * MOVED)
     parts = max(max(counts), min(MICRO * max(counts), rows // MICRO_ROWS))
     cuts = CUT_COPIES * len(set(counts)) * len(SPACES) * len(NEIGHBORS) * rows * DOUBLE
-    draws = 2 * len(counts) * configs[0].heads.count * rows * FLOAT
     matching = rows * max(counts) * INDEX
-    return max(graphs + max(mining, moving, MERGE_COPIES * parts**2 * DOUBLE), cuts + max(matching, draws))
+    return max(graphs + max(mining, moving, MERGE_COPIES * parts**2 * DOUBLE), cuts + matching)
 
 
 def _assigning(rows: int, images: int, width: int, heads: int, clusters: int, widest: int, device: torch.device) -> int:

@@ -191,15 +191,12 @@ def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -
     """Teach every head its cuts by cross-entropy; teachers and marginals start where the students end.
 
     The cuts of a trial's start are dealt to its heads: head h of H learns the cuts h, h + H, ... in turn, or where
-    heads are many, cut h modulo their number. Every head weighs the rows by exponential draws of its own (Bayesian
-    bootstrap), so that heads of one cut differ.
+    heads are many, cut h modulo their number.
     """
     x, device, heads = trainer.data.originals, trainer.device, trainer.heads_per_trial
     known = torch.from_numpy(starts[0].rows).to(x.device)  # the same for every number of clusters
     cuts = {start.clusters: torch.from_numpy(start.cuts).to(device) for start in starts}
     generator = torch.Generator().manual_seed(config.seed)
-    importance = torch.empty(heads, len(known)).exponential_(generator=generator)
-    importance = importance.repeat(trainer.trials, 1).to(device)
     optimizer = StackedAdamW(trainer.student.weights, [0.0] * len(trainer.blocks))
     with Progress("warm start", total=config.steps, unit="step") as progress:
         for step in range(config.steps):
@@ -212,8 +209,7 @@ def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -
                 passed = block.student.forward(batch, trainer.student_temperature[block.heads], training=True)
                 gradient, _ = objectives.softmax(passed.logits)
                 gradient.scatter_add_(2, wanted[block.heads, :, None], -torch.ones_like(gradient[..., :1]))
-                gradient *= (importance[block.heads][:, rows] / len(rows))[..., None]
-                optimizer.step(number, block.student.gradients(passed, gradient), rate)
+                optimizer.step(number, block.student.gradients(passed, gradient / len(rows)), rate)
             progress.advance()
     trainer.begin_at_students([start.free for start in starts])
 
