@@ -97,10 +97,12 @@ class ObjectiveConfig(Section):
 class StartConfig(Section):
     """Where heads begin; see pipeline/start.py."""
 
-    kind: Literal["layouts", "random"] = Field("layouts", description="consensus of graph layouts, or random weights")
+    kind: Literal["layouts", "random"] = Field(
+        "layouts", description="each head at a graph layout of its own, or random"
+    )
     sizes: Literal["auto", "even", "free"] = Field("auto", description="of clusters; auto: decided without labels")
     seed: int = Field(0, description="of layouts, partitions and the order of learning them")
-    steps: Count = Field(400, description="in which heads learn the consensus")
+    steps: Count = Field(400, description="in which heads learn the clusters of their layouts")
     lr: Positive = Field(5e-3, description="peak learning rate of those steps")
     batch_size: Count = Field(1024, description="images per such step")
 

@@ -102,7 +102,7 @@ def train_pass(
 def _begin_at_layouts(
     cache: EmbeddingCache, configs: Sequence[Config], runs: Sequence[RunFolder], trainer: HeadTrainer, scratch: Path
 ) -> None:
-    """Warm-start every trial at the votes for its number of clusters, and say in its folder how they were decided."""
+    """Warm-start every trial at the cuts for its number of clusters, and say in its folder how they were chosen."""
     start, counts = configs[0].start, sorted({config.heads.clusters for config in configs})
     starts = {c: find_start(cache, trainer.data.rows, c, start, trainer.device, scratch) for c in counts}
     return_freed_memory()
