@@ -203,13 +203,14 @@ def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -
             rows = torch.randint(len(known), (min(config.batch_size, len(known)),), generator=generator)
             batch = x[known[rows.to(x.device)]].to(device)
             rows, rate = rows.to(device), config.lr * (1 - step / config.steps)
-            turn = _dealt(heads, len(starts[0].cuts), step)
-            wanted = torch.cat([cuts[start.clusters][turn][:, rows] for start in starts])
+            turn = torch.tensor(_dealt(heads, len(starts[0].cuts), step), device=device)[:, None]
+            wanted = torch.cat([cuts[start.clusters][turn, rows] for start in starts])
             for number, block in enumerate(trainer.blocks):
                 passed = block.student.forward(batch, trainer.student_temperature[block.heads], training=True)
                 gradient, _ = objectives.softmax(passed.logits)
                 gradient.scatter_add_(2, wanted[block.heads, :, None], -torch.ones_like(gradient[..., :1]))
-                optimizer.step(number, block.student.gradients(passed, gradient / len(rows)), rate)
+                gradient /= len(rows)
+                optimizer.step(number, block.student.gradients(passed, gradient), rate)
             progress.advance()
     trainer.begin_at_students([start.free for start in starts])
 

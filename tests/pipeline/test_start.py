@@ -253,3 +253,19 @@ def test_heads_learn_their_cuts(tmp_path: Path, kind: str) -> None:
         assert all((own == label).mean() > 0.97 for own in clusters)
     assert (trainer.marginal_power == 0).all()  # free sizes: the objective stops balancing
     torch.testing.assert_close(trainer.marginal.sum(-1), torch.ones(2))
+
+
+def test_every_head_learns_the_cut_dealt_to_it_also_where_trials_differ_in_clusters(tmp_path: Path) -> None:
+    embedding, label = mixture(noise=0.6)
+    configs = [load_config(None, [f"heads.clusters={clusters}", "heads.count=2"]) for clusters in (6, 3)]
+    data = load_training_set(write_cache(tmp_path, embedding), configs[0], CPU, tmp_path)
+    trainer, rows, pairs = HeadTrainer(configs, data), np.arange(len(label)), label // 2
+    starts = [
+        start_module.Start(rows, 6, np.stack([label, 5 - label]).astype(np.int64), "even", {}, {}, {}),
+        start_module.Start(rows, 3, np.stack([pairs, 2 - pairs]).astype(np.int64), "merged", {}, {}, {}),
+    ]
+    warm_start(trainer, starts, configs[0].start)
+    clusters = trainer.teacher.logits(data.originals).argmax(-1).numpy()
+    for own, wanted in zip(clusters, np.concatenate([start.cuts for start in starts]), strict=True):
+        assert (own == wanted).mean() > 0.95
+    assert trainer.marginal_power.tolist() == [1, 1, 0, 0]
