@@ -16,7 +16,7 @@ from pipeline.exact import block_bytes
 from pipeline.heads import init_heads
 from pipeline.mine import exact_rows
 from pipeline.novelty import SAMPLE
-from pipeline.partition import MICRO, MICRO_ROWS
+from pipeline.partition import MICRO, MICRO_ROWS, ward_rows
 from pipeline.scaling import COMPONENTS, POWER
 from pipeline.select import FOLDS, LINEAR_ROWS
 from pipeline.start import LARGEST, NEIGHBORS, SPACES
@@ -36,6 +36,7 @@ EDGE = 20  # bytes per neighbor of a fuzzy graph: an edge of 12, and as measured
 MOVED = 280  # and while its layout is made
 CUT_COPIES = 4  # of the cuts of all layouts: of each kind, and matched
 MERGE_COPIES = 4  # of the weights between the parts that are merged, in float64
+WARD_COPIES = 2  # of the distances of the pairs of rows that Ward's clusters are made of, in float64
 ASSIGNED_COPIES = 5  # of a block's widest activation while rows are assigned
 LINEAR_COPIES = 3  # in float64 of the sample that a linear classifier is tried on; the table is not given back before
 ASSIGNMENT = 400  # bytes of an image in the table of assignments, its name included,
@@ -149,9 +150,10 @@ def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.devi
     mining = rows * dim * FLOAT + _searching(rows, dim, max(NEIGHBORS), device)
     moving = rows * (2 * dim * FLOAT + max(NEIGHBORS) * MOVED)
     parts = max(max(counts), min(MICRO * max(counts), rows // MICRO_ROWS))
+    merging, ward = MERGE_COPIES * parts**2, WARD_COPIES * min(rows, ward_rows(max(counts))) ** 2 // 2
     cuts = CUT_COPIES * len(set(counts)) * len(SPACES) * len(NEIGHBORS) * rows * DOUBLE
     matching = rows * max(counts) * INDEX
-    return max(graphs + max(mining, moving, MERGE_COPIES * parts**2 * DOUBLE), cuts + matching)
+    return max(graphs + max(mining, moving, merging * DOUBLE, ward * DOUBLE), cuts + matching)
 
 
 def _assigning(rows: int, images: int, width: int, heads: int, clusters: int, widest: int, device: torch.device) -> int:

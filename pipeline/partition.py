@@ -26,11 +26,15 @@ def even_sizes(y: Layout, graph: sp.csr_array, clusters: int, seed: int) -> Labe
 
     At 50 clusters and more that ends at a lower inertia than the best of 100 k-means++ starts, 20 times sooner.
     """
-    draw = np.random.default_rng(seed)
-    count = max(min(WARD_ROWS * clusters, MOST_WARD_ROWS), FEWEST_WARD_ROWS, clusters)
+    draw, count = np.random.default_rng(seed), ward_rows(clusters)
     runs = [_from_ward(y, clusters, draw.permutation(len(y))[:count]) for _ in range(WARD_STARTS)]
     best: Labeling = min(runs, key=lambda run: run.inertia_).labels_.astype(np.int64)
     return best
+
+
+def ward_rows(clusters: int) -> int:
+    """Rows of a layout that Ward's clusters are made of, where it has so many."""
+    return max(min(WARD_ROWS * clusters, MOST_WARD_ROWS), FEWEST_WARD_ROWS, clusters)
 
 
 def _from_ward(y: Layout, clusters: int, rows: Labeling) -> KMeans:

@@ -4,10 +4,12 @@ import errno
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from mixtures import mixture, write_cache
 
@@ -17,6 +19,7 @@ from pipeline.bank import Ahead, Place, empty_bank
 from pipeline.config import Config, load_config
 from pipeline.data import Batches, load_training_set
 from pipeline.errors import UserError
+from pipeline.partition import even_sizes
 from pipeline.run import train_heads
 from pipeline.train import HeadTrainer
 
@@ -62,6 +65,16 @@ def test_layouts_and_images_that_are_only_assigned_are_counted() -> None:
     assert most == memory.predict([layouts], 10 * memory.LARGEST, 64, 0, CPU).start
     more = [memory.predict([plain], 50_000, 64, 0, CPU, images=images).results for images in (0, 60_000)]
     assert more[1] - more[0] == 10_000 * memory.ASSIGNMENT
+
+
+def test_the_cuts_of_many_clusters_are_counted() -> None:
+    y = np.random.default_rng(0).normal(size=(3000, 3)).astype(np.float32)
+    tracemalloc.start()
+    even_sizes(y, sp.csr_array((3000, 3000)), 150, seed=0)
+    _, seen = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    predicted = memory.predict([settings("start.kind=layouts", "heads.clusters=150")], 3000, 8, 0, CPU).start
+    assert 2 * seen <= predicted <= 3 * seen  # SciPy copies the distances once more, in memory of its own
 
 
 @pytest.mark.parametrize(
