@@ -64,8 +64,9 @@ class ClusterModel:
         Heads that begin at different clusterings end at different losses, and those of low loss are right more often
         (benchmarks/RESULTS.md).
         """
-        deviation = self.loss.std(correction=0).clamp_min(torch.finfo(self.loss.dtype).tiny)
-        return torch.softmax((self.loss.min() - self.loss) / (SHARPNESS * deviation), 0)
+        scale = SHARPNESS * self.loss.std(correction=0)
+        scale.clamp_min_(torch.finfo(self.loss.dtype).tiny)  # equal losses: 0 / tiny, not 0 / 0
+        return torch.softmax((self.loss.min() - self.loss) / scale, 0)
 
     def consensus(self, probability: Float[Tensor, "H n C"]) -> Float[Tensor, "n C"]:
         """What the heads say together: the mean of their probabilities by `trust`."""
