@@ -23,7 +23,7 @@ from pipeline.scaling import Scaling
 SHARPNESS = 0.5  # deviations of the losses within which a head's weight falls to 1/e
 BLOCK_ROWS = 8192  # rows per forward pass,
 BLOCK_BYTES = 2**22  # or fewer, where the widest activation of all heads is more than so many bytes
-FORMAT = "temi-heads-1"
+FORMAT = "temi-heads-2"  # 1: heads were trusted alike
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from pipeline.errors import UserError
 from pipeline.folder import read_json
 from pipeline.levels import run_levels
 from pipeline.results import FinishedRun
-from pipeline.select import AGREEMENT_HEADS
+from pipeline.select import compared
 from pipeline.thumbnails import run_thumbnails
 
 POINTS = 50_000  # images on the map; of more, a sample
@@ -158,8 +158,9 @@ def confusion(
 
 
 def agreement(run: FinishedRun, embedding: torch.Tensor) -> list[list[float]]:
-    """Normalized mutual information of each two of the first heads; [] where there is one head."""
-    labels = run.model.head_clusters(embedding).cpu().numpy()[:AGREEMENT_HEADS]
+    """Normalized mutual information of each two of the heads compared; [] where there is one head."""
+    labels = run.model.head_clusters(embedding).cpu().numpy()
+    labels = labels[compared(len(labels))]
     if len(labels) < 2:
         return []
     scores = np.eye(len(labels))

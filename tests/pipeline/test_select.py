@@ -12,7 +12,14 @@ from pipeline import select
 from pipeline.config import load_config
 from pipeline.model import ClusterModel
 from pipeline.run import train_heads
-from pipeline.select import choose_trial, label_free_scores, linear_accuracy, neighbor_consistency, size_scores
+from pipeline.select import (
+    choose_trial,
+    compared,
+    label_free_scores,
+    linear_accuracy,
+    neighbor_consistency,
+    size_scores,
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +121,12 @@ def test_a_sample_of_many_rows_is_the_same_whatever_the_blocks(
     assert whole["neighbor_consistency"] is None
 
 
-def test_the_most_stable_trial_is_chosen_or_the_most_linear_of_single_heads() -> None:
-    one, two = {"stability": 0.9, "linear_accuracy": 0.7}, {"stability": 0.8, "linear_accuracy": 0.9}
+def test_the_trial_whose_heads_agree_is_chosen_or_the_most_confident_of_single_heads() -> None:
+    one, two = {"head_agreement": 0.9, "mean_confidence": 0.7}, {"head_agreement": 0.8, "mean_confidence": 0.9}
     assert choose_trial([one, two]) is one
-    assert choose_trial([one | {"stability": None}, two]) is two
+    assert choose_trial([one | {"head_agreement": None}, two]) is two
+
+
+def test_heads_compared_are_spread_evenly() -> None:
+    assert [list(range(heads))[compared(heads)] for heads in (1, 4, 16)] == [[0], [0, 1, 2, 3], list(range(0, 16, 2))]
+    assert 8 <= len(range(50)[compared(50)]) <= 10
