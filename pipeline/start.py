@@ -2,8 +2,8 @@
 
 From a random start a few thousand steps of TEMI lose to k-means on small folders. So the neighbor graph is laid out in
 three dimensions several times over several scalings of the embeddings, every layout is cut into clusters, and the heads
-learn the cuts before the first step of the objective. Layouts end in clusterings that differ, and the loss that a head
-then reaches tells good ones from bad (pipeline/model.py): what they agree on, heads of one common start know as well.
+learn the cuts before the first step of the objective. Clusterings of different layouts differ, and the loss that a head
+ends at tells the good ones from the bad (pipeline/model.py); heads of one common start would all end alike.
 
 Cuts come in three kinds (pipeline/partition.py): *even* ones by k-means, whose clusters are of similar size, and two
 that leave sizes free: *merged* along the graph, and *dense* parts. Which kind is learned is a setting, or is decided
