@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int, Int64
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import normalized_mutual_info_score
 
@@ -22,24 +22,30 @@ def match(label: Labeling, reference: Labeling, clusters: int) -> Int64[np.ndarr
     return matched
 
 
-def agreement(labelings: Sequence[Labeling]) -> Float64[np.ndarray, "L L"]:
+def mutual_information(
+    labelings: Sequence[Labeling] | Int[np.ndarray, "L N"],
+) -> Float64[np.ndarray, "L L"]:
     """Normalized mutual information of every two of L labelings; 1 on the diagonal."""
-    step = -(-len(labelings[0]) // AGREEMENT_ROWS)
-    sample = [label[::step] for label in labelings]
-    score = np.eye(len(sample))
-    for a, b in combinations(range(len(sample)), 2):
-        score[a, b] = score[b, a] = normalized_mutual_info_score(sample[a], sample[b])
+    score = np.eye(len(labelings))
+    for a, b in combinations(range(len(labelings)), 2):
+        score[a, b] = score[b, a] = normalized_mutual_info_score(labelings[a], labelings[b])
     return score
 
 
-def mean_agreement(labelings: Sequence[Labeling]) -> float:
-    """Mean of `agreement` over the pairs: how steady a way of cutting is from layout to layout."""
-    return float(agreement(labelings)[np.triu_indices(len(labelings), 1)].mean())
+def agreement(labelings: Sequence[Labeling]) -> Float64[np.ndarray, "L L"]:
+    """`mutual_information` of at most AGREEMENT_ROWS rows."""
+    step = -(-len(labelings[0]) // AGREEMENT_ROWS)
+    return mutual_information([label[::step] for label in labelings])
 
 
-def align(labelings: Sequence[Labeling], clusters: int) -> Int64[np.ndarray, "L N"]:
-    """The labelings with cluster ids matched to the medoid's, then to the majority's."""
-    reference = labelings[agreement(labelings).sum(1).argmax()]
+def mean_agreement(score: Float64[np.ndarray, "L L"]) -> float:
+    """Mean over the pairs: how steady a way of cutting is from layout to layout, or how far heads agree."""
+    return float(score[np.triu_indices(len(score), 1)].mean())
+
+
+def align(labelings: Sequence[Labeling], score: Float64[np.ndarray, "L L"], clusters: int) -> Int64[np.ndarray, "L N"]:
+    """The labelings with cluster ids matched to the medoid's by their `agreement`, then to the majority's."""
+    reference = labelings[score.sum(1).argmax()]
     for _ in range(ROUNDS):
         aligned = np.stack([match(label, reference, clusters)[label] for label in labelings])
         reference = majority(aligned, clusters)

@@ -85,11 +85,12 @@ class ClusterModel:
             )
         for block in blocks_of(embedding, block_rows(len(self.loss) * self.heads.widest)):
             scaled = self.scaling(block.to(self.scaling.shift.device))
-            yield scaled, self._probabilities(scaled)
+            yield scaled, self.probabilities(scaled)
 
     @torch.no_grad()
-    def _probabilities(self, scaled: Float[Tensor, "n P"]) -> Float[Tensor, "H n C"]:
-        index = self.alignment[:, None].expand(-1, len(scaled), -1)
+    def probabilities(self, scaled: Float[Tensor, "n P"]) -> Float[Tensor, "H n C"]:
+        """What every head says of scaled rows, in the aligned cluster ids."""
+        index = self.alignment[:, None].expand(-1, scaled.shape[0], -1)
         return self.heads.probabilities(scaled, self.temperature).gather(2, index)
 
     def predict_proba(self, embedding: Embeddings) -> Float[Tensor, "n C"]:

@@ -26,12 +26,10 @@ class _Consensus(nn.Module):
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # `ClusterModel.predict_proba` without its blocks of rows, whose number an exporter would freeze.
-        model, scaling = self.model, self.model.scaling
+        scaling = self.model.scaling
         # ONNX knows neither loops over blocks nor `copysign`, so the signed root is written out.
         rooted = embedding.sign() * embedding.abs().sqrt() if scaling.root else embedding
-        heads = model.heads.probabilities(scaling.of_rooted(rooted), model.temperature)
-        index = model.alignment[:, None].expand(-1, heads.shape[1], -1)
-        probability = model.consensus(heads.gather(2, index))
+        probability = self.model.consensus(self.model.probabilities(scaling.of_rooted(rooted)))
         confidence, cluster = probability.max(-1)
         return probability, cluster, confidence
 

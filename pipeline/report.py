@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from importlib.resources import files
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,11 @@ from jaxtyping import Float32, Int64
 from plotly.offline import get_plotlyjs
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import normalized_mutual_info_score
 
 from cache.files import os_errors, write_atomic
 from pipeline.atlas import run_atlas
 from pipeline.cards import centers, class_name, class_shares, cluster_cards, nearest_clusters
+from pipeline.consensus import mutual_information
 from pipeline.errors import UserError
 from pipeline.folder import read_json
 from pipeline.levels import run_levels
@@ -160,13 +159,9 @@ def confusion(
 def agreement(run: FinishedRun, embedding: torch.Tensor) -> list[list[float]]:
     """Normalized mutual information of each two of the heads compared; [] where there is one head."""
     labels = run.model.head_clusters(embedding).cpu().numpy()
-    labels = labels[compared(len(labels))]
     if len(labels) < 2:
         return []
-    scores = np.eye(len(labels))
-    for a, b in combinations(range(len(labels)), 2):
-        scores[a, b] = scores[b, a] = normalized_mutual_info_score(labels[a], labels[b])
-    return [_rounded(row, 3) for row in scores]
+    return [_rounded(row, 3) for row in mutual_information(labels[compared(len(labels))])]
 
 
 def merge_tree(

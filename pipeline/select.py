@@ -1,7 +1,6 @@
 """Scores that never see a label: what heads and trials are compared by before anybody evaluates."""
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from jaxtyping import Float, Int32, Int64
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
+from pipeline.consensus import mean_agreement, mutual_information
 from pipeline.model import ClusterModel
 from pipeline.rows import BLOCK_ROWS, Embeddings, collect
 
@@ -95,9 +95,7 @@ def compared(heads: int) -> slice:
 
 def head_agreement(clusters: Int32[Tensor, "A N"]) -> float | None:
     """Mean pairwise normalized mutual information of the heads' assignments; None for a single head."""
-    labels = clusters.cpu().numpy()
-    scores = [normalized_mutual_info_score(a, b) for a, b in combinations(labels, 2)]
-    return float(np.mean(scores)) if scores else None
+    return mean_agreement(mutual_information(clusters.cpu().numpy())) if len(clusters) > 1 else None
 
 
 def stability(halves: Int32[Tensor, "2 N"]) -> float:

@@ -25,7 +25,7 @@ from torch import Tensor
 from cache import CacheError, EmbeddingCache
 from pipeline import objectives
 from pipeline.config import StartConfig
-from pipeline.consensus import align, mean_agreement
+from pipeline.consensus import agreement, align, mean_agreement
 from pipeline.layout import fuzzy_graph, layout, principal_start
 from pipeline.mine import mine_neighbors
 from pipeline.model import load_tensors, save_tensors
@@ -104,9 +104,11 @@ def find_start(
                     apart[kind] += silhouette(y, labels[-1]) / len(made)
             progress.advance()
     level = {kind: float(np.mean([evenness(label, clusters) for label in labels])) for kind, labels in cuts.items()}
-    steady = {kind: mean_agreement(labels) for kind, labels in cuts.items()}
+    agreements = {kind: agreement(labels) for kind, labels in cuts.items()}
+    steady = {kind: mean_agreement(score) for kind, score in agreements.items()}
     chosen = choose_cut(level, steady, apart) if config.sizes == "auto" else max(steady, key=lambda kind: steady[kind])
-    return Start(sample(len(rows)), clusters, align(cuts[chosen], clusters), chosen, level, steady, apart)
+    aligned = align(cuts[chosen], agreements[chosen], clusters)
+    return Start(sample(len(rows)), clusters, aligned, chosen, level, steady, apart)
 
 
 def sample(count: int) -> Rows:

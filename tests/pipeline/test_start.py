@@ -138,7 +138,7 @@ def test_alignment_does_not_depend_on_cluster_ids(clusters: int, seed: int) -> N
     truth = rng.integers(0, clusters, 80)
     labelings = [np.where(rng.random(80) < 0.2, rng.integers(0, clusters, 80), truth) for _ in range(5)]
     renamed = [rng.permutation(clusters)[label] for label in labelings]
-    aligned, other = align(labelings, clusters), align(renamed, clusters)
+    aligned, other = (align(found, agreement(found), clusters) for found in (labelings, renamed))
     for label, matched in zip(labelings, aligned, strict=True):  # the same partition
         assert len({*zip(label, matched, strict=True)}) == len({*label}) == len({*matched})
     assert hungarian_accuracy(majority(aligned, clusters), majority(other, clusters)) > 0.9
@@ -150,7 +150,7 @@ def test_match_and_agreement() -> None:
     noise = np.array([0, 1, 0, 1, 0, 1])
     score = agreement([noise, label, (label + 1) % 3])
     np.testing.assert_allclose(score, [[1, 0, 0], [0, 1, 1], [0, 1, 1]], atol=1e-9)
-    assert mean_agreement([noise, label, (label + 1) % 3]) == pytest.approx(1 / 3)
+    assert mean_agreement(score) == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(
