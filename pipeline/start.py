@@ -7,7 +7,8 @@ ends at tells the good ones from the bad (pipeline/model.py); heads of one commo
 
 Cuts come in three kinds (pipeline/partition.py): *even* ones by k-means, whose clusters are of similar size, and two
 that leave sizes free: *merged* along the graph, and *dense* parts. Which kind is learned is a setting, or is decided
-without labels by `choose_cut`.
+without labels by `choose_cut`. Where clusters are many, half of the heads that would begin at even cuts begin at
+communities of the graph instead (pipeline/communities.py): the loss tells which of them the data bear out.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from cache import CacheError, EmbeddingCache
 from pipeline import objectives
+from pipeline.communities import communities
 from pipeline.config import StartConfig
 from pipeline.consensus import agreement, align, mean_agreement
 from pipeline.layout import fuzzy_graph, layout, principal_start
@@ -46,6 +48,7 @@ SMALL = 3000  # rows up to which a layout gets twice the epochs
 LARGEST = 100_000
 
 CUTS = {"even": even_sizes, "merged": free_sizes, "dense": density_sizes}
+MANY = 20  # clusters from which on communities of every second graph take the place of its even cut
 UNEVEN = 0.8  # a free cut is believed where its evenness is below this
 STEADIER = 0.005  # and its agreement from layout to layout above that of the even cuts by more than this,
 LOOSER = 0.035  # and its silhouette not below that of the even cuts, which k-means all but maximizes, by more than this
@@ -62,7 +65,7 @@ class Start:
     rows : (M,) positions of the training rows that were laid out: all, or a sample of LARGEST
     clusters : C
     cuts : (L, M) cluster of each of them in each layout; ids of different layouts are matched
-    cut : the kind of these cuts, one of CUTS
+    cut : the kind of these cuts, one of CUTS; of MANY clusters every second "even" one is communities
     evenness : of each kind, mean exp(entropy) / C of its cuts; 1 for equal sizes
     agreement : of each kind, mean normalized mutual information of its cuts of two layouts
     silhouette : of each kind, mean silhouette of its cuts in their layouts; empty where the kind was not to be decided
@@ -96,18 +99,24 @@ def find_start(
     kinds = {"auto": tuple(CUTS), "even": ("even",), "free": ("merged", "dense")}[config.sizes]
     cuts: dict[str, list[Rows]] = {kind: [] for kind in kinds}
     apart = dict.fromkeys(kinds, 0.0) if config.sizes == "auto" else {}
+    found: dict[int, Rows] = {}
     with Progress("partitions", total=len(made), unit="layout") as progress:
         for number, (graph, y) in enumerate(made):
+            draw = 1000 * config.seed + number
             for kind, labels in cuts.items():
-                labels.append(CUTS[kind](y, graph, clusters, 1000 * config.seed + number))
+                labels.append(CUTS[kind](y, graph, clusters, draw))
                 if kind in apart:
                     apart[kind] += silhouette(y, labels[-1]) / len(made)
+            if "even" in cuts and clusters >= MANY and number % 2:
+                found[number] = communities(graph, clusters, draw)
             progress.advance()
     level = {kind: float(np.mean([evenness(label, clusters) for label in labels])) for kind, labels in cuts.items()}
-    agreements = {kind: agreement(labels) for kind, labels in cuts.items()}
-    steady = {kind: mean_agreement(score) for kind, score in agreements.items()}
+    steady = {kind: mean_agreement(agreement(labels)) for kind, labels in cuts.items()}
     chosen = choose_cut(level, steady, apart) if config.sizes == "auto" else max(steady, key=lambda kind: steady[kind])
-    aligned = align(cuts[chosen], agreements[chosen], clusters)
+    learned = cuts[chosen]
+    if chosen == "even":
+        learned = [found.get(number, label) for number, label in enumerate(learned)]
+    aligned = align(learned, agreement(learned), clusters)
     return Start(sample(len(rows)), clusters, aligned, chosen, level, steady, apart)
 
 
