@@ -7,18 +7,15 @@ layouts know more (benchmarks/RESULTS.md).
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Int64
 from sknetwork.clustering import Louvain
 
-from pipeline.partition import merge_parts
+from pipeline.partition import Labeling, merge_parts
 
 TRIES = 12  # resolutions tried on the way to the number of clusters
 SURPLUS = 1.02  # communities per cluster that end the search: so few more are merged
 COARSEST = 1e-2  # resolution: one community for every part of the graph
 ROUNDS = 30  # of settling
 TIE = 1e-9  # edge weight by which a row prefers the community that it is in
-
-Labeling = Int64[np.ndarray, " N"]
 
 
 def communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
