@@ -27,7 +27,7 @@ def communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
     settled = settle(graph, label, resolution, seed)
     if settled.max() >= clusters - 1:  # settling may empty a community
         label = settled
-    return merge_parts(label, int(label.max()) + 1, graph, clusters)
+    return merge_parts(label, graph, clusters)
 
 
 def at_least(graph: sp.csr_array, clusters: int, seed: int) -> tuple[Labeling, float]:
@@ -63,7 +63,7 @@ def settle(graph: sp.csr_array, label: Labeling, resolution: float, seed: int) -
     w(i, c) - resolution * d_i * (V_c - [i in c] d_i) / 2m. Louvain moves rows one by one only at first, and whole
     communities afterwards: this repairs what those leave at their borders.
     """
-    rows, degree, label = np.arange(graph.shape[0]), graph.sum(1), label.copy()
+    rows, degree = np.arange(graph.shape[0]), graph.sum(1)
     random = np.random.default_rng(seed)
     for _ in range(ROUNDS):
         member = sp.csr_array((np.ones(len(rows)), (rows, label)))

@@ -52,8 +52,7 @@ def k_means(y: Layout, clusters: int, seed: int, starts: int = 1) -> Labeling:
 def free_sizes(y: Layout, graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
     """Microclusters of the layout, merged along the neighbor graph until `clusters` are left, of any size."""
     count = max(clusters, min(MICRO * clusters, len(y) // MICRO_ROWS))
-    micro = k_means(y, count, seed)
-    return merge_parts(micro, count, graph, clusters)
+    return merge_parts(k_means(y, count, seed), graph, clusters)
 
 
 def density_sizes(y: Layout, graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
@@ -64,7 +63,7 @@ def density_sizes(y: Layout, graph: sp.csr_array, clusters: int, seed: int) -> L
     parts = _dense_parts(y, clusters, seed)
     found = int(parts.max()) + 1
     if found > clusters:
-        return merge_parts(parts, found, graph, clusters)
+        return merge_parts(parts, graph, clusters)
     inertia = [_inertia(y[parts == part]) for part in range(found)]
     while len(inertia) < clusters and max(inertia) > 0:
         rows = np.flatnonzero(parts == np.argmax(inertia))
@@ -92,11 +91,11 @@ def _inertia(y: Float32[np.ndarray, "n 3"]) -> float:
     return float(((y - y.mean(0)) ** 2).sum())
 
 
-def merge_parts(part: Labeling, count: int, graph: sp.csr_array, clusters: int) -> Labeling:
-    """`count` parts of the rows, merged along the graph."""
-    member = sp.csr_array((np.ones(len(part)), (np.arange(len(part)), part)), shape=(len(part), count))
+def merge_parts(part: Labeling, graph: sp.csr_array, clusters: int) -> Labeling:
+    """Parts of the rows, merged along the graph."""
+    member = sp.csr_array((np.ones(len(part)), (np.arange(len(part)), part)))
     between = (member.T @ graph @ member).toarray()
-    labels: Labeling = merge(between, np.bincount(part, minlength=count), clusters)[part]
+    labels: Labeling = merge(between, np.bincount(part), clusters)[part]
     return labels
 
 

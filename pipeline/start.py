@@ -99,25 +99,33 @@ def find_start(
     kinds = {"auto": tuple(CUTS), "even": ("even",), "free": ("merged", "dense")}[config.sizes]
     cuts: dict[str, list[Rows]] = {kind: [] for kind in kinds}
     apart = dict.fromkeys(kinds, 0.0) if config.sizes == "auto" else {}
-    found: dict[int, Rows] = {}
     with Progress("partitions", total=len(made), unit="layout") as progress:
         for number, (graph, y) in enumerate(made):
-            draw = 1000 * config.seed + number
             for kind, labels in cuts.items():
-                labels.append(CUTS[kind](y, graph, clusters, draw))
+                labels.append(CUTS[kind](y, graph, clusters, 1000 * config.seed + number))
                 if kind in apart:
                     apart[kind] += silhouette(y, labels[-1]) / len(made)
-            if "even" in cuts and clusters >= MANY and number % 2:
-                found[number] = communities(graph, clusters, draw)
             progress.advance()
     level = {kind: float(np.mean([evenness(label, clusters) for label in labels])) for kind, labels in cuts.items()}
-    steady = {kind: mean_agreement(agreement(labels)) for kind, labels in cuts.items()}
+    agreements = {kind: agreement(labels) for kind, labels in cuts.items()}
+    steady = {kind: mean_agreement(score) for kind, score in agreements.items()}
     chosen = choose_cut(level, steady, apart) if config.sizes == "auto" else max(steady, key=lambda kind: steady[kind])
-    learned = cuts[chosen]
-    if chosen == "even":
-        learned = [found.get(number, label) for number, label in enumerate(learned)]
-    aligned = align(learned, agreement(learned), clusters)
+    learned, score = cuts[chosen], agreements[chosen]
+    if chosen == "even" and clusters >= MANY:
+        learned = _half_communities(learned, [graph for graph, _ in made], clusters, config.seed)
+        score = agreement(learned)
+    aligned = align(learned, score, clusters)
     return Start(sample(len(rows)), clusters, aligned, chosen, level, steady, apart)
+
+
+def _half_communities(cuts: list[Rows], graphs: list[sp.csr_array], clusters: int, seed: int) -> list[Rows]:
+    """The cuts, with communities of its graph in place of every second one."""
+    mixed = list(cuts)
+    with Progress("communities", total=len(cuts) // 2, unit="graph") as progress:
+        for number in range(1, len(cuts), 2):
+            mixed[number] = communities(graphs[number], clusters, 1000 * seed + number)
+            progress.advance()
+    return mixed
 
 
 def sample(count: int) -> Rows:
