@@ -36,4 +36,5 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[$(FAISS),demo,dev]'
+	mkdir -p $(VENV)/src && ln -sfn $(CURDIR) $(VENV)/src/temi  # mypy finds the package there
 	touch $@

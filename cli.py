@@ -12,12 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from pipeline.commands import START, report, results
-from pipeline.console import user_errors
-from pipeline.errors import UserError
+from temi.pipeline.commands.console import user_errors
+from temi.pipeline.commands.results import START, report, results
+from temi.pipeline.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.count import ClusterCount
+    from temi.pipeline.start.count import ClusterCount
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -56,8 +56,8 @@ def embed(
 ) -> None:
     """Stage one: run a frozen backbone once over SOURCE and its augmented views, into an embedding cache."""
     with user_errors():
-        from pipeline.config import load_config
-        from pipeline.embed import embed as run_embed
+        from temi.pipeline.config import load_config
+        from temi.pipeline.encode.embed import embed as run_embed
 
         settings = load_config(config, [*(set_ or ()), *([f"embed.digest={digest}"] if digest else [])]).embed
         cache = run_embed(source, out, settings, root=root, shard=_parse_shard(shard, overwrite), overwrite=overwrite)
@@ -70,7 +70,7 @@ def embed(
 
 def _parse_shard(text: str | None, overwrite: bool) -> tuple[int, int]:
     """I and N of ``--shard I/N``; without it, those of torchrun."""
-    from pipeline.device import torchrun_rank
+    from temi.pipeline.device import torchrun_rank
 
     if text is None:
         if overwrite and torchrun_rank()[1] > 1:  # each process would delete what the others have begun
@@ -108,11 +108,11 @@ def train_heads(
 ) -> None:
     """Stage two: train clustering heads on a cache. No label is read."""
     with user_errors():
-        from cache import EmbeddingCache
-        from pipeline.config import load_config
-        from pipeline.folder import read_json, write_json
-        from pipeline.run import train_heads
-        from pipeline.team import follow, join
+        from temi.cache import EmbeddingCache
+        from temi.pipeline.config import load_config
+        from temi.pipeline.heads.processes import follow, join
+        from temi.pipeline.runs.run_folder import read_json, write_json
+        from temi.pipeline.runs.train import train_heads
 
         if join().rank > 0:
             follow()
@@ -140,11 +140,11 @@ def _count_clusters(
     text: str, cache: Path, out: Path, config: Path | None, overrides: list[str]
 ) -> tuple[list[int], "ClusterCount | None"]:
     """The numbers that `--clusters` names, or the estimate it asks for, printed with its curve."""
-    from cache import EmbeddingCache
-    from pipeline.config import load_config
-    from pipeline.count import estimate_clusters, parse_clusters
-    from pipeline.data import training_rows
-    from pipeline.device import pick_device
+    from temi.cache import EmbeddingCache
+    from temi.pipeline.config import load_config
+    from temi.pipeline.device import pick_device
+    from temi.pipeline.heads.batches import training_rows
+    from temi.pipeline.start.count import estimate_clusters, parse_clusters
 
     asked = parse_clusters(text)
     if isinstance(asked, list):
@@ -161,11 +161,11 @@ def _count_clusters(
 def _train_trials(
     cache: Path, out: Path, file: Path | None, grid: list[str], config: Path | None, overrides: list[str], destroy: bool
 ) -> None:
-    from cache import EmbeddingCache
-    from pipeline.console import merge_tree
-    from pipeline.folder import read_json
-    from pipeline.select import choose_trial
-    from pipeline.trials import MERGES, plan_trials, train_trials, trial_name
+    from temi.cache import EmbeddingCache
+    from temi.pipeline.commands.console import merge_tree
+    from temi.pipeline.runs.label_free import choose_trial
+    from temi.pipeline.runs.run_folder import read_json
+    from temi.pipeline.runs.trials import MERGES, plan_trials, train_trials, trial_name
 
     trials = train_trials(
         EmbeddingCache.open(cache), plan_trials(file, grid, config, overrides), out, overwrite=destroy
@@ -216,10 +216,10 @@ def evaluate(
 ) -> None:
     """Score a run beside baselines and the labeled ceilings; without labels, by label-free scores."""
     with user_errors():
-        from cache import EmbeddingCache
-        from pipeline.evaluate import evaluate_run
-        from pipeline.recipes import parse_baselines
-        from pipeline.trials import evaluate_trials, is_trials
+        from temi.cache import EmbeddingCache
+        from temi.pipeline.evaluate.recipes import parse_baselines
+        from temi.pipeline.evaluate.tables import evaluate_run
+        from temi.pipeline.runs.trials import evaluate_trials, is_trials
 
         other, chosen = EmbeddingCache.open(cache) if cache else None, parse_baselines(baselines)
         if is_trials(run):
@@ -243,7 +243,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="holds the cache and the run")] = Path("demo"),
 ) -> None:
     """Cluster scikit-learn's 1,797 digits, from images to a report: nothing to download, a few minutes on a CPU."""
-    from pipeline.recipes import CONFIGS
+    from temi.pipeline.evaluate.recipes import CONFIGS
 
     embed("digits", out / "cache", config=CONFIGS / "demo.toml")
     train_heads(out / "cache", out / "run", config=CONFIGS / "demo.toml")
@@ -309,7 +309,7 @@ def cache_info(
     with user_errors():
         import json
 
-        from cache.info import summarize
+        from temi.cache.info import summarize
 
         summary = summarize(folder)
         if json_:
@@ -325,8 +325,8 @@ def cache_info(
 def cache_verify(folder: CacheFolder) -> None:
     """Re-read every byte of CACHE and name everything that is wrong; exit code 1 if anything is."""
     with user_errors():
-        from cache import EmbeddingCache, Manifest
-        from cache.verify import verify
+        from temi.cache import EmbeddingCache, Manifest
+        from temi.cache.verify import verify
 
         rows = Manifest.read(folder).rows
         with _rows_done("verify") as progress:
@@ -347,8 +347,8 @@ def cache_export(
 ) -> None:
     """Write CACHE in a format of other programs; `temi cache import` makes the same cache of it again."""
     with user_errors():
-        from cache import EmbeddingCache
-        from cache.export import export_cache
+        from temi.cache import EmbeddingCache
+        from temi.cache.convert.export import export_cache
 
         cache = EmbeddingCache.open(folder)
         with _rows_done("export") as progress:
@@ -367,7 +367,7 @@ def cache_import(
 ) -> None:
     """Make a cache of SOURCE: an exported cache, or embeddings made elsewhere."""
     with user_errors():
-        from cache.importing import import_embeddings
+        from temi.cache.convert.importing import import_embeddings
 
         with _rows_done("import") as progress:
             cache = import_embeddings(
@@ -384,7 +384,7 @@ def cache_merge(
 ) -> None:
     """Merge caches of different images, made with the same settings, into one."""
     with user_errors():
-        from cache.merge import merge_caches
+        from temi.cache.convert.merge import merge_caches
 
         with _rows_done("merge") as progress:
             cache = merge_caches(folders, out, overwrite=overwrite, progress=progress)
@@ -399,7 +399,7 @@ def cache_join(
 ) -> None:
     """Join caches of the same images, made with different encoders, into one: heads then read all spaces at once."""
     with user_errors():
-        from cache.join import join_caches
+        from temi.cache.convert.join import join_caches
 
         with _rows_done("join") as progress:
             cache = join_caches(folders, out, overwrite=overwrite, progress=progress)
@@ -413,7 +413,7 @@ def _print_made(out: Path, cache: Any) -> None:
 @contextmanager
 def _rows_done(description: str) -> Iterator[Callable[[Any, int], None]]:
     """A callback for `cache` that shows progress once it knows how many rows there are."""
-    from pipeline.progress import Progress
+    from temi.pipeline.progress import Progress
 
     shown: list[Progress] = []
     with ExitStack() as stack:

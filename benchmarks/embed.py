@@ -30,12 +30,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoModel, BitImageProcessor, Dinov2Config, Dinov2Model
 
-from cache import ShardWriter
-from pipeline.backbones import DTYPES, Backbone, load_backbone
-from pipeline.config import EmbedConfig
-from pipeline.decoding import Decoder
-from pipeline.embed import batch_size, cut, fill, plan, view_policy
-from pipeline.images.folder import FolderImages
+from temi.cache import ShardWriter
+from temi.pipeline.config import EmbedConfig
+from temi.pipeline.encode.backbones import DTYPES, Backbone, load_backbone
+from temi.pipeline.encode.embed import batch_size, cut, fill, plan, view_policy
+from temi.pipeline.encode.workers import Decoder
+from temi.pipeline.images.folder import FolderImages
 
 VIEWS = (0, 2)
 

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache import EmbeddingCache
-from pipeline import scaling
-from pipeline.config import Config, load_config
-from pipeline.data import TrainingSet, load_training_set, training_rows
-from pipeline.evaluate import hungarian_accuracy
-from pipeline.run import assign, build_model
-from pipeline.scaling import Scaling, signed_root
-from pipeline.start import Start, find_start, warm_start
-from pipeline.train import HeadTrainer
+from temi.cache import EmbeddingCache
+from temi.pipeline.config import Config, load_config
+from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.features import scaling
+from temi.pipeline.features.scaling import Scaling, signed_root
+from temi.pipeline.heads.batches import TrainingSet, load_training_set, training_rows
+from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.runs.train import assign, build_model
+from temi.pipeline.start.find import Start, find_start, warm_start
 
 SPACES = ("root", "whiten50-256", "whiten50-128", "whiten50-64", "random-128")
 KINDS = ("linear", "hidden")

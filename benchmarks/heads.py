@@ -7,7 +7,7 @@ is the processor's, which other work on the machine lengthens less.
 
     python benchmarks/heads.py                        # kinds x H x C
     python benchmarks/heads.py --kinds linear --heads 16 --clusters 100 --dim 128
-    python benchmarks/heads.py --blocks               # what BLOCK_BYTES in pipeline/train.py was chosen by
+    python benchmarks/heads.py --blocks               # what BLOCK_BYTES in pipeline/heads/trainer.py was chosen by
 """
 
 import argparse
@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import train
-from pipeline.config import Config, load_config
-from pipeline.data import TrainingSet
-from pipeline.heads import Heads
-from pipeline.scaling import Scaling
+from temi.pipeline.config import Config, load_config
+from temi.pipeline.features.scaling import Scaling
+from temi.pipeline.heads import trainer as train
+from temi.pipeline.heads.batches import TrainingSet
+from temi.pipeline.heads.stack import Heads
 
 ROWS, NEIGHBORS = 8192, 20
 TURN = 0.05  # seconds that a side trains for before it is the other's turn, at least

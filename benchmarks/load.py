@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from synthetic import make_manifest, write_cache
 
-from cache import EmbeddingCache
+from temi.cache import EmbeddingCache
 
 DIM = 768
 

@@ -47,13 +47,13 @@ def _classes(rows: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def exact(x: np.ndarray, k: int) -> np.ndarray:
-    from pipeline.mine import exact_neighbors
+    from temi.pipeline.features.neighbors import exact_neighbors
 
     return exact_neighbors(x, k)[0]
 
 
 def approximate(x: np.ndarray, k: int) -> np.ndarray:
-    from pipeline.mine import approximate_neighbors
+    from temi.pipeline.features.neighbors import approximate_neighbors
 
     index, _, probing = approximate_neighbors(x, k)
     print(probing, file=sys.stderr)

@@ -30,15 +30,15 @@ import torch
 from mixtures import MIXTURES, make_mixture
 from PIL import Image
 
-from cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
-from cache.layout import MANIFEST
-from pipeline.baselines import BASELINES, run_baseline
-from pipeline.config import load_config
-from pipeline.data import training_rows
-from pipeline.embed import embed
-from pipeline.evaluate import cluster_scores, confident_accuracy, knn_accuracy, probe_accuracy
-from pipeline.recipes import CONFIGS, RECIPES, TITLES, load_recipe
-from pipeline.run import assign, train_heads
+from temi.cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
+from temi.cache.schema import MANIFEST
+from temi.pipeline.config import load_config
+from temi.pipeline.encode.embed import embed
+from temi.pipeline.evaluate.baselines import BASELINES, run_baseline
+from temi.pipeline.evaluate.recipes import CONFIGS, RECIPES, TITLES, load_recipe
+from temi.pipeline.evaluate.tables import cluster_scores, confident_accuracy, knn_accuracy, probe_accuracy
+from temi.pipeline.heads.batches import training_rows
+from temi.pipeline.runs.train import assign, train_heads
 
 TRAINED: dict[str, tuple[str, list[str]]] = {
     "default": ("", []),

@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from synthetic import make_manifest, write_cache
 
-from cache import EmbeddingCache, load_neighbors
-from cache.verify import verify
-from pipeline.config import load_config
-from pipeline.data import load_training_set
-from pipeline.memory import predict
-from pipeline.mine import mine_neighbors
-from pipeline.rows import CachedRows
-from pipeline.run import assign, build_model
-from pipeline.train import HeadTrainer
+from temi.cache import EmbeddingCache, load_neighbors
+from temi.cache.verify import verify
+from temi.pipeline.config import load_config
+from temi.pipeline.features.blocks import CachedRows
+from temi.pipeline.features.neighbors import mine_neighbors
+from temi.pipeline.heads.batches import load_training_set
+from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.runs.memory import predict
+from temi.pipeline.runs.train import assign, build_model
 
 DIM = 768
 

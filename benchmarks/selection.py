@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from cache import EmbeddingCache
-from pipeline.config import load_config
-from pipeline.data import training_rows
-from pipeline.evaluate import hungarian_accuracy
-from pipeline.model import ClusterModel
-from pipeline.run import assign
-from pipeline.trials import train_trials
+from temi.cache import EmbeddingCache
+from temi.pipeline.config import load_config
+from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.heads.batches import training_rows
+from temi.pipeline.runs.model import ClusterModel
+from temi.pipeline.runs.train import assign
+from temi.pipeline.runs.trials import train_trials
 
 SCORES = (
     "loss",

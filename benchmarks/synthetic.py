@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
+from temi.cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
 
 SHARD_ROWS = 4096
 CLASSES, DIRECTIONS, NOISE = 1000, 32, 0.1

@@ -22,11 +22,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cache import EmbeddingCache
-from pipeline.evaluate import hungarian_accuracy
+from temi.cache import EmbeddingCache
+from temi.pipeline.evaluate.tables import hungarian_accuracy
 
 PUBLISHED = Path(__file__).parent.parent / "configs" / "published.toml"
-TEMI = [sys.executable, "-c", "from cli import app; app()"]
+TEMI = [sys.executable, "-c", "from temi.cli import app; app()"]
 
 
 def processor_seconds() -> float:

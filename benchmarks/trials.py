@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-TEMI = [sys.executable, "-c", "from cli import app; app()"]
+TEMI = [sys.executable, "-c", "from temi.cli import app; app()"]
 
 
 def temi(*arguments: str) -> None:

@@ -4,12 +4,12 @@ Knows HDF5, knows nothing of models: imports neither torch nor `pipeline`.
 Axis letters: N rows (images), V augmented views, D embedding width.
 """
 
-from cache.fingerprint import Fingerprint
-from cache.layout import CacheError, Shard, plan_shards
-from cache.manifest import Manifest
-from cache.neighbors import load_neighbors, save_neighbors
-from cache.store import EmbeddingCache
-from cache.writer import ShardWriter
+from temi.cache.fingerprint import Fingerprint
+from temi.cache.manifest import Manifest
+from temi.cache.neighbors import load_neighbors, save_neighbors
+from temi.cache.schema import CacheError, Shard, plan_shards
+from temi.cache.store import EmbeddingCache
+from temi.cache.writer import ShardWriter
 
 __all__ = [
     "CacheError",

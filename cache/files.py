@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import xxhash
 from pydantic import TypeAdapter, ValidationError
 
-from cache.layout import CacheError
+from temi.cache.schema import CacheError
 
 PART = ".part"
 LOCK = ".lock"

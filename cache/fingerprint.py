@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import xxhash
 from pydantic import ConfigDict, Field
 
-from cache.layout import MAX_VIEWS
+from temi.cache.schema import MAX_VIEWS
 
 
 @dataclass(frozen=True)

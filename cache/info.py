@@ -4,10 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cache.files import os_errors
-from cache.layout import NEIGHBORS, CacheError
-from cache.manifest import Manifest
-from cache.shard import Sidecar
+from temi.cache.files import os_errors
+from temi.cache.manifest import Manifest
+from temi.cache.schema import NEIGHBORS, CacheError
+from temi.cache.shard import Sidecar
 
 
 def summarize(folder: Path) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from cache.files import parse, read_sealed, write_sealed
-from cache.fingerprint import Fingerprint
-from cache.layout import MANIFEST, MAX_DIM, SCHEMA, CacheError, Rows, Shard
+from temi.cache.files import parse, read_sealed, write_sealed
+from temi.cache.fingerprint import Fingerprint
+from temi.cache.schema import MANIFEST, MAX_DIM, SCHEMA, CacheError, Rows, Shard
 
 
 @dataclass(frozen=True)

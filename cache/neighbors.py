@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from cache.files import LOCK, Lock, make_folder, os_errors, write_atomic
-from cache.layout import MAX_ROWS, CacheError, Half
+from temi.cache.files import LOCK, Lock, make_folder, os_errors, write_atomic
+from temi.cache.schema import MAX_ROWS, CacheError, Half
 
 _DIGEST = "xxh3_128"
 _DTYPES = {"index": np.dtype("<i4"), "similarity": np.dtype("<f2")}

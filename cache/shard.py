@@ -18,8 +18,10 @@ import numpy.typing as npt
 import xxhash
 from pydantic import ConfigDict, Field
 
-from cache.files import os_errors, parse, read_sealed, write_sealed
-from cache.layout import (
+from temi.cache.files import os_errors, parse, read_sealed, write_sealed
+from temi.cache.hdf5 import Part, parse_structure
+from temi.cache.manifest import Manifest, check_schema
+from temi.cache.schema import (
     BLOCK_BYTES,
     DATASETS,
     SCHEMA,
@@ -28,8 +30,6 @@ from cache.layout import (
     Shard,
     bits_finite,
 )
-from cache.manifest import Manifest, check_schema
-from cache.structure import Part, parse_structure
 
 HEADER = "header"
 _MAX_HEADER_BYTES = 2**20

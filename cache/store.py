@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from cache.files import os_errors
-from cache.layout import CacheError, Half, Shard
-from cache.manifest import Manifest
-from cache.shard import ShardFile, Sidecar, Structures, repair
-from cache.verify import verify
+from temi.cache.files import os_errors
+from temi.cache.manifest import Manifest
+from temi.cache.schema import CacheError, Half, Shard
+from temi.cache.shard import ShardFile, Sidecar, Structures, repair
+from temi.cache.verify import verify
 
 _THREADS = min(4, os.cpu_count() or 1)
 

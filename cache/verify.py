@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.files import LOCK, file_digest
-from cache.layout import FAILURES, NEIGHBORS, CacheError, Progress, Shard, silent
-from cache.manifest import Manifest
-from cache.neighbors import load_neighbors
-from cache.shard import Failure, ShardFile, Sidecar, failures_csv
+from temi.cache.files import LOCK, file_digest
+from temi.cache.manifest import Manifest
+from temi.cache.neighbors import load_neighbors
+from temi.cache.schema import FAILURES, NEIGHBORS, CacheError, Progress, Shard, silent
+from temi.cache.shard import Failure, ShardFile, Sidecar, failures_csv
 
 
 def verify(folder: Path, progress: Progress = silent) -> list[str]:

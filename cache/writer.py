@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from cache.files import LOCK, PART, Lock, make_folder, os_errors, write_atomic
-from cache.layout import FAILURES, MANIFEST, NEIGHBORS, ORIGIN, CacheError, Half, Shard, all_finite
-from cache.manifest import Manifest
-from cache.shard import Failure, Sidecar, digest_parts, failures_csv
-from cache.store import EmbeddingCache
-from cache.structure import encode_keys, encode_shard
+from temi.cache.files import LOCK, PART, Lock, make_folder, os_errors, write_atomic
+from temi.cache.hdf5 import encode_keys, encode_shard
+from temi.cache.manifest import Manifest
+from temi.cache.schema import FAILURES, MANIFEST, NEIGHBORS, ORIGIN, CacheError, Half, Shard, all_finite
+from temi.cache.shard import Failure, Sidecar, digest_parts, failures_csv
+from temi.cache.store import EmbeddingCache
 
 _OURS = re.compile(
     rf"(shard-\d{{5,8}}\.(h5|json)|{MANIFEST}|{FAILURES}|{ORIGIN}|shard-\d{{5,8}}|manifest)({PART}|{LOCK})?"

@@ -6,11 +6,11 @@ python examples/cluster_a_folder.py PHOTOS OUT CLUSTERS [section.key=value ...]
 import sys
 from pathlib import Path
 
-from pipeline.config import load_config
-from pipeline.embed import embed
-from pipeline.report import write_report
-from pipeline.results import FinishedRun
-from pipeline.run import train_heads
+from temi.pipeline.config import load_config
+from temi.pipeline.encode.embed import embed
+from temi.pipeline.report.pages import write_report
+from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.runs.train import train_heads
 
 
 def main(photos: str, out: Path, clusters: int, overrides: list[str]) -> Path:

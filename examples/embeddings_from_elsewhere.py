@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import adjusted_rand_score
 from sklearn.model_selection import train_test_split
 
-from pipeline import TemiClusterer
+from temi import TemiClusterer
 
 
 def main(settings: Sequence[str] = ()) -> float:

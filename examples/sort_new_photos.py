@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.export import folder_name, inside
-from pipeline.predict import predict
-from pipeline.results import FinishedRun
+from temi.pipeline.results.export import folder_name, inside
+from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.predict import predict
 
 
 def main(run: Path, photos: Path, out: Path, backbone: str | None = None) -> pd.DataFrame:

@@ -23,7 +23,7 @@ __all__ = ["TemiClusterer"]
 def __getattr__(name: str) -> Any:
     """`TemiClusterer` on demand: the command line starts without torch and scikit-learn."""
     if name == "TemiClusterer":
-        from pipeline.clusterer import TemiClusterer
+        from temi.pipeline.clusterer import TemiClusterer
 
         return TemiClusterer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

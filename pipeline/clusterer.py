@@ -13,10 +13,10 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from cache import EmbeddingCache
-from cache.importing import import_embeddings
-from pipeline.config import Config, load_config
-from pipeline.run import assign, train_heads
+from temi.cache import EmbeddingCache
+from temi.cache.convert.importing import import_embeddings
+from temi.pipeline.config import Config, load_config
+from temi.pipeline.runs.train import assign, train_heads
 
 MAX_SEED = 2**31 - 1
 
@@ -53,7 +53,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     Examples
     --------
     >>> from sklearn.datasets import load_digits
-    >>> from pipeline import TemiClusterer
+    >>> from temi import TemiClusterer
     >>> labels = TemiClusterer(n_clusters=10).fit_predict(load_digits().data)
     """
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipeline.errors import UserError
-from pipeline.scaling import Kind
+from temi.pipeline.errors import UserError
+from temi.pipeline.features.scaling import Kind
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -63,23 +63,23 @@ class NeighborConfig(Section):
     """Mining: the cosine neighbors of every row, itself excluded."""
 
     k: Count = Field(15, description="neighbors per row, K")
-    scale: Kind = Field("whiten50", description="of the embeddings that are compared; see pipeline/scaling.py")
+    scale: Kind = Field("whiten50", description="of the embeddings that are compared; see pipeline/features/scaling.py")
 
 
 class HeadConfig(Section):
     """The clustering heads of one trial."""
 
-    kind: Literal["published", "linear", "mlp-bn"] = Field("linear", description="see pipeline/heads.py")
+    kind: Literal["published", "linear", "mlp-bn"] = Field("linear", description="see pipeline/heads/stack.py")
     count: Count = Field(16, description="heads, H")
     clusters: Count = Field(10, description="clusters, C")
-    scale: Kind = Field("whiten50", description="of the embedding that heads read; see pipeline/scaling.py")
+    scale: Kind = Field("whiten50", description="of the embedding that heads read; see pipeline/features/scaling.py")
     hidden: Count = Field(512, description="width of the first hidden layer (published, mlp-bn)")
     bottleneck: Count = Field(256, description="width of the second hidden layer (published)")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="of mlp-bn")
 
 
 class ObjectiveConfig(Section):
-    """What a step minimizes; see pipeline/objectives.py for the equations."""
+    """What a step minimizes; see pipeline/heads/objectives.py for the equations."""
 
     name: Literal["temi", "pmi", "wmi", "scan", "beta-mi"] = Field("temi", description="objective")
     beta: Positive = Field(1.0, description="exponent of the agreement of student and teacher; the paper's: 0.6")
@@ -95,7 +95,7 @@ class ObjectiveConfig(Section):
 
 
 class StartConfig(Section):
-    """Where heads begin; see pipeline/start.py."""
+    """Where heads begin; see pipeline/start/find.py."""
 
     kind: Literal["layouts", "random"] = Field(
         "layouts", description="each head at a graph layout of its own, or random"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline.errors import UserError
+from temi.pipeline.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,6 +1,6 @@
 """The one exception a user is meant to see."""
 
-from cache.layout import CacheError
+from temi.cache.schema import CacheError
 
 
 class UserError(ValueError):

@@ -2,13 +2,19 @@
 
 from jaxtyping import install_import_hook
 
-STAGE_ONE = ["pipeline.images", "pipeline.views", "pipeline.backbones", "pipeline.preprocess", "pipeline.decoding"]
-STAGE_TWO = [
-    "pipeline.objectives",
-    "pipeline.heads",
-    "pipeline.optimizer",
-    "pipeline.mine",
-    "pipeline.exact",
-    "pipeline.tree",
+STAGE_ONE = [
+    "temi.pipeline.images",
+    "temi.pipeline.encode.views",
+    "temi.pipeline.encode.backbones",
+    "temi.pipeline.encode.preprocessing",
+    "temi.pipeline.encode.workers",
 ]
-HOOK = install_import_hook([*STAGE_ONE, "pipeline.embed", *STAGE_TWO], "beartype.beartype")
+STAGE_TWO = [
+    "temi.pipeline.heads.objectives",
+    "temi.pipeline.heads.stack",
+    "temi.pipeline.heads.optimizer",
+    "temi.pipeline.features.neighbors",
+    "temi.pipeline.features.exact_search",
+    "temi.pipeline.runs.joins",
+]
+HOOK = install_import_hook([*STAGE_ONE, "temi.pipeline.encode.embed", *STAGE_TWO], "beartype.beartype")

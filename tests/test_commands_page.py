@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from cli import app
+from temi.cli import app
 
 PAGE = Path(__file__).parents[1] / "docs/commands.md"
 STALE = "docs/commands.md is not that of the commands as they are; write it again with `make docs`"

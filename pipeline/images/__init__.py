@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from pipeline.errors import UserError
-from pipeline.images.arrays import digits
-from pipeline.images.folder import FolderImages
-from pipeline.images.hub import HubImages
-from pipeline.images.listed import ListedImages
-from pipeline.images.listing import natural_key
-from pipeline.images.parquet import ParquetImages
-from pipeline.images.source import ImageSource, UnreadableImage
-from pipeline.images.tar import TarImages
-from pipeline.images.torchvision_sets import SETS, torchvision_images
+from temi.pipeline.errors import UserError
+from temi.pipeline.images.arrays import digits
+from temi.pipeline.images.folder import FolderImages
+from temi.pipeline.images.hub import HubImages
+from temi.pipeline.images.listed import ListedImages
+from temi.pipeline.images.listing import natural_key
+from temi.pipeline.images.parquet import ParquetImages
+from temi.pipeline.images.source import ImageSource, UnreadableImage
+from temi.pipeline.images.tar import TarImages
+from temi.pipeline.images.torchvision_sets import SETS, torchvision_images
 
 __all__ = ["ImageSource", "UnreadableImage", "open_source"]
 

@@ -9,8 +9,8 @@ from jaxtyping import Int32, UInt8
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.images.decode import rgb_array
+from temi.pipeline.errors import UserError
+from temi.pipeline.images.decode import rgb_array
 
 IDX_SPLITS = {"train": "train", "test": "t10k"}
 

@@ -2,8 +2,8 @@
 
 import xxhash
 
-from pipeline.images.source import ImageSource, UnreadableImage
-from pipeline.progress import Progress
+from temi.pipeline.images.source import ImageSource, UnreadableImage
+from temi.pipeline.progress import Progress
 
 SIGN = "+content:"
 

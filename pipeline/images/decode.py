@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from pipeline.images.source import UnreadableImage
+from temi.pipeline.images.source import UnreadableImage
 
 # A closed list: Pillow's other decoders (EPS runs Ghostscript) are no place for files from anywhere.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")

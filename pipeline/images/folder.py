@@ -6,10 +6,10 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.images.decode import SUFFIXES, decode_image
-from pipeline.images.listing import digest, natural_key, path_labels, path_splits
-from pipeline.images.source import UnreadableImage
+from temi.pipeline.errors import UserError
+from temi.pipeline.images.decode import SUFFIXES, decode_image
+from temi.pipeline.images.listing import digest, natural_key, path_labels, path_splits
+from temi.pipeline.images.source import UnreadableImage
 
 
 class FolderImages:

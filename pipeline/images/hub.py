@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.images.decode import decode_image
-from pipeline.images.listing import digest, file_size, value_labels
-from pipeline.images.source import UnreadableImage
+from temi.pipeline.errors import UserError
+from temi.pipeline.images.decode import decode_image
+from temi.pipeline.images.listing import digest, file_size, value_labels
+from temi.pipeline.images.source import UnreadableImage
 
 
 class HubImages:

@@ -6,10 +6,10 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.images.decode import decode_image
-from pipeline.images.folder import read_file
-from pipeline.images.listing import digest, file_size, refuse_twins, value_labels, value_splits
+from temi.pipeline.errors import UserError
+from temi.pipeline.images.decode import decode_image
+from temi.pipeline.images.folder import read_file
+from temi.pipeline.images.listing import digest, file_size, refuse_twins, value_labels, value_splits
 
 PATHS = ("path", "file", "file_name", "filename", "image", "key")
 

@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 from jaxtyping import Int32
 
-from pipeline.errors import UserError
+from temi.pipeline.errors import UserError
 
 SPLITS = ("train", "val", "validation", "test")
 

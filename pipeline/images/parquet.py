@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.images.decode import decode_image
-from pipeline.images.listing import digest, refuse_twins, value_labels
-from pipeline.images.source import UnreadableImage
+from temi.pipeline.errors import UserError
+from temi.pipeline.images.decode import decode_image
+from temi.pipeline.images.listing import digest, refuse_twins, value_labels
+from temi.pipeline.images.source import UnreadableImage
 
 IMAGES = ("image", "img", "bytes", "jpg", "png")
 KEYS = ("key", "__key__", "path", "file_name", "filename", "id")

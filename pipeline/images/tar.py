@@ -9,10 +9,18 @@ from typing import NamedTuple
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.images.decode import SUFFIXES, decode_image
-from pipeline.images.listing import SPLITS, digest, natural_key, path_labels, path_splits, refuse_twins, value_labels
-from pipeline.images.source import UnreadableImage
+from temi.pipeline.errors import UserError
+from temi.pipeline.images.decode import SUFFIXES, decode_image
+from temi.pipeline.images.listing import (
+    SPLITS,
+    digest,
+    natural_key,
+    path_labels,
+    path_splits,
+    refuse_twins,
+    value_labels,
+)
+from temi.pipeline.images.source import UnreadableImage
 
 Label = int | str | None
 

@@ -9,10 +9,10 @@ import torchvision.datasets
 from jaxtyping import UInt8
 from torch import Tensor
 
-from pipeline.errors import UserError
-from pipeline.images.arrays import find_idx, idx_images
-from pipeline.images.decode import rgb_tensor
-from pipeline.images.source import ImageSource, UnreadableImage
+from temi.pipeline.errors import UserError
+from temi.pipeline.images.arrays import find_idx, idx_images
+from temi.pipeline.images.decode import rgb_tensor
+from temi.pipeline.images.source import ImageSource, UnreadableImage
 
 
 class Recipe(NamedTuple):

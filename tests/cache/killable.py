@@ -10,7 +10,7 @@ from pathlib import Path
 
 from synthetic import make_manifest, shard_content
 
-from cache import ShardWriter
+from temi.cache import ShardWriter
 
 MANIFEST = make_manifest(rows=600, dim=48, shard_rows=20)
 

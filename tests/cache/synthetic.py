@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cache import EmbeddingCache, Fingerprint, Manifest, Shard, ShardWriter, plan_shards
+from temi.cache import EmbeddingCache, Fingerprint, Manifest, Shard, ShardWriter, plan_shards
 
 FINGERPRINT: dict[str, Any] = {
     "backbone": "facebook/dinov2-base",

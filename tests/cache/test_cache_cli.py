@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from synthetic import contents, make_manifest, shard_content, write_cache
 
-from cache import ShardWriter
+from temi.cache import ShardWriter
 
 TEMI = Path(sys.executable).with_name("temi")
 

@@ -13,8 +13,8 @@ import pytest
 from killable import MANIFEST, write
 from synthetic import contents
 
-from cache import CacheError, EmbeddingCache
-from cache.shard import ShardFile, Sidecar, Structures
+from temi.cache import CacheError, EmbeddingCache
+from temi.cache.shard import ShardFile, Sidecar, Structures
 
 KILLS = 60
 
@@ -24,10 +24,7 @@ class Killable:
 
     def __init__(self) -> None:
         arguments = [sys.executable, str(Path(__file__).with_name("killable.py"))]
-        path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-        self.process = subprocess.Popen(
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
-        )
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def start(self, folder: Path, worker: int = 0, workers: int = 1) -> int:
         """Start writing in a child; its process id."""

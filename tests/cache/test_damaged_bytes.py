@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import write_cache
 
-from cache import CacheError, EmbeddingCache, load_neighbors, save_neighbors
-from cache.files import read_sealed, write_sealed
-from cache.verify import verify
+from temi.cache import CacheError, EmbeddingCache, load_neighbors, save_neighbors
+from temi.cache.files import read_sealed, write_sealed
+from temi.cache.verify import verify
 
 SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 FILES = ["manifest.json", "shard-00000.json", "shard-00001.h5", "shard-00002.h5"]

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from synthetic import contents, make_manifest, write_cache
 
-from cache import CacheError, EmbeddingCache, ShardWriter, save_neighbors
-from cache.export import export_cache
+from temi.cache import CacheError, EmbeddingCache, ShardWriter, save_neighbors
+from temi.cache.convert.export import export_cache
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from synthetic import make_manifest, write_cache
 
-from cache import CacheError, EmbeddingCache
-from cache.verify import verify
+from temi.cache import CacheError, EmbeddingCache
+from temi.cache.verify import verify
 
 SHARDS = [f"shard-{index:05d}" for index in range(3)]
 

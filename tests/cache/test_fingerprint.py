@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import FINGERPRINT
 
-from cache import Fingerprint
+from temi.cache import Fingerprint
 
 # One other value for every field: a field added without one fails `test_every_field_has_a_change`.
 CHANGES: dict[str, Any] = {

@@ -12,9 +12,9 @@ import xxhash
 from synthetic import make_manifest, write_cache
 from test_manifest import rewrite
 
-from cache import CacheError, EmbeddingCache
-from cache.files import read_sealed, write_sealed
-from cache.verify import verify
+from temi.cache import CacheError, EmbeddingCache
+from temi.cache.files import read_sealed, write_sealed
+from temi.cache.verify import verify
 
 DTYPES = {"embedding": "f2", "row": "i8", "key": "S32", "label": "i4", "ok": "?", "views": "f2"}
 SHAPES = {"embedding": (7, 6), "row": (7,), "key": (7,), "label": (7,), "ok": (7,), "views": (7, 2, 6)}

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from synthetic import make_manifest, shard_content, write_cache
 
-from cache import CacheError, ShardWriter, save_neighbors
-from cache.info import summarize
+from temi.cache import CacheError, ShardWriter, save_neighbors
+from temi.cache.info import summarize
 
 
 def test_summary_of_a_finished_cache(tmp_path: Path) -> None:

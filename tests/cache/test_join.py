@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from synthetic import make_manifest, shard_content
 
-from cache import CacheError, EmbeddingCache, Manifest, ShardWriter
-from cache.join import join_caches, spaces_of
+from temi.cache import CacheError, EmbeddingCache, Manifest, ShardWriter
+from temi.cache.convert.join import join_caches, spaces_of
 
 
 def write(folder: Path, manifest: Manifest, failures: dict[int, str] | None = None) -> EmbeddingCache:

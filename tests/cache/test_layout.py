@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cache import Shard, plan_shards
-from cache.layout import all_finite
+from temi.cache import Shard, plan_shards
+from temi.cache.schema import all_finite
 
 
 @given(rows=st.integers(0, 5000), shard_rows=st.integers(1, 700))

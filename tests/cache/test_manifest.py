@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import FINGERPRINT, make_manifest
 
-from cache import CacheError, Fingerprint, Manifest, Shard, plan_shards
-from cache.files import write_sealed
+from temi.cache import CacheError, Fingerprint, Manifest, Shard, plan_shards
+from temi.cache.files import write_sealed
 
 text = st.text(st.characters(exclude_categories=["Cs"]))
 

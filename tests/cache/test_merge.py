@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from synthetic import make_manifest, shard_content
 
-from cache import CacheError, EmbeddingCache, Manifest, ShardWriter
-from cache.merge import merge_caches
+from temi.cache import CacheError, EmbeddingCache, Manifest, ShardWriter
+from temi.cache.convert.merge import merge_caches
 
 
 def write(folder: Path, manifest: Manifest, prefix: str, failures: dict[int, str] | None = None) -> EmbeddingCache:

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from cache import CacheError, load_neighbors, save_neighbors
+from temi.cache import CacheError, load_neighbors, save_neighbors
 
 INDEX = np.arange(12, dtype=np.int32).reshape(4, 3)
 SIMILARITY = np.linspace(-1, 1, 12, dtype=np.float16).reshape(4, 3)

@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from synthetic import FAILURES, contents, make_manifest, write_cache
 
-from cache import CacheError, EmbeddingCache, save_neighbors
-from cache.export import export_cache
-from cache.importing import import_embeddings
+from temi.cache import CacheError, EmbeddingCache, save_neighbors
+from temi.cache.convert.export import export_cache
+from temi.cache.convert.importing import import_embeddings
 
 AWKWARD = ['"quoted".jpg', "line\nbreak.jpg", " blanks ", "tab\t.jpg", "\u2028.jpg", "\ufeffbom.jpg", "plain.jpg", ""]
 
@@ -20,7 +20,7 @@ def awkward_cache(folder: Path) -> EmbeddingCache:
     """A cache with names that a text file would garble."""
     from synthetic import shard_content
 
-    from cache import ShardWriter
+    from temi.cache import ShardWriter
 
     manifest = make_manifest()
     with ShardWriter.open(folder, manifest) as writer:

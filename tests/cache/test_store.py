@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from synthetic import make_manifest, shard_content, write_cache
 
-from cache import CacheError, EmbeddingCache, ShardWriter
+from temi.cache import CacheError, EmbeddingCache, ShardWriter
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,6 @@ def test_verify_misses_no_wrong_failures_table(copy: Path) -> None:
 
 
 def test_the_cache_package_needs_no_torch_and_no_pipeline() -> None:
-    code = (
-        "import sys, cache; print([m for m in ('torch', 'transformers', 'pipeline', 'datasets') if m in sys.modules])"
-    )
+    heavy = ("torch", "transformers", "temi.pipeline", "datasets")
+    code = f"import sys, temi.cache; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

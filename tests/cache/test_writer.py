@@ -12,7 +12,7 @@ import pytest
 from synthetic import FAILURES, contents, make_manifest, shard_content, write_cache
 from test_fingerprint import CHANGES
 
-from cache import CacheError, EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
+from temi.cache import CacheError, EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
 
 
 def test_bytes_are_a_function_of_the_content(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
+from temi.cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
 
 
 def mixture(

@@ -8,10 +8,10 @@ from mixtures import mixture
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from pipeline import TemiClusterer
-from pipeline.clusterer import write_cache
-from pipeline.config import load_config
-from pipeline.run import assign, train_heads
+from temi import TemiClusterer
+from temi.pipeline.clusterer import write_cache
+from temi.pipeline.config import load_config
+from temi.pipeline.runs.train import assign, train_heads
 
 SHORT = ("start.kind=random", "heads.count=4", "train.min_steps=150", "train.epochs=0", "train.tensorboard=false")
 WARM = tuple(setting for setting in SHORT if setting != "start.kind=random")

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import Config, dump_toml, load_config
-from pipeline.errors import UserError
+from temi.pipeline.config import Config, dump_toml, load_config
+from temi.pipeline.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from pipeline import progress as module
-from pipeline.progress import Progress
+from temi.pipeline import progress as module
+from temi.pipeline.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -1,0 +1,121 @@
+"""Caches made of what `cache.export` wrote, or of embeddings made elsewhere."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from temi.cache.convert.formats import Rows, Source, open_source
+from temi.cache.files import file_digest, os_errors
+from temi.cache.fingerprint import Fingerprint
+from temi.cache.manifest import Manifest
+from temi.cache.schema import CacheError, Half, Progress, Shard, plan_shards, silent
+from temi.cache.store import EmbeddingCache
+from temi.cache.writer import ShardWriter
+
+Content = Callable[[Shard], Mapping[str, Any]]
+
+
+def fill(folder: Path, manifest: Manifest, content: Content, *, overwrite: bool, progress: Progress) -> EmbeddingCache:
+    """Write a cache whose shards' values come from `content`; resumes one that was interrupted."""
+    with ShardWriter.open(folder, manifest, overwrite=overwrite) as writer:
+        for shard in writer.pending():
+            writer.write(shard, **content(shard))
+            progress(shard, manifest.rows)
+        cache = writer.finish()
+    assert cache is not None  # this is the only worker
+    return cache
+
+
+def import_embeddings(
+    source: Path,
+    folder: Path,
+    *,
+    keys: Path | None = None,
+    labels: Path | None = None,
+    backbone: str = "",
+    shard_rows: int = 4096,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> EmbeddingCache:
+    """Make a cache in `folder` of `source`.
+
+    An exported cache (.parquet, .safetensors, or a folder of .npy files) gives the same cache again, byte for byte.
+    Embeddings made elsewhere may be
+
+    - a .npy file (N, D) with `keys`, a text file of one image name per line, and maybe `labels`, a .npy file (N,);
+    - a Parquet file with columns ``embedding`` (lists) and ``key``, and maybe ``label`` (whole numbers or names);
+    - a safetensors file with tensor ``embedding`` (N, D), and `keys`; maybe ``views`` (N, V, D) and ``label`` (N,).
+
+    They are stored as float16; `backbone` says where they come from. Nothing is unpickled.
+
+    Raises
+    ------
+    CacheError
+        `source` is none of these, its parts differ in length, or a value does not fit a float16.
+    """
+    with os_errors(source, "read"):
+        opened = open_source(source, keys, labels)
+    manifest = opened.manifest or _manifest(opened, backbone, shard_rows)
+    _check_lengths(opened, manifest)
+    return fill(folder, manifest, _content(opened, manifest), overwrite=overwrite, progress=progress)
+
+
+def _manifest(source: Source, backbone: str, shard_rows: int) -> Manifest:
+    views = source.views.shape[1] if source.views is not None else 0
+    fingerprint = Fingerprint(
+        backbone=backbone or "imported",
+        revision=file_digest(source.path),
+        preprocessing={},
+        pooling="imported",
+        precision=source.precision,
+        view_policy={},
+        view_seed=0,
+        views=views,
+        images=xxhash.xxh3_128_hexdigest("\0".join(source.keys).encode(errors="replace")),
+    )
+    rows, dim = source.embedding.shape
+    return Manifest(fingerprint, rows, dim, plan_shards(rows, shard_rows), splits={}, classes=source.classes)
+
+
+def _check_lengths(source: Source, manifest: Manifest) -> None:
+    lengths = {"embedding": source.embedding.shape[0], "keys": len(source.keys), "labels": len(source.labels)}
+    if source.views is not None:
+        lengths["views"] = source.views.shape[0]
+    if set(lengths.values()) != {manifest.rows}:
+        found = ", ".join(f"{length} {name}" for name, length in lengths.items())
+        raise CacheError(f"{source.path} does not fit together: {found}; give one of each for every image")
+
+
+def _content(source: Source, manifest: Manifest) -> Content:
+    def content(shard: Shard) -> Mapping[str, Any]:
+        rows = slice(shard.start, shard.stop)
+        views: Half = np.empty((shard.rows, 0, manifest.dim), np.float16)
+        if manifest.views and source.views is not None:
+            views = _halves(source, source.views, shard).reshape(shard.rows, manifest.views, manifest.dim)
+        return {
+            "embedding": _halves(source, source.embedding, shard),
+            "views": views,
+            "keys": source.keys[rows],
+            "labels": source.labels[rows],
+            "failures": {row: why for row, why in source.failures.items() if shard.start <= row < shard.stop},
+            "seconds": {},
+        }
+
+    return content
+
+
+def _halves(source: Source, values: Rows, shard: Shard) -> Half:
+    part = np.asarray(values[shard.start : shard.stop])
+    with np.errstate(over="ignore"):
+        halves = part.astype(np.float16)
+    finite = np.isfinite(halves).reshape(len(part), -1).all(axis=1)
+    if not finite.all():
+        row = shard.start + int(np.argmin(finite))
+        raise CacheError(
+            f"{source.path}: the embedding of {source.keys[row]} (row {row}) holds a value that is not finite or "
+            "beyond 65504, the largest float16; remove that row, or scale the embeddings"
+        )
+    return halves

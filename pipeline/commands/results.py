@@ -1,0 +1,155 @@
+"""Commands that use a finished run: parse, call, print. `cli` adds them to `temi`."""
+
+import csv
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from temi.pipeline.commands.console import user_errors
+
+results = typer.Typer()
+PANEL = "Use the result"
+START = "Start here"
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder written by `temi train-heads`")]
+Images = Annotated[
+    str | None, typer.Option("--images", help="where the training images are, if they moved since `temi embed`")
+]
+Cache = Annotated[Path | None, typer.Option("--cache", help="the training cache, if it moved since `temi train-heads`")]
+
+
+class Format(StrEnum):
+    """What `temi export` writes."""
+
+    csv = "csv"
+    parquet = "parquet"
+    json = "json"
+    folders = "folders"
+    datasets = "datasets"
+    onnx = "onnx"
+
+
+class Link(StrEnum):
+    """How `temi export --format folders` puts images into folders."""
+
+    symlink = "symlink"
+    hardlink = "hardlink"
+    copy = "copy"
+
+
+@results.command(rich_help_panel=PANEL)
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="default: RUN/report.html")] = None,
+    images: Images = None,
+    cache: Cache = None,
+) -> None:
+    """Write one HTML page to look at the clusters of RUN: map, typical and uncertain images, training, comparison.
+
+    Of a folder of trials: their comparison, and how the clusters of one number join into those of another.
+    """
+    with user_errors():
+        from temi.pipeline.report.pages import write_report
+        from temi.pipeline.report.trials import write_overview
+        from temi.pipeline.results.finished import FinishedRun
+        from temi.pipeline.runs.trials import is_trials
+
+        trials = is_trials(run)
+        page = write_overview(run, out, images, cache) if trials else write_report(FinishedRun(run, cache), out, images)
+        print(f"written: {page} ({page.stat().st_size / 2**20:.1f} MB); open it in a browser, it needs no network")
+        if trials:
+            print(f"next: temi report {run}/trial-000, or another of them, to see its clusters")
+            return
+        print(f"next: temi names {run} > names.csv, fill in names, temi names {run} names.csv, and the report again")
+
+
+@results.command(rich_help_panel=PANEL)
+def predict(
+    run: Run,
+    images: Annotated[str, typer.Argument(help="an image, a folder or any other source of `temi embed`, or a cache")],
+    out: Annotated[Path | None, typer.Option("--out", help="FILE.parquet or FILE.csv; default: CSV to stdout")] = None,
+    backbone: Annotated[str | None, typer.Option(help="folder of the weights, where they are not from a hub")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+) -> None:
+    """Assign new IMAGES to the clusters of RUN, and flag those unlike anything it was trained on."""
+    with user_errors():
+        from temi.pipeline.results.predict import predict as run_predict
+
+        counts = run_predict(run, images, out, backbone=backbone, device=device)
+        unreadable = f", {counts.unreadable} unreadable" if counts.unreadable else ""
+        print(f"{counts.images:,} images, {counts.novel} unlike the training images{unreadable}", file=sys.stderr)
+
+
+@results.command(rich_help_panel=PANEL)
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option("--out", help="file, or new folder for `folders` and `datasets`")],
+    format_: Annotated[Format, typer.Option("--format", help="what to write")] = Format.csv,
+    link: Annotated[Link, typer.Option(help="how `folders` holds images; originals are never moved")] = Link.symlink,
+    images: Images = None,
+    cache: Cache = None,
+) -> None:
+    """Write the assignments of RUN as a table, folders of images or a Hugging Face data set, or its model as ONNX."""
+    with user_errors():
+        from temi.pipeline.results.export import export_datasets, export_folders, export_table
+        from temi.pipeline.results.finished import FinishedRun
+
+        finished = FinishedRun(run, cache)
+        match format_:
+            case Format.folders:
+                count = export_folders(finished, out, link.value, images)
+            case Format.datasets:
+                count = export_datasets(finished, out, images)
+            case Format.onnx:
+                from temi.pipeline.results.onnx import export_onnx
+
+                difference = export_onnx(finished.model, out)
+                print(f"{out}: differs from torch by at most {difference:.1g}")
+                return
+            case _:
+                count = export_table(finished, out, format_.value)
+        print(f"{out}: {count:,} images in {finished.model.clusters} clusters")
+
+
+@results.command(rich_help_panel=PANEL)
+def names(
+    run: Run,
+    table: Annotated[Path | None, typer.Argument(metavar="NAMES.csv", help="columns cluster and name")] = None,
+) -> None:
+    """Name the clusters of RUN; without NAMES.csv, print a table to fill in."""
+    with user_errors():
+        from temi.pipeline.results.finished import FinishedRun
+        from temi.pipeline.results.names import set_names
+
+        finished = FinishedRun(run)
+        if table is not None:
+            given = sum(map(bool, set_names(run, table, finished.model.clusters)))
+            print(f"{run}: {given} of {finished.model.clusters} clusters have a name\nnext: temi report {run}")
+            return
+        groups = finished.assignments.groupby("cluster")["confidence"]
+        sizes, confidence = groups.size(), groups.mean()
+        writer = csv.writer(sys.stdout)
+        writer.writerow(["cluster", "name", "images", "confidence"])
+        for cluster, name in enumerate(finished.names):
+            writer.writerow([cluster, name, sizes.get(cluster, 0), f"{confidence.get(cluster, 0):.2f}"])
+
+
+@results.command(rich_help_panel=START)
+def doctor(
+    folder: Annotated[Path, typer.Argument(help="where caches and runs would go")] = Path("."),
+) -> None:
+    """Say what this machine has for temi and how to install what is missing; exit code 1 if nothing can work."""
+    with user_errors():
+        from temi.pipeline.commands.doctor import examine
+
+        findings = examine(folder)
+        for finding in findings:
+            print(f"{'ok ' if finding.fine else 'NO ' if finding.needed else '-  '} {finding.subject}: {finding.found}")
+            if finding.advice:
+                print(f"      {finding.advice}")
+        if any(finding.needed and not finding.fine for finding in findings):
+            raise typer.Exit(1)
+        print("next: temi demo, or temi embed FOLDER --out CACHE")

@@ -1,0 +1,272 @@
+"""Stage one: every image once through a frozen backbone, into a cache.
+
+Worker processes decode, resize and crop (pipeline/encode/workers.py) while this process runs the backbone; a thread
+writes finished shards. The batches of a shard depend on the shard alone, so a resumed cache equals an uninterrupted
+one.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float16
+from torch import Tensor
+
+from temi.cache import EmbeddingCache, Fingerprint, Manifest, Shard, ShardWriter, plan_shards
+from temi.pipeline.config import EmbedConfig
+from temi.pipeline.encode.backbones import Backbone, load_backbone
+from temi.pipeline.encode.views import ViewPolicy, jitter
+from temi.pipeline.encode.workers import DecodedBatch, decode_batches, default_workers
+from temi.pipeline.errors import UserError
+from temi.pipeline.images import ImageSource, open_source
+from temi.pipeline.images.content import content_digest
+from temi.pipeline.images.recorded import record_origin
+from temi.pipeline.progress import Progress
+
+BATCH_SIZES = {"cpu": 16, "cuda": 128}
+PARTS = ("decode wait", "preprocess", "forward", "write")
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """What one batch became, still on the backbone's device."""
+
+    rows: range
+    embedding: Float16[Tensor, "b D"]
+    views: Float16[Tensor, "b V D"]
+    failures: dict[int, str]  # row -> why it could not be read; its embedding means nothing
+
+
+@dataclass
+class Clock:
+    """Seconds per named part."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.perf_counter() - start
+
+
+def embed(
+    source: str,
+    out: Path,
+    config: EmbedConfig,
+    *,
+    root: Path | None = None,
+    shard: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+) -> EmbeddingCache | None:
+    """Embed all images of `source` into the cache `out`, or finish what an earlier call began.
+
+    Parameters
+    ----------
+    source, root
+        See `pipeline.images.open_source`.
+    shard
+        (i, n): make the shards whose index is i modulo n; n processes fill one cache, in any order.
+    overwrite
+        Delete the cache that is there first.
+
+    Returns
+    -------
+    EmbeddingCache | None
+        The finished cache, or None while other processes still owe shards.
+
+    Raises
+    ------
+    UserError, CacheError
+        A mistake or circumstance to mend; finished shards stay, and the same call goes on from there.
+    """
+    worker, workers = shard
+    if not 0 <= worker < workers:
+        raise UserError(f"shard {worker}/{workers} does not exist; count from 0/{workers} to {workers - 1}/{workers}")
+    images = open_source(source, root=root, max_pixels=config.max_pixels)
+    backbone = load_backbone(config)
+    policy = view_policy(config)
+    with ShardWriter.open(out, plan(images, backbone, policy, config), overwrite=overwrite) as writer:
+        if worker == 0:
+            record_origin(out, source, root)
+        fill(writer, writer.pending(worker, workers), images, backbone, policy, config)
+        return writer.finish()
+
+
+def view_policy(config: EmbedConfig) -> ViewPolicy:
+    """How `config` draws views."""
+    return ViewPolicy(config.views, config.seed, config.crop_scale, config.flip, config.jitter)
+
+
+def plan(images: ImageSource, backbone: Backbone, policy: ViewPolicy, config: EmbedConfig) -> Manifest:
+    """The manifest of the cache that these would make."""
+    fingerprint = Fingerprint(
+        backbone=backbone.name,
+        revision=backbone.revision,
+        preprocessing=backbone.preprocessing.describe(),
+        pooling=backbone.pooling,
+        precision=backbone.arithmetic,
+        view_policy=policy.describe(),
+        view_seed=policy.seed if policy.count else 0,
+        views=policy.count,
+        images=content_digest(images) if config.digest == "content" else images.digest,
+    )
+    rows = len(images.keys)
+    shards = plan_shards(rows, config.shard_rows)
+    return Manifest(fingerprint, rows, backbone.dim, shards, dict(images.splits), tuple(images.classes))
+
+
+def fill(
+    writer: ShardWriter,
+    pending: Sequence[Shard],
+    images: ImageSource,
+    backbone: Backbone,
+    policy: ViewPolicy,
+    config: EmbedConfig,
+) -> None:
+    """Make the `pending` shards; each is written while the next one is computed."""
+    size = batch_size(config, backbone.device)
+    batches = [batch for shard in pending for batch in cut(shard.start, shard.stop, size)]
+    clock, written, unreadable = Clock(), _done(), 0
+    stream = embed_rows(backbone, images, batches, policy=policy, workers=config.workers, clock=clock)
+    total = sum(shard.rows for shard in pending)
+    with Progress("embed", total, "img") as progress, ThreadPoolExecutor(1) as background:
+        for shard in pending:
+            before = clock.seconds.copy()
+            parts: list[EmbeddedBatch] = []
+            while not parts or parts[-1].rows.stop < shard.stop:
+                parts.append(next(stream))
+                unreadable += len(parts[-1].failures)
+                note = f"shard {shard.index + 1}/{len(writer.manifest.shards)}"
+                progress.advance(len(parts[-1].rows), note + (f", {unreadable} unreadable" if unreadable else ""))
+            with clock("forward"):  # where a GPU is waited for
+                embedding = torch.cat([part.embedding for part in parts]).cpu().numpy()
+                views = torch.cat([part.views for part in parts]).cpu().numpy()
+            failures = {row: reason for part in parts for row, reason in part.failures.items()}
+            with clock("write"):
+                written.result()
+            seconds = {part: clock.seconds[part] - before[part] for part in PARTS}
+            written = background.submit(_write, writer, shard, images, embedding, views, failures, seconds)
+        with clock("write"):
+            written.result()
+    if pending:
+        print(_summary(clock), file=sys.stderr)
+
+
+def embed_rows(
+    backbone: Backbone,
+    images: ImageSource,
+    batches: Sequence[range],
+    *,
+    policy: ViewPolicy | None = None,
+    workers: int | str = 0,
+    clock: Clock | None = None,
+) -> Iterator[EmbeddedBatch]:
+    """Embed the rows of `images` named by `batches` (see `cut`), in that order, with `policy.count` views (default 0).
+
+    The inner loop of `embed`, for callers that want embeddings and no cache.
+    """
+    clock = clock or Clock()
+    count = default_workers(backbone.device) if workers == "auto" else int(workers)
+    forward = Forward(backbone, clock)
+    pin = backbone.device.type == "cuda"
+    decoded = decode_batches(images, backbone.preprocessing, batches, policy, workers=count, pin=pin)
+    while True:
+        with clock("decode wait"):
+            batch = next(decoded, None)
+        if batch is None:
+            return
+        yield forward(batch)
+
+
+def batch_size(config: EmbedConfig, device: torch.device) -> int:
+    """Images per forward pass. Automatic sizes are fixed per kind of device, as probing would make a resumed cache
+    differ in a bit from an uninterrupted one; they saturate it, and `Forward` backs off where memory is short."""
+    return BATCH_SIZES.get(device.type, 16) if config.batch_size == "auto" else config.batch_size
+
+
+def cut(start: int, stop: int, size: int) -> list[range]:
+    """Rows `start` to `stop` in batches of `size`, the last one shorter."""
+    return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+class Forward:
+    """The backbone over decoded batches, in smaller pieces once memory ran out."""
+
+    def __init__(self, backbone: Backbone, clock: Clock) -> None:
+        self.backbone, self.clock = backbone, clock
+        self.limit = sys.maxsize  # images per pass
+
+    @torch.inference_mode()
+    def __call__(self, batch: DecodedBatch) -> EmbeddedBatch:
+        originals, *views = [self._pass(batch, index) for index in range(len(batch.pixels))]
+        empty = originals.new_empty(len(originals), 0, originals.shape[1])
+        return EmbeddedBatch(batch.rows, originals, torch.stack(views, 1) if views else empty, batch.failures)
+
+    def _pass(self, batch: DecodedBatch, index: int) -> Tensor:
+        """Originals (`index` 0) or one view of each image."""
+        while True:
+            try:
+                starts = range(0, len(batch.rows), self.limit)
+                return torch.cat([self._piece(batch, index, slice(at, at + self.limit)) for at in starts])
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
+            self._shrink(len(batch.rows))
+
+    def _piece(self, batch: DecodedBatch, index: int, rows: slice) -> Tensor:
+        device = self.backbone.device
+        with self.clock("preprocess"):
+            pixels = batch.pixels[index, rows].to(device, non_blocking=True).float().div_(255)
+            if index > 0:
+                pixels = jitter(pixels, batch.jitter[index, rows].to(device, non_blocking=True))
+        with self.clock("forward"):
+            return self.backbone(pixels).half()
+
+    def _shrink(self, rows: int) -> None:
+        tried = min(self.limit, rows)
+        if tried == 1:
+            raise UserError(
+                f"one image does not fit the memory of {self.backbone.device}; use a smaller backbone or device=cpu"
+            )
+        self.limit = tried // 2
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _write(
+    writer: ShardWriter,
+    shard: Shard,
+    images: ImageSource,
+    embedding: np.ndarray,
+    views: np.ndarray,
+    failures: Mapping[int, str],
+    seconds: Mapping[str, float],
+) -> None:
+    rows = slice(shard.start, shard.stop)
+    keys, labels = images.keys[rows], images.labels[rows]
+    writer.write(shard, embedding=embedding, views=views, keys=keys, labels=labels, failures=failures, seconds=seconds)
+
+
+def _done() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future
+
+
+def _summary(clock: Clock) -> str:
+    total = sum(clock.seconds.values()) or 1.0
+    shares = ", ".join(f"{part} {clock.seconds[part]:.1f} s ({clock.seconds[part] / total:.0%})" for part in PARTS)
+    return f"embed: {total:.1f} s: {shares}"

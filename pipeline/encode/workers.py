@@ -1,0 +1,115 @@
+"""Batches of images, decoded, resized and cropped by worker processes ahead of the backbone.
+
+Processes rather than threads: some 300 us of Python per image would hold the interpreter lock against the thread that
+feeds a GPU. Resizing belongs to the workers because images differ in size and only become a batch by it.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from temi.pipeline.encode.preprocessing import Preprocessing
+from temi.pipeline.encode.views import ViewPolicy
+from temi.pipeline.errors import UserError
+from temi.pipeline.images import ImageSource, UnreadableImage
+
+PREFETCH = 2  # batches per worker
+
+
+class DecodedBatch(NamedTuple):
+    """Images of `rows` and their views, ready for the device; zeros where an image could not be read."""
+
+    rows: range
+    pixels: UInt8[Tensor, "P b 3 h w"]  # P = 1 + V: originals, then view 0, view 1, ...
+    jitter: Float32[Tensor, "P b 3"]  # factors of brightness, contrast and saturation; 1 for originals
+    failures: dict[int, str]  # row -> reason
+
+
+class Decoder(Dataset[DecodedBatch]):
+    """Batch i of `batches` as a DecodedBatch; a function of the rows and the settings alone."""
+
+    def __init__(
+        self, images: ImageSource, preprocessing: Preprocessing, batches: Sequence[range], policy: ViewPolicy | None
+    ) -> None:
+        self.images, self.preprocessing, self.batches, self.policy = images, preprocessing, batches, policy
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> DecodedBatch:
+        rows = self.batches[index]
+        passes = 1 + (self.policy.count if self.policy else 0)
+        pixels = torch.zeros(passes, len(rows), 3, *self.preprocessing.crop, dtype=torch.uint8)
+        factors = torch.ones(passes, len(rows), 3)
+        failures = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters is recorded as a failure
+            for place, row in enumerate(rows):
+                try:
+                    self._fill(row, pixels[:, place], factors[:, place])
+                except UnreadableImage as error:
+                    failures[row] = str(error)
+        return DecodedBatch(rows, pixels, factors, failures)
+
+    def _fill(self, row: int, pixels: Tensor, factors: Tensor) -> None:
+        image = self.images.read(row)
+        pixels[0] = self.preprocessing.fit(image)
+        for number in range(1, len(pixels)):
+            assert self.policy is not None
+            view = self.policy.draw(row, number - 1)
+            top, left, height, width = self.policy.box(view, *image.shape[-2:])
+            crop = image[:, top : top + height, left : left + width]
+            resized = self.preprocessing.scale(crop, self.preprocessing.crop)
+            pixels[number] = resized.flip(-1) if view.flip else resized
+            factors[number] = torch.tensor(view.jitter)
+
+
+def decode_batches(
+    images: ImageSource,
+    preprocessing: Preprocessing,
+    batches: Sequence[range],
+    policy: ViewPolicy | None,
+    *,
+    workers: int,
+    pin: bool,
+) -> Iterator[DecodedBatch]:
+    """All `batches` in order, decoded by `workers` processes (0: by this one), in pinned memory if `pin`."""
+    loader: DataLoader[Any] = DataLoader(
+        Decoder(images, preprocessing, batches, policy),
+        batch_size=None,
+        collate_fn=_as_is,
+        num_workers=min(workers, len(batches)),
+        prefetch_factor=PREFETCH if workers and batches else None,
+        pin_memory=pin,
+    )
+    iterator = iter(loader)
+    for rows in batches:
+        try:
+            yield next(iterator)._replace(rows=rows)  # pinning turns a range into a list
+        except RuntimeError as error:
+            raise _worker_died(error) from None
+
+
+def default_workers(device: torch.device) -> int:
+    """Decoding processes: one per core for a GPU, half as many beside a CPU backbone, where they mostly wait."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 32) if device.type == "cuda" else min(8, max(1, cores // 2))
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _worker_died(error: RuntimeError) -> Exception:
+    if "DataLoader worker" not in str(error):
+        return error
+    return UserError(
+        "a process that decodes images died, most likely for lack of memory (or of /dev/shm in a container); "
+        "rerun with a smaller embed.workers, 0 for none"
+    )

@@ -1,0 +1,268 @@
+"""What a user would try instead: each baseline is a function of embeddings (N, D), a number of clusters and a seed.
+
+All but TURTLE see rows of unit norm. UMAP and Leiden are extras, imported where they are used.
+"""
+
+import importlib
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int64
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from temi.pipeline.device import pick_device
+from temi.pipeline.errors import UserError
+from temi.pipeline.features.neighbors import exact_neighbors, nearest, unit_rows
+from temi.pipeline.progress import Progress
+from temi.pipeline.start.umap import fuzzy_graph
+
+STARTS = 10  # of k-means on embeddings
+UMAP_STARTS = 200  # of k-means on a UMAP layout; a tenth from MANY_CLUSTERS on
+MANY_CLUSTERS = 500
+SPHERICAL_ROUNDS = 100
+GRAPH_NEIGHBORS = 15  # of the graphs that Ward and Leiden follow
+SMALLEST_CLUSTER = 10  # of HDBSCAN
+RESOLUTIONS = 12  # that Leiden tries on the way to the number of clusters
+VOTERS = 20  # training rows that decide the cluster of a held-out row
+TURTLE_STEPS, TURTLE_INNER, TURTLE_ROWS, TURTLE_LR, TURTLE_ENTROPY = 6000, 10, 10_000, 1e-3, 10.0
+
+Embedding = Float[np.ndarray, "N D"]
+Unit = Float32[np.ndarray, "N D"]
+Labeling = Int64[np.ndarray, " N"]
+
+
+def k_means(embedding: Embedding, clusters: int, seed: int) -> Labeling:
+    """k-means, best of 10 k-means++ starts."""
+    labels: Labeling = (
+        KMeans(clusters, n_init=STARTS, random_state=seed).fit_predict(unit_rows(embedding)).astype(np.int64)
+    )
+    return labels
+
+
+def spherical_k_means(embedding: Embedding, clusters: int, seed: int) -> Labeling:
+    """k-means by cosine: centers have unit norm (Dhillon and Modha 2001); the best of 10 k-means++ starts."""
+    x = unit_rows(embedding)
+    runs = [_spherical(x, clusters, seed * STARTS + start) for start in range(STARTS)]
+    return max(runs, key=lambda run: run[0])[1]
+
+
+def _spherical(x: Unit, clusters: int, seed: int) -> tuple[float, Labeling]:
+    """Mean cosine to the own center, and labels, of one start."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Number of distinct clusters")
+        center = unit_rows(KMeans(clusters, n_init=1, max_iter=1, random_state=seed).fit(x).cluster_centers_)
+    label = np.full(len(x), -1)
+    for _ in range(SPHERICAL_ROUNDS):
+        before, label = label, (x @ center.T).argmax(1)
+        if (before == label).all():
+            break
+        member = sp.csr_array((np.ones(len(x), np.float32), (label, np.arange(len(x)))), shape=(clusters, len(x)))
+        used = np.bincount(label, minlength=clusters) > 0
+        center[used] = unit_rows(member @ x)[used]  # a cluster that lost all its rows stays where it was
+    return float((x * center[label]).sum(1).mean()), label.astype(np.int64)
+
+
+def umap_k_means(embedding: Embedding, clusters: int, seed: int) -> Labeling:
+    """UMAP to three dimensions (cosine, 10 neighbors), then k-means, best of 200 starts (20 above 500 clusters)."""
+    y = _umap(embedding, seed, n_components=3, n_neighbors=10)
+    starts = UMAP_STARTS if clusters < MANY_CLUSTERS else UMAP_STARTS // 10
+    labels: Labeling = KMeans(clusters, n_init=starts, random_state=seed).fit_predict(y).astype(np.int64)
+    return labels
+
+
+def ward(embedding: Embedding, clusters: int, seed: int) -> Labeling:
+    """Ward's hierarchy along the 15-neighbor graph: the tree of all pairs needs N^2 memory. `seed` has no effect."""
+    x = unit_rows(embedding)
+    index, _ = exact_neighbors(x, min(GRAPH_NEIGHBORS, len(x) - 1))
+    edges = (np.repeat(np.arange(len(x)), index.shape[1]), index.ravel())
+    graph = sp.csr_matrix((np.ones(index.size), edges), shape=(len(x), len(x)))
+    with warnings.catch_warnings():
+        # A graph in several parts is joined by scikit-learn, which says so: that is what is wanted.
+        warnings.filterwarnings("ignore", message="the number of connected components")
+        tree = AgglomerativeClustering(clusters, connectivity=graph.maximum(graph.T))
+        labels: Labeling = tree.fit_predict(x).astype(np.int64)
+    return labels
+
+
+def hdbscan(embedding: Embedding, clusters: int, seed: int) -> Labeling:
+    """HDBSCAN in UMAP to five dimensions; it finds its own number of clusters, `clusters` has no effect.
+
+    Rows that it calls noise join the nearest cluster mean, as every other method must assign all rows.
+    """
+    y = _umap(embedding, seed, n_components=5, n_neighbors=GRAPH_NEIGHBORS, min_dist=0.0)
+    label = HDBSCAN(min_cluster_size=SMALLEST_CLUSTER, copy=True).fit_predict(y).astype(np.int64)
+    noise = label < 0
+    if noise.all():
+        return np.zeros(len(y), np.int64)
+    label[noise] = nearest_mean(y[~noise], label[~noise], y[noise])
+    labels: Labeling = label
+    return labels
+
+
+def leiden(embedding: Embedding, clusters: int, seed: int) -> Labeling:
+    """Leiden (Traag et al. 2019) on the fuzzy 15-neighbor graph, its resolution bisected towards `clusters`.
+
+    The number of communities it ends with may differ.
+    """
+    igraph, leidenalg = import_extra("igraph", "leiden"), import_extra("leidenalg", "leiden")
+    index, similarity = exact_neighbors(unit_rows(embedding), min(GRAPH_NEIGHBORS, len(embedding) - 1))
+    edges = sp.coo_array(sp.triu(fuzzy_graph(index, 1 - similarity.astype(np.float32)), 1))
+    graph = igraph.Graph(n=len(embedding), edges=np.c_[edges.row, edges.col].tolist())
+    kind, weights = leidenalg.RBConfigurationVertexPartition, edges.data.tolist()
+    low, high = 1e-2, float(len(embedding))
+    best: Labeling = np.zeros(len(embedding), np.int64)
+    for _ in range(RESOLUTIONS):
+        middle = float(np.sqrt(low * high))
+        found = leidenalg.find_partition(graph, kind, weights=weights, resolution_parameter=middle, seed=seed)
+        label = np.asarray(found.membership, np.int64)
+        if abs(label.max() + 1 - clusters) < abs(best.max() + 1 - clusters):
+            best = label
+        low, high = (middle, high) if label.max() + 1 < clusters else (low, middle)
+    return best
+
+
+def turtle(
+    spaces: Embedding | Sequence[Embedding],
+    clusters: int,
+    seed: int,
+    *,
+    steps: int = TURTLE_STEPS,
+    device: str = "auto",
+) -> Labeling:
+    """TURTLE (Gadetsky et al., ICML 2024), first order, on one or several raw feature spaces of the same rows.
+
+    Labels are softmax(weight-normed linear) of each space, averaged over the spaces; they are made such that
+    linear classifiers, fitted for ten steps to them, agree with them.
+    """
+    arrays = [spaces] if isinstance(spaces, np.ndarray) else spaces
+    x = [torch.from_numpy(space.astype(np.float32)).to(pick_device(device)) for space in arrays]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoders = [parametrizations.weight_norm(nn.Linear(space.shape[1], clusters)).to(space.device) for space in x]
+        adam = torch.optim.Adam([p for encoder in encoders for p in encoder.parameters()], lr=TURTLE_LR)
+        with Progress("TURTLE", total=steps, unit="step") as progress:
+            for _ in range(steps):
+                rows = torch.randperm(len(x[0]))[:TURTLE_ROWS].to(x[0].device)
+                batch = [space[rows] for space in x] if len(rows) < len(x[0]) else x
+                adam.zero_grad()
+                loss = turtle_loss(batch, [e(space).softmax(1) for e, space in zip(encoders, batch, strict=True)])
+                torch.autograd.backward(loss)
+                adam.step()
+                progress.advance()
+    with torch.no_grad():
+        task = torch.stack([e(space).softmax(1) for e, space in zip(encoders, x, strict=True)]).mean(0)
+    labels: Labeling = task.argmax(1).cpu().numpy()
+    return labels
+
+
+def turtle_loss(spaces: Sequence[Float[Tensor, "B _"]], tasks: Sequence[Float[Tensor, "B C"]]) -> Float[Tensor, ""]:
+    """Sum over spaces of cross-entropy of a fitted classifier to the mean task, minus 10 times each task's entropy.
+
+    First order: nothing is differentiated through the fit of the classifier.
+    """
+    task = torch.stack(list(tasks)).mean(0)
+    fit = sum(F.cross_entropy(_fitted_logits(space, task.detach()), task) for space in spaces)
+    entropy = sum(torch.special.entr(own.mean(0)).sum() for own in tasks)
+    return torch.as_tensor(fit - TURTLE_ENTROPY * entropy)
+
+
+def _fitted_logits(x: Float[Tensor, "B D"], target: Float[Tensor, "B C"]) -> Float[Tensor, "B C"]:
+    """Logits, without gradient, of a fresh linear classifier after ten Adam steps to soft targets."""
+    linear = nn.Linear(x.shape[1], target.shape[1]).to(x.device)
+    adam = torch.optim.Adam(linear.parameters(), lr=TURTLE_LR)
+    for _ in range(TURTLE_INNER):
+        adam.zero_grad()
+        torch.autograd.backward(F.cross_entropy(linear(x), target))
+        adam.step()
+    with torch.no_grad():
+        logits: Tensor = linear(x)
+    return logits
+
+
+BASELINES: dict[str, tuple[str, Callable[[Embedding, int, int], Labeling]]] = {
+    "kmeans": ("k-means", k_means),
+    "spherical": ("spherical k-means", spherical_k_means),
+    "umap": ("UMAP + k-means", umap_k_means),
+    "ward": ("Ward", ward),
+    "hdbscan": ("UMAP + HDBSCAN", hdbscan),
+    "leiden": ("Leiden", leiden),
+    "turtle": ("TURTLE", turtle),
+}
+CENTERED = ("kmeans", "spherical")  # a new row belongs to the nearest center; elsewhere its neighbors vote
+EXTRAS = {"umap": ("umap", ["umap"]), "hdbscan": ("umap", ["umap"]), "leiden": ("leiden", ["igraph", "leidenalg"])}
+
+
+def run_baseline(
+    name: str, train: Embedding, others: Sequence[Embedding], clusters: int, seed: int = 0, widths: Sequence[int] = ()
+) -> tuple[list[Labeling], float]:
+    """Clusters of `train`, then of each of `others`, and the seconds that clustering `train` took.
+
+    Other rows take the nearest center (k-means, spherical k-means) or the majority of their 20 nearest training rows.
+    `widths` are those of the spaces of a joined cache: TURTLE sees them one by one, all others see them as one.
+    """
+    began = time.perf_counter()
+    if name == "turtle" and len(widths) > 1:
+        cluster = turtle(split_spaces(train, widths), clusters, seed)
+    else:
+        cluster = BASELINES[name][1](train, clusters, seed)
+    seconds = time.perf_counter() - began
+    extend = nearest_mean if name in CENTERED else neighbor_vote
+    return [cluster, *(extend(unit_rows(train), cluster, unit_rows(other)) for other in others)], seconds
+
+
+def split_spaces(embedding: Embedding, widths: Sequence[int]) -> list[Float32[np.ndarray, "N _"]]:
+    """The spaces of joined embeddings, times sqrt(D): TURTLE's ten steps would hardly move on rows of unit norm."""
+    ends = np.cumsum(widths)[:-1]
+    return [
+        space.astype(np.float32) * width**0.5 for space, width in zip(np.split(embedding, ends, 1), widths, strict=True)
+    ]
+
+
+def nearest_mean(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D"]) -> Int64[np.ndarray, " n"]:
+    """Cluster of `train` whose mean is nearest to each row."""
+    ids, position = np.unique(cluster, return_inverse=True)
+    member = sp.csr_array((np.ones(len(train)), (position, np.arange(len(train)))))
+    mean = (member @ train) / np.bincount(position)[:, None]
+    found: Int64[np.ndarray, " n"] = ids[((mean * mean).sum(1) - 2 * rows @ mean.T).argmin(1)]
+    return found
+
+
+def neighbor_vote(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D"]) -> Int64[np.ndarray, " n"]:
+    """Majority cluster of the 20 nearest training rows by cosine; a tie goes to the lowest id."""
+    index, _ = nearest(train, rows, min(VOTERS, len(train)))
+    votes = np.zeros((len(rows), cluster.max() + 1), np.int32)
+    np.add.at(votes, (np.arange(len(rows))[:, None], cluster[index]), 1)
+    majority: Int64[np.ndarray, " n"] = votes.argmax(1)
+    return majority
+
+
+def import_needed(name: str) -> None:
+    """Import what the baseline `name` needs; UserError where an extra is not installed."""
+    extra, modules = EXTRAS.get(name, ("", []))
+    for module in modules:
+        import_extra(module, extra)
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """The module, or a sentence that names the extra which provides it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{module} is not installed; install the extra: pip install 'temi[{extra}]'") from None
+
+
+def _umap(embedding: Embedding, seed: int, *, n_neighbors: int, **settings: float) -> Float32[np.ndarray, "N P"]:
+    """A UMAP layout by cosine of unit rows."""
+    umap = import_extra("umap", "umap")
+    fewer = min(n_neighbors, len(embedding) - 1)
+    model = umap.UMAP(n_neighbors=fewer, metric="cosine", random_state=seed, n_jobs=1, **settings)
+    layout: Float32[np.ndarray, "N P"] = np.asarray(model.fit_transform(unit_rows(embedding)), np.float32)
+    return layout

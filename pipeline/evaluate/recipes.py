@@ -1,0 +1,56 @@
+"""Baselines that are recipes of this project's own training: settings in configs/, trained on the run's own cache."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtyping import Float16, Int64
+from numpy import ndarray
+
+from temi.cache import EmbeddingCache
+from temi.cache.convert.join import spaces_of
+from temi.pipeline.config import Config, load_config
+from temi.pipeline.errors import UserError
+from temi.pipeline.evaluate.baselines import BASELINES, import_needed, run_baseline
+from temi.pipeline.runs.train import assign, train_heads
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = {"scan": "SCAN", "published": "TEMI, published", "seed-recipe": "the first system's recipe"}
+TITLES = {name: title for name, (title, _) in BASELINES.items()} | RECIPES
+
+
+def parse_baselines(text: str) -> list[str]:
+    """Names of ``all``, ``none`` or a comma-separated list; what they need is imported now rather than in an hour."""
+    names = {"all": list(TITLES), "none": []}.get(text, text.split(","))
+    for name in names:
+        if name not in TITLES:
+            raise UserError(f"--baselines has no {name!r}; give all, none or some of {','.join(TITLES)}")
+        import_needed(name)
+    return names
+
+
+def load_recipe(name: str, clusters: int, seed: int = 0, more: Sequence[str] = ()) -> Config:
+    """Settings of configs/NAME.toml (empty: the default) for so many clusters; no tracking."""
+    seeds = [f"{key}={seed}" for key in ("train.seed", "start.seed", "pairs.seed")]
+    settings = [f"heads.clusters={clusters}", "train.tensorboard=false", *seeds, *more]
+    return load_config(CONFIGS / f"{name}.toml" if name else None, settings)
+
+
+def run_rival(
+    name: str, cache: EmbeddingCache, split: str, parts: Sequence[Float16[ndarray, "_ D"]], clusters: int
+) -> tuple[list[Int64[ndarray, " _"]], float]:
+    """Clusters of every part by the baseline or recipe `name`, and the seconds that clustering the first took.
+
+    Parameters
+    ----------
+    cache, split : what recipes train on; its rows are the first part
+    parts : embeddings that are clustered: the training rows, then held-out ones
+    """
+    if name not in RECIPES:
+        return run_baseline(name, parts[0], parts[1:], clusters, widths=spaces_of(cache))
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        model = train_heads(cache, load_recipe(name, clusters, more=[f"train.split={split}"]), Path(folder))
+        seconds = time.perf_counter() - began
+    return [assign(model, part)[0].astype("int64") for part in parts], seconds

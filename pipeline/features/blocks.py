@@ -1,0 +1,74 @@
+"""Embeddings of some rows of a cache, read anew whenever they are gone through: a shard at a time is in memory."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from temi.cache import EmbeddingCache
+
+BLOCK_ROWS = 65_536  # rows of a tensor that are gone through at a time
+
+
+class CachedRows:
+    """What stage two reads instead of a tensor of all embeddings, so that its memory does not grow with the cache.
+
+    Parameters
+    ----------
+    rows : rows of the cache, ascending
+    device : where blocks are wanted
+    views : read their views, (n, V, D), instead of the images themselves, (n, D)
+    """
+
+    def __init__(
+        self,
+        cache: EmbeddingCache,
+        rows: Int64[np.ndarray, " N"],
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+        *,
+        views: bool = False,
+    ) -> None:
+        self.device = device
+        self.shape = (len(rows), *((cache.views,) if views else ()), cache.dim)
+        self._rows, self._shards = rows, cache.manifest.shards
+        self._read = cache.view_embedding if views else cache.embedding
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """float16 blocks in the order of the rows; their digests are checked on every pass."""
+        for shard in self._shards:
+            first, last = np.searchsorted(self._rows, (shard.start, shard.stop))
+            if first < last:
+                values = self._read(shard.start, shard.stop)
+                chosen = values if last - first == shard.rows else values[self._rows[first:last] - shard.start]
+                yield torch.from_numpy(chosen).to(self.device)
+
+
+Embeddings = Tensor | CachedRows
+"""float16 or float32 embeddings, (N, D)."""
+
+
+def blocks_of(embedding: Embeddings, rows: int | None = None) -> Iterator[Tensor]:
+    """Consecutive blocks of at most `rows` rows, or BLOCK_ROWS."""
+    for block in [embedding] if isinstance(embedding, Tensor) else embedding:
+        yield from torch.split(block, rows or BLOCK_ROWS)
+
+
+def collect(blocks: Iterable[Sequence[Tensor]], lengths: Sequence[int]) -> list[Tensor]:
+    """Whole columns of these lengths, from consecutive parts of every column.
+
+    Parts are written where they will stay: in a list they would lie between the large tensors that each block frees,
+    and keep the C library from using that memory again.
+    """
+    columns: list[Tensor] = []
+    done = [0] * len(lengths)
+    for parts in blocks:
+        columns = columns or [part.new_empty(n, *part.shape[1:]) for n, part in zip(lengths, parts, strict=True)]
+        for i, part in enumerate(parts):
+            columns[i][done[i] : done[i] + len(part)] = part
+            done[i] += len(part)
+    return columns

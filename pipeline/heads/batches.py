@@ -1,0 +1,167 @@
+"""What stage two trains on: whole tensors on the training device, and batches of row indices into them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+from temi.cache import EmbeddingCache
+from temi.pipeline.config import Config, PairConfig
+from temi.pipeline.errors import UserError
+from temi.pipeline.features.blocks import CachedRows
+from temi.pipeline.features.neighbors import check_count, mine_neighbors
+from temi.pipeline.features.scaling import Scaling
+from temi.pipeline.heads.bank import Ahead, Place, empty_bank
+
+
+def training_rows(cache: EmbeddingCache, split: str = "") -> Int64[np.ndarray, " n"]:
+    """Rows that stage two may train on: readable, and of `split` (empty: of ``train`` if there is one, else all)."""
+    if split and split not in cache.splits:
+        raise UserError(f"{cache.folder} has no split {split!r}; it has {', '.join(cache.splits) or 'none'}")
+    start, stop = cache.splits.get(split or "train", (0, cache.rows))
+    return start + np.flatnonzero(cache.ok[start:stop])
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The scaled bank of embeddings and its neighbor graph.
+
+    Attributes
+    ----------
+    rows : (N,) cache rows behind the bank's rows
+    bank : (N * (1 + V), D) float32; row i * (1 + V) is image i, the V that follow are its views
+    views : V held in the bank; 0 where pairs do not use them
+    neighbors : (N, K) positions in `rows`; (N, 0) where pairs do not use them
+    scaling : how embeddings became the bank's rows; on the training device
+    ahead : what gathers batches where `bank` and `neighbors` are not on the training device; see pipeline/heads/bank.py
+    """
+
+    rows: Int64[np.ndarray, " N"]
+    bank: Float[Tensor, "NV D"]
+    views: int
+    neighbors: Int32[Tensor, "N K"]
+    scaling: Scaling
+    ahead: Ahead | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The training device."""
+        return self.scaling.shift.device
+
+    def ask(self, rows: Int64[Tensor, " M"]) -> None:
+        """Say that these rows of the bank will be gathered after those asked for before."""
+        if self.ahead is not None:
+            self.ahead.ask(rows)
+
+    def gather(self, rows: Int64[Tensor, " M"], out: Float[Tensor, "M D"]) -> None:
+        """Copy these rows of the bank into `out`, on the training device."""
+        if self.ahead is None:
+            torch.index_select(self.bank, 0, rows, out=out)
+        else:
+            out.copy_(self.ahead.take(rows))
+
+    @property
+    def originals(self) -> Float[Tensor, "N D"]:
+        """The images themselves, without their views."""
+        return self.bank[:: 1 + self.views]
+
+
+def load_training_set(
+    cache: EmbeddingCache, config: Config, device: torch.device, scratch: Path, place: Place = "device"
+) -> TrainingSet:
+    """Mine or reuse the neighbors of the rows to train on, and fill the bank.
+
+    `scratch` takes the neighbor graph where the cache's own folder is read-only, and the bank where its `place` is the
+    disk. Labels are not read.
+    """
+    rows = training_rows(cache, config.train.split)
+    check_settings(cache, config, len(rows))
+    with_views = "views" in config.pairs.source
+    views = cache.views if with_views else 0
+    neighbors = np.empty((len(rows), 0), dtype=np.int32)
+    if "neighbors" in config.pairs.source:  # first: what the search needs is free again when the bank is filled
+        neighbors = mine_neighbors(cache, rows, config.neighbors.k, config.neighbors.scale, scratch)[0]
+    embedding = CachedRows(cache, rows, device)
+    scaling = Scaling.fit(config.heads.scale, embedding)
+    bank, file = empty_bank((len(rows) * (1 + views), scaling.width), place, device, scratch)
+    by_image = bank.view(len(rows), 1 + views, -1)
+    scaling(embedding, out=by_image[:, 0])
+    if views:
+        scaling(CachedRows(cache, rows, device, views=True), out=by_image[:, 1:])
+    ahead = None if place == "device" else Ahead(bank, device, file)
+    return TrainingSet(rows, bank, views, torch.from_numpy(neighbors).to(bank.device), scaling, ahead)
+
+
+def check_settings(cache: EmbeddingCache, config: Config, n: int) -> None:
+    """Raise a UserError where `config` asks for more than the `n` images to train on can give."""
+    if n < 2:
+        raise UserError(f"{cache.folder} has {n} readable images to train on; embed more (see failures.csv there)")
+    if config.heads.clusters > n:
+        raise UserError(
+            f"heads.clusters = {config.heads.clusters} is more than the {n} images to train on; "
+            f"ask for at most {n} clusters"
+        )
+    if "neighbors" in config.pairs.source:
+        check_count(config.neighbors.k, n)
+    if "views" in config.pairs.source and not cache.views:
+        raise UserError(
+            f"pairs.source = {config.pairs.source} needs augmented views, and {cache.folder} has none; "
+            "embed with --set embed.views=2 or use --set pairs.source=neighbors"
+        )
+
+
+class Batches:
+    """Row indices of every step's pairs, a function of (seed, epoch) alone, so a resume needs no generator state.
+
+    An epoch is one permutation of the rows cut into whole batches; partners are drawn for the whole epoch at once.
+    Of several processes (`part` is rank and number) each is given its part of every batch.
+    """
+
+    def __init__(self, data: TrainingSet, pairs: PairConfig, batch_size: int, part: tuple[int, int] = (0, 1)):
+        self.data, self.pairs, self.part = data, pairs, part
+        self.size = min(batch_size, len(data.rows))
+        self.per_epoch = len(data.rows) // self.size
+
+    def bank_rows(self, first_step: int, stop: int) -> Iterator[Int64[Tensor, " M"]]:
+        """For each step of [first_step, stop): B anchors then their B partners, as rows of the bank.
+
+        The rows of a step are asked for before those of the step before it are given out.
+        """
+        given = None
+        for rows in self._drawn(first_step, stop):
+            self.data.ask(rows)
+            if given is not None:
+                yield given
+            given = rows
+        if given is not None:
+            yield given
+
+    def _drawn(self, first_step: int, stop: int) -> Iterator[Int64[Tensor, " M"]]:
+        step = first_step
+        while step < stop:
+            epoch, position = divmod(step, self.per_epoch)
+            drawn = self._draw(epoch)[position : position + stop - step]
+            rank, processes = self.part
+            yield from drawn.view(len(drawn), 2, self.size).chunk(processes, dim=2)[rank].flatten(1)
+            step += len(drawn)
+
+    def _draw(self, epoch: int) -> Int64[Tensor, "steps M"]:
+        generator = torch.Generator().manual_seed(self.pairs.seed * 1_000_003 + epoch)
+        n, k, views = len(self.data.rows), self.data.neighbors.shape[1], self.data.views
+        count = self.per_epoch * self.size
+        anchor = torch.randperm(n, generator=generator)[:count]
+        slot = torch.randint(max(k, 1), (count,), generator=generator)
+        own = self.pairs.source == "views"  # the image itself against one of its views, never against itself
+        anchor_view = torch.randint(1 if own else views + 1, (count,), generator=generator)
+        partner_view = torch.randint(int(own), views + 1, (count,), generator=generator)
+        device = self.data.bank.device
+        anchor, slot = anchor.to(device), slot.to(device)
+        partner = self.data.neighbors[anchor, slot].long() if k else anchor
+        pairs = torch.stack(
+            [anchor * (1 + views) + anchor_view.to(device), partner * (1 + views) + partner_view.to(device)]
+        )
+        return pairs.view(2, self.per_epoch, self.size).transpose(0, 1).reshape(self.per_epoch, 2 * self.size)

@@ -1,0 +1,155 @@
+"""One run by several processes of torchrun: each takes its part of every batch.
+
+Rank 0 is the program as it always is: it mines, starts, writes, and ends. The others follow it: they wait to be told of
+a pass, load the same data, take over the state of rank 0, and step beside it. Means over the batch that enter a loss,
+and the gradients, are averaged over the processes, so all of them hold the same heads after every step.
+
+A process that fails ends with its error, and torchrun ends the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from temi.pipeline.config import Config
+from temi.pipeline.device import pick_device, torchrun_rank
+from temi.pipeline.errors import UserError
+
+PREPARATION = timedelta(days=1)  # how long the others wait while rank 0 mines and makes layouts
+STEP = timedelta(minutes=10)  # and how long a step may wait for a process that is stuck
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pass that rank 0 begins: what the others need to load the same."""
+
+    cache: Path
+    configs: Sequence[Config]
+    scratch: Path
+    place: Any
+    first_step: int
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a run; of one process, unless torchrun started more.
+
+    Attributes
+    ----------
+    rank, size : this process, and how many there are
+    group : what averages over the processes; its messages are between the training devices
+    """
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None
+
+    def check(self, config: Config, pairs: int) -> None:
+        """Raise a UserError where a pass with `pairs` per batch cannot be divided among the processes."""
+        if self.size == 1:
+            return
+        if pairs % self.size:
+            raise UserError(
+                f"a batch of {pairs} pairs does not divide among {self.size} processes; "
+                f"set train.batch_size to a multiple of {self.size}, at most the number of images"
+            )
+        if config.heads.kind == "mlp-bn":
+            raise UserError(
+                "heads.kind = mlp-bn normalizes by the whole batch and trains in one process only; "
+                "start it without torchrun, or use heads.kind=linear or published"
+            )
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """The mean of `tensor` over the processes."""
+        if self.size > 1:
+            tensor = tensor.contiguous()
+            dist.all_reduce(tensor, group=self.group)
+            tensor.div_(self.size)
+        return tensor
+
+    def average_all_(self, tensors: Sequence[Tensor]) -> None:
+        """Put the mean over the processes into each of `tensors`, by one message."""
+        if self.size > 1:
+            flat = self.average(torch.cat([tensor.flatten() for tensor in tensors]))
+            parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+            for tensor, mean in zip(tensors, parts, strict=True):
+                tensor.copy_(mean.view_as(tensor))
+
+    def take_over(self, tensors: dict[str, Tensor]) -> None:
+        """Overwrite `tensors` with those of rank 0."""
+        if self.size > 1:
+            for tensor in tensors.values():
+                own = tensor.detach().contiguous()
+                dist.broadcast(own, src=0, group=self.group)
+                tensor.detach().copy_(own)
+
+    def agree(self, decision: bool) -> bool:
+        """What rank 0 decided."""
+        return bool(self._tell(decision))
+
+    def begin(self, task: Task) -> None:
+        """On rank 0: tell the others of a pass."""
+        self._tell(task)
+
+    def hear(self) -> Task | None:
+        """On the others: the next pass; None after the last."""
+        task: Task | None = self._tell(None)
+        return task
+
+    def _tell(self, message: object) -> Any:
+        """`message` of rank 0, on every process."""
+        if self.size == 1:
+            return message
+        box = [message]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def dismiss(self) -> None:
+        """On rank 0: tell the others that there is no further pass."""
+        if self.size > 1:
+            self._tell(None)
+            dist.destroy_process_group()
+
+
+ALONE = Team()
+
+
+@cache
+def join() -> Team:
+    """The team of this process, met once."""
+    rank, size = torchrun_rank()
+    if size == 1:
+        return ALONE
+    dist.init_process_group("gloo", timeout=PREPARATION)
+    device = pick_device("auto")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return Team(rank, size, dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=STEP))
+
+
+def follow() -> None:
+    """On every rank but 0: take part in each pass that rank 0 begins, until it dismisses its team. Writes nothing."""
+    from temi.cache import EmbeddingCache
+    from temi.pipeline.heads.batches import load_training_set
+    from temi.pipeline.heads.trainer import HeadTrainer
+
+    team = join()
+    while (task := team.hear()) is not None:
+        settings = task.configs[0].train
+        device = pick_device(settings.device)
+        data = load_training_set(EmbeddingCache.open(task.cache), task.configs[0], device, task.scratch, task.place)
+        trainer = HeadTrainer(task.configs, data, team)
+        team.take_over(trainer.state())
+        batches = trainer.batches.bank_rows(task.first_step, trainer.steps)
+        for done, bank_rows in enumerate(batches, start=task.first_step + 1):
+            trainer.step(done - 1, bank_rows)
+            if settings.recorded(done, trainer.steps) and not team.agree(True):
+                break
+    dist.destroy_process_group()

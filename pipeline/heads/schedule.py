@@ -1,0 +1,32 @@
+"""How long a run is, and its learning rate and teacher momentum at every step."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from temi.pipeline.config import Config, OptimizerConfig, TeacherConfig
+
+
+def total_steps(config: Config, rows: int) -> int:
+    """Steps of a run: `epochs` passes over the rows, and at least `min_steps`."""
+    batch = min(config.train.batch_size, rows)
+    return max(config.train.min_steps, math.ceil(config.train.epochs * (rows // batch)))
+
+
+def learning_rate(config: OptimizerConfig, steps: int) -> Float[Tensor, " S"]:
+    """Rate of each step: linear warm-up from 0, then a cosine from `lr` to `min_lr`, or `lr` throughout."""
+    step = torch.arange(steps, dtype=torch.float64)
+    warmup = round(config.warmup * steps)
+    progress = ((step - warmup) / max(steps - warmup - 1, 1)).clamp(0, 1)
+    decayed = config.min_lr + (config.lr - config.min_lr) * (1 + (math.pi * progress).cos()) / 2
+    rate = decayed if config.schedule == "cosine" else torch.full_like(step, config.lr)
+    return torch.where(step < warmup, config.lr * (step + 1) / max(warmup, 1), rate).float()
+
+
+def teacher_momentum(config: TeacherConfig, steps: int) -> Float[Tensor, " S"]:
+    """Momentum of each step: a cosine from `momentum` to `final_momentum`."""
+    progress = torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
+    rise = (1 - (math.pi * progress).cos()) / 2
+    return (config.momentum + (config.final_momentum - config.momentum) * rise).float()

@@ -1,0 +1,335 @@
+"""Stage two: train the heads of all trials of a pass on cached tensors.
+
+One step gathers a batch of pairs by index, runs student and teacher heads, takes the objective's closed-form gradient
+at the logits, and updates all heads with their trial's own hyperparameters. A trial whose loss or gradient is not
+finite sits the step out; the others go on.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from temi.pipeline.config import FAMILY, Config
+from temi.pipeline.device import keep_freed_memory
+from temi.pipeline.heads import objectives
+from temi.pipeline.heads.batches import Batches, TrainingSet
+from temi.pipeline.heads.cuda_graph import Replay
+from temi.pipeline.heads.optimizer import StackedAdamW
+from temi.pipeline.heads.processes import ALONE, Team
+from temi.pipeline.heads.schedule import learning_rate, teacher_momentum, total_steps
+from temi.pipeline.heads.stack import LAST_LAYER, Heads, dropout_mask_, init_heads
+
+MARGINAL_ROWS = 4096  # rows per block when the marginal of a warm start is taken
+BLOCK_BYTES = 2**21  # of a block's widest activation on a CPU: about what a core keeps in its second-level cache
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive heads whose activations are computed together.
+
+    Attributes
+    ----------
+    heads : its part of axis G
+    student, teacher : those heads, in the memory of the whole stack
+    trials : each trial it has heads of, with the place of the trial's heads within the block
+    """
+
+    heads: slice
+    student: Heads
+    teacher: Heads
+    trials: list[tuple[int, slice]]
+
+
+class HeadTrainer:
+    """Students, teachers, marginals and optimizer of T trials that share head kind, objective and batches.
+
+    Parameters
+    ----------
+    configs : one per trial; they may differ in every number and, within the family of TEMI, in the weight of pairs,
+        not in heads.kind, heads.count, other objectives, objective.regularizer, pairs, or the length of training
+    data : what to train on
+    team : the processes that share every batch
+    """
+
+    def __init__(self, configs: Sequence[Config], data: TrainingSet, team: Team = ALONE):
+        self.config, self.data, self.trials, self.team = configs[0], data, len(configs), team
+        self.heads_per_trial = self.config.heads.count
+        self.device = data.device
+        self.batches = Batches(data, self.config.pairs, self.config.train.batch_size, (team.rank, team.size))
+        self.steps = total_steps(self.config, len(data.rows))
+        clusters = [config.heads.clusters for config in configs]
+        fresh = init_heads(self.config.heads, data.bank.shape[1], clusters, [config.train.seed for config in configs])
+        self.student = fresh.to(self.device)
+        self.teacher = self.student.clone()
+        self.marginal = self.student.outputs / self.student.outputs.sum(-1, keepdim=True)
+        self.blocks = self._cut_into_blocks()
+        rows = 2 * self.batches.size // team.size
+        self.x = torch.empty(rows, data.bank.shape[1], device=self.device)
+        self.number = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.keep: Tensor | None = None
+        if self.config.heads.kind == "mlp-bn" and self.config.heads.dropout:
+            self.keep = torch.empty(self.heads_per_trial, rows, self.config.heads.hidden, device=self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self._place_hyperparameters(configs)
+        decay = [configs[trial].optimizer.weight_decay for block in self.blocks for trial, _ in block.trials]
+        self.optimizer = StackedAdamW(self.student.weights, decay)
+        self.window = Window(self.trials, self.heads_per_trial, self.device)
+        self.skipped = torch.zeros(self.trials, dtype=torch.long, device=self.device)
+        self.skipped_in_a_row = torch.zeros_like(self.skipped)
+        # What is to be done in a step, by the layers that are frozen: two graphs at most.
+        self._computes: dict[Sequence[str], Callable[[], None]] = {}
+        graphs = self.device.type == "cuda" and team.size == 1
+        self.record: Callable[[Callable[[], None]], Callable[[], None]] = Replay if graphs else _as_it_is
+
+    def _cut_into_blocks(self) -> list[Block]:
+        """All heads at once on a GPU; elsewhere blocks that stay in the processor's cache and within one trial.
+
+        So on a CPU a trial is computed by the same operations whether it trains alone or beside others.
+        """
+        per_trial, total = self.heads_per_trial, self.trials * self.heads_per_trial
+        size = total
+        if self.device.type == "cpu":
+            rows = 2 * self.batches.size // self.team.size
+            size = heads_per_block(self.config, rows, self.student.outputs.shape[1])
+        blocks = []
+        for first in range(0, total, size):
+            span = slice(first, first + size)
+            student, teacher = self.student.select(span), self.teacher.select(span)
+            inside = [(trial, slice(trial * per_trial, (trial + 1) * per_trial)) for trial in range(self.trials)]
+            if size < total:
+                inside = [(first // per_trial, slice(0, size))]
+            blocks.append(Block(span, student, teacher, inside))
+        return blocks
+
+    def _place_hyperparameters(self, configs: Sequence[Config]) -> None:
+        """One value per head, and tables over the steps, on the device: a step waits for nothing."""
+
+        def per_head(values: Sequence[float]) -> Tensor:
+            return torch.tensor(values, device=self.device).repeat_interleave(self.heads_per_trial)
+
+        self.beta = per_head([c.objective.beta for c in configs])
+        powers = [c.objective.marginal_power for c in configs]
+        self.marginal_power = per_head([1.0 if power is None else power for power in powers])
+        self.power_is_free = per_head([power is None for power in powers])
+        self.student_temperature = per_head([c.objective.student_temperature for c in configs])
+        self.teacher_temperature = per_head([c.objective.teacher_temperature for c in configs])
+        self.marginal_momentum = per_head([c.objective.marginal_momentum for c in configs])
+        self.scan_entropy = per_head([c.objective.scan_entropy for c in configs])
+        self.regularizer_weight = per_head([c.objective.regularizer_weight for c in configs])
+        names = [c.objective.name for c in configs]
+        self.weighing = {own: per_head([name == own for name in names])[:, None] for own in set(names)}
+        self.clip = torch.tensor([c.optimizer.clip or math.inf for c in configs], device=self.device)
+        self.clipped = [c.optimizer.clip > 0 for c in configs]
+        rates = [learning_rate(c.optimizer, self.steps) for c in configs]
+        self.rates = torch.stack(rates, dim=1).to(self.device)
+        momenta = [teacher_momentum(c.teacher, self.steps) for c in configs]
+        self.momenta = torch.stack(momenta, dim=1).to(self.device)
+
+    @torch.no_grad()
+    def step(self, number: int, bank_rows: Int64[Tensor, " M"]) -> None:
+        """Train on one batch of pairs: anchors, then their partners, as rows of the bank."""
+        self.data.gather(bank_rows, out=self.x)
+        self.number.fill_(number)
+        if self.keep is not None:
+            generator = torch.Generator(self.device).manual_seed(self.config.pairs.seed * 1_000_003 + number)
+            dropout_mask_(self.keep, self.config.heads.dropout, generator)
+        frozen = LAST_LAYER if number < self.config.optimizer.freeze_last * self.steps else ()
+        if frozen not in self._computes:
+            self._computes[frozen] = self.record(partial(self._compute, frozen))
+        self._computes[frozen]()
+
+    def _compute(self, frozen: Sequence[str]) -> None:
+        """One step on what lies in `x`, `number` and `keep`: tensors in, tensors changed, the host waits for none."""
+        teacher, marginal, overlap = zip(*(self._teach(block) for block in self.blocks), strict=True)
+        seen = self.team.average(torch.cat(marginal))  # linear in what a process saw
+        weight = self._pair_weight(overlap)
+        learned = [
+            self._learn(block, known, seen[block.heads], pairs)
+            for block, known, pairs in zip(self.blocks, teacher, weight, strict=True)
+        ]
+        loss = torch.cat([loss for loss, _ in learned])
+        gradients = [gradient for _, gradient in learned]
+        self.team.average_all_([loss, *(gradient for named in gradients for gradient in named.values())])
+        good, norm = self._guard(loss, gradients)
+        self._update(gradients, good, norm, frozen)
+        torch.where(good.repeat_interleave(self.heads_per_trial)[:, None], seen, self.marginal, out=self.marginal)
+        self.window.add(loss, norm, good)
+
+    def _teach(self, block: Block) -> tuple[Tensor, Tensor, Tensor]:
+        """Teachers' log q_t (g, M, C), their marginal with this batch (g, C), and the overlap of each pair (g, B)."""
+        span = block.heads
+        teacher = block.teacher.forward(self.x, self.teacher_temperature[span], training=True).logits
+        probability, log_sum = objectives.softmax(teacher)
+        teacher.sub_(log_sum[..., None])
+        marginal = objectives.update_marginal(self.marginal[span], probability, self.marginal_momentum[span])
+        return teacher, marginal, objectives.overlap(probability)
+
+    def _pair_weight(self, overlap: Sequence[Float[Tensor, "g B"]]) -> Sequence[Float[Tensor, "g M"]]:
+        """w of every head's rows, block by block: that of its trial's objective; 1 where it weighs no pairs."""
+        every = torch.cat(list(overlap))
+        weight = torch.ones_like(every).repeat(1, 2)
+        for name, heads in (("temi", self.heads_per_trial), ("wmi", 1)):
+            if name in self.weighing:
+                weight = torch.where(self.weighing[name], objectives.pair_weight(every, heads), weight)
+        return weight.chunk(len(overlap))
+
+    def _learn(
+        self, block: Block, teacher: Tensor, marginal: Tensor, weight: Tensor
+    ) -> tuple[Float[Tensor, " g"], dict[str, Tensor]]:
+        """Loss of each head of a block and the gradient of its weights."""
+        keep, span = self.keep, block.heads
+        if keep is not None and len(block.trials) == 1:
+            keep = keep[span.start % len(keep) :][: len(block.student.outputs)]
+        passed = block.student.forward(self.x, self.student_temperature[span], training=True, keep=keep)
+        loss, gradient = self._objective(span, passed.logits, teacher, marginal, weight)
+        return loss, block.student.gradients(passed, gradient, share=1 / self.heads_per_trial)
+
+    def _objective(
+        self, span: slice, scores: Tensor, teacher: Tensor, marginal: Tensor, weight: Tensor
+    ) -> tuple[Float[Tensor, " g"], Float[Tensor, "g M C"]]:
+        """Loss per head and its gradient at the student's scores z / tau."""
+        name, regularizer = self.config.objective.name, self.config.objective.regularizer
+        log_marginal, beta = marginal.clamp_min(objectives.TINY).log(), self.beta[span]
+        family = name in FAMILY
+        student = scores if family and regularizer == "none" else scores.log_softmax(-1)
+        if family:
+            prior = self.marginal_power[span, None] * log_marginal
+            loss, gradient = objectives.temi(scores, teacher, prior, beta, weight)
+        else:
+            partner = objectives.swap_partners(teacher)
+            if name == "scan":
+                loss, gradient = objectives.scan(student, partner, self.scan_entropy[span], self.team.average)
+            else:
+                loss, gradient = objectives.beta_mi(student, partner, log_marginal, beta)
+            gradient = objectives.logit_gradient(gradient, student)
+        if regularizer != "none":
+            strength = self.regularizer_weight[span]
+            if regularizer == "batch-entropy":
+                extra, extra_gradient = objectives.batch_entropy(student, strength, self.team.average)
+            else:
+                extra, extra_gradient = objectives.sample_entropy(student, strength)
+            loss, gradient = loss + extra, gradient + objectives.logit_gradient(extra_gradient, student)
+        return loss, gradient
+
+    def _guard(
+        self, loss: Float[Tensor, " G"], gradients: Sequence[dict[str, Tensor]]
+    ) -> tuple[Bool[Tensor, " T"], Float[Tensor, " T"]]:
+        """Which trials have a finite loss and gradient, and the norm of the gradient; the others are counted."""
+        norms = [
+            torch.stack([g.reshape(len(block.trials), -1).norm(dim=1) for g in named.values()]).norm(dim=0)
+            for block, named in zip(self.blocks, gradients, strict=True)
+        ]
+        norm = torch.cat(norms).view(self.trials, -1).norm(dim=1)
+        good = norm.isfinite() & loss.view(self.trials, -1).isfinite().all(1)
+        self.skipped += ~good
+        self.skipped_in_a_row.add_(1).mul_(~good)
+        return good, norm
+
+    def _update(
+        self, gradients: Sequence[dict[str, Tensor]], good: Tensor, norm: Tensor, frozen: Sequence[str]
+    ) -> None:
+        """One clipped step of every student; teacher <- m teacher + (1 - m) student.
+
+        Batch-norm statistics of the teacher are its own.
+        """
+        rate, momentum = (table.index_select(0, self.number)[0] for table in (self.rates, self.momenta))
+        skip, shrink, follow = (~good).float(), (norm / self.clip).clamp_min(1), 1 - momentum
+        group = 0
+        for block, named in zip(self.blocks, gradients, strict=True):
+            for trial, inside in block.trials:
+                own = {name: gradient[inside] for name, gradient in named.items()}
+                divisor = shrink[trial] if self.clipped[trial] else None
+                self.optimizer.step(group, own, rate[trial], skip[trial], divisor, frozen)
+                for name, weight in block.teacher.weights.items():
+                    weight[inside].lerp_(block.student.weights[name][inside], follow[trial])
+                group += 1
+
+    @torch.no_grad()
+    def begin_at_students(self, free: Sequence[bool]) -> None:
+        """Start teachers and marginals at what the students are.
+
+        Where a trial's sizes are `free` and its marginal_power is not set, the objective stops balancing: rho = 0.
+        """
+        self.teacher.copy_(self.student)
+        rows = torch.split(self.data.originals, MARGINAL_ROWS)
+        for block in self.blocks:
+            temperature = self.teacher_temperature[block.heads]
+            seen = (block.teacher.probabilities(x.to(self.device), temperature) for x in rows)
+            mass = torch.stack([probability.sum(1) for probability in seen]).sum(0)
+            self.marginal[block.heads] = mass / len(self.data.originals)
+        unbalanced = torch.tensor(free, device=self.device).repeat_interleave(self.heads_per_trial)
+        self.marginal_power.masked_fill_(unbalanced & self.power_is_free, 0.0)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor a bit-exact resume needs; the leading axis divides evenly among the trials."""
+        named = {"student": self.student, "teacher": self.teacher}
+        tensors = {f"{role}.{name}": t.detach() for role, heads in named.items() for name, t in heads.tensors().items()}
+        tensors |= {"marginal": self.marginal, "marginal_power": self.marginal_power}
+        tensors |= {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
+        return tensors | self.optimizer.state()
+
+    def heads_of(self, trial: int) -> Tensor:
+        """Positions of a trial's heads on axis G."""
+        first = trial * self.heads_per_trial
+        return torch.arange(first, first + self.heads_per_trial, device=self.device)
+
+    def trial(self, index: int) -> "Slice":
+        """The part of every tensor of `state` that belongs to trial `index`."""
+        return Slice({name: tensor.chunk(self.trials)[index] for name, tensor in self.state().items()})
+
+
+def _as_it_is(function: Callable[[], None]) -> Callable[[], None]:
+    return function
+
+
+def heads_per_block(config: Config, rows: int, clusters: int) -> int:
+    """Heads of a block on a CPU: the largest divisor of H whose widest activation is within BLOCK_BYTES.
+
+    The rule is measured: ``benchmarks/heads.py --blocks``.
+    """
+    width = clusters if config.heads.kind == "linear" else max(clusters, config.heads.hidden)
+    fitting = max(1, BLOCK_BYTES // (4 * rows * width))
+    count = config.heads.count
+    return max(size for size in range(1, count + 1) if count % size == 0 and size <= fitting)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Views into a trainer's state: one trial's share of every tensor."""
+
+    tensors: dict[str, Tensor]
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Overwrite this trial's share with `state`."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(state[name])
+
+
+class Window:
+    """Sums since the last reset, on the device: read by the host once in many steps."""
+
+    def __init__(self, trials: int, heads: int, device: torch.device):
+        self.loss = torch.zeros(trials, heads, device=device)
+        self.norm = torch.zeros(trials, device=device)
+        self.count = torch.zeros(trials, device=device)
+
+    def add(self, loss: Float[Tensor, " G"], norm: Float[Tensor, " T"], good: Bool[Tensor, " T"]) -> None:
+        """Count one step; a trial that sat it out is not in its means."""
+        self.loss += torch.where(good[:, None], loss.view(self.loss.shape), 0.0)
+        self.norm += torch.where(good, norm, 0.0)
+        self.count += good
+
+    def means(self) -> tuple[Float[Tensor, "T H"], Float[Tensor, " T"]]:
+        """Mean loss per head and mean gradient norm per trial; NaN where every step was skipped."""
+        return self.loss / self.count[:, None], self.norm / self.count
+
+    def reset(self) -> None:
+        """Start a new window."""
+        for tensor in (self.loss, self.norm, self.count):
+            tensor.zero_()

@@ -1,0 +1,58 @@
+"""A map of all images in the plane, on which neighbors lie together: made once per run."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+
+from temi.pipeline.features.neighbors import exact_neighbors
+from temi.pipeline.runs.model import load_tensors, save_tensors
+from temi.pipeline.start.umap import fuzzy_graph, layout
+
+ATLAS = "atlas.safetensors"
+NEIGHBORS = 15
+EPOCHS = 150
+FEW = 4 * NEIGHBORS  # rows below which a neighbor graph says little: principal components then
+
+
+def atlas(scaled: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n 2"]:
+    """Positions within [-1, 1]: UMAP's layout of the neighbor graph from principal components on."""
+    start = _principal(scaled)
+    if len(scaled) < FEW:
+        return _fitted(start)
+    index, similarity = exact_neighbors(scaled.astype(np.float16), NEIGHBORS)
+    graph = fuzzy_graph(index, 1 - similarity.astype(np.float32))
+    return _fitted(layout(graph, start, EPOCHS, 0, torch.device("cpu")))
+
+
+def run_atlas(
+    folder: Path, scaled: Float32[np.ndarray, "n D"], rows: Int64[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n 2"]:
+    """The map of these `rows` of a cache: the one in `folder` if it is of the same, else made and left there."""
+    path = folder / ATLAS
+    if path.exists():
+        tensors = load_tensors(path)[0]
+        if "row" in tensors and np.array_equal(tensors["row"].numpy(), rows):
+            position: Float32[np.ndarray, "n 2"] = tensors["position"].numpy()
+            return position
+    position = atlas(scaled)
+    tensors = {"position": torch.from_numpy(position), "row": torch.from_numpy(rows)}
+    save_tensors(path, tensors, {"format": "temi-atlas-2"})
+    return position
+
+
+def _principal(x: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n 2"]:
+    """The two leading principal components, zeros where there are fewer."""
+    centered = torch.from_numpy(x - x.mean(0))
+    basis = torch.linalg.eigh((centered.T @ centered).double())[1][:, -2:].flip(1).float()
+    position = (centered @ basis).numpy()
+    return np.ascontiguousarray(np.pad(position, ((0, 0), (0, 2 - position.shape[1]))), dtype=np.float32)
+
+
+def _fitted(position: Float32[np.ndarray, "n 2"]) -> Float32[np.ndarray, "n 2"]:
+    """Centered by medians and scaled so that the farthest few do not press the rest together."""
+    centered = position - np.median(position, axis=0)
+    reach = max(float(np.quantile(np.abs(centered), 0.995)), 1e-12)
+    fitted: Float32[np.ndarray, "n 2"] = np.clip(centered / (1.05 * reach), -1, 1).astype(np.float32)
+    return fitted

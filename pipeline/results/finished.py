@@ -1,0 +1,77 @@
+"""A finished run as a person uses it: its model, its assignments and the names of its clusters."""
+
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+
+from temi.cache import EmbeddingCache
+from temi.pipeline.config import load_config
+from temi.pipeline.errors import UserError
+from temi.pipeline.evaluate.tables import open_training_cache
+from temi.pipeline.images import ImageSource
+from temi.pipeline.images.recorded import open_images
+from temi.pipeline.results.names import display_name, read_names
+from temi.pipeline.runs.model import ClusterModel
+from temi.pipeline.runs.run_folder import RunFolder
+from temi.pipeline.runs.trials import is_trials, list_trials
+
+COLUMNS = ["key", "row", "cluster", "confidence"]
+
+
+class FinishedRun:
+    """What `temi train-heads` left in `folder`; UserError where it is not finished or damaged.
+
+    `cache` is where the training cache is now, if it moved.
+    """
+
+    def __init__(self, folder: Path, cache: Path | None = None) -> None:
+        self.folder, self._cache = folder, cache
+        self.files = RunFolder(folder)
+        if is_trials(folder):
+            raise UserError(f"{folder} holds {list_trials(folder)}")
+        if not self.files.finished:
+            raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
+
+    @cached_property
+    def shared(self) -> Path:
+        """Where thumbnails and the map are kept: in the folder of the trials where the run is one of them."""
+        parent = self.folder.resolve().parent
+        return parent if is_trials(parent) else self.folder
+
+    @cached_property
+    def model(self) -> ClusterModel:
+        return ClusterModel.load(self.files.model)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Name of each cluster, "" where none was given."""
+        return read_names(self.folder, self.model.clusters)
+
+    @cached_property
+    def headings(self) -> list[str]:
+        """What each cluster is called: its name, or "cluster 3"."""
+        return [display_name(cluster, self.names) for cluster in range(self.model.clusters)]
+
+    @cached_property
+    def cache(self) -> EmbeddingCache:
+        """The cache that the run was trained on; UserError or CacheError where it is gone or has changed."""
+        return open_training_cache(self.files, EmbeddingCache.open(self._cache) if self._cache else None)
+
+    def images(self, source: str | None = None) -> ImageSource:
+        """The images that the cache was made from, at `source` or where they were; see `open_images`."""
+        return open_images(self.cache, source, load_config(self.files.config).embed.max_pixels)
+
+    @cached_property
+    def assignments(self) -> pd.DataFrame:
+        """key, row, cluster and confidence of every readable image of the training cache."""
+        path = self.folder / "assignments.parquet"
+        repair = f"write it again with `temi evaluate {self.folder}`"
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{path} cannot be read ({error}); {repair}") from None
+        if not set(COLUMNS) <= set(table.columns) or not table["cluster"].between(0, self.model.clusters - 1).all():
+            raise UserError(f"{path} does not fit the run; {repair}")
+        return table[COLUMNS]

@@ -1,0 +1,247 @@
+"""New images through a trained run: cluster, confidence, and whether anything like them was trained on.
+
+Embedding goes through the same `embed_rows` as stage one and results are written block by block, so one image and a
+million take the same path and the same memory.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+from jaxtyping import Float16, Int32, UInt8
+from torch import Tensor
+
+from temi.cache import EmbeddingCache
+from temi.cache.convert.join import SPACES
+from temi.cache.files import os_errors
+from temi.cache.schema import MANIFEST
+from temi.pipeline.config import EmbedConfig
+from temi.pipeline.encode.backbones import Backbone, load_backbone
+from temi.pipeline.encode.embed import BATCH_SIZES, cut, embed_rows
+from temi.pipeline.errors import UserError
+from temi.pipeline.evaluate.tables import EMBEDDING_FIELDS, check_same_backbone
+from temi.pipeline.images import ImageSource, open_source
+from temi.pipeline.images.decode import SUFFIXES, decode_image
+from temi.pipeline.images.folder import read_file
+from temi.pipeline.progress import Progress
+from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.runs.novelty import NOVELTY, Novelty
+
+BLOCK_ROWS = 4096  # rows assigned and written at once
+LOCAL = "(local folder)"
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "cluster": pa.int32(),  # null where the image could not be read
+        "name": pa.string(),
+        "confidence": pa.float32(),
+        "similarity": pa.float32(),  # cosine to the fifth nearest training image
+        "novel": pa.bool_(),  # less similar to the training images than 99 % of them are to each other
+        "error": pa.string(),  # why the image could not be read; else null
+    }
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Embeddings of consecutive images; those in `failures` (position -> reason) mean nothing."""
+
+    keys: list[str]
+    embedding: Float16[np.ndarray, "n D"]
+    failures: dict[int, str]
+
+
+@dataclass
+class Counts:
+    """What `predict` did."""
+
+    images: int = 0
+    novel: int = 0
+    unreadable: int = 0
+
+
+class ImageFile:
+    """One image file as an ImageSource."""
+
+    def __init__(self, path: Path, max_pixels: int) -> None:
+        self.path, self.max_pixels = path, max_pixels
+        self.keys = [path.name]
+        self.labels: Int32[np.ndarray, " 1"] = np.full(1, -1, np.int32)
+        self.classes: tuple[str, ...] = ()
+        self.splits: dict[str, tuple[int, int]] = {}
+        self.digest = ""
+
+    def data(self, row: int) -> bytes:
+        return read_file(self.path)
+
+    def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
+        return decode_image(self.data(row), self.max_pixels)
+
+
+def predict(run: Path, images: str, out: Path | None, *, backbone: str | None = None, device: str = "auto") -> Counts:
+    """Assign `images` to the clusters of `run` and write a row for each to `out`.
+
+    Parameters
+    ----------
+    images
+        An image file, an embedding cache, or any source of `temi embed`: a folder, a list, tar files, ...
+    out
+        ``.parquet`` or ``.csv``; None: CSV to the standard output.
+    backbone
+        Local folder of the weights, where the run was trained with a backbone from such a folder.
+
+    Raises
+    ------
+    UserError
+        The run is not finished, the images are missing, or the backbone is not the one the run was trained with.
+    """
+    finished = FinishedRun(run)
+    novelty = Novelty.load(run / NOVELTY)
+    blocks, total = _embedded(finished, images, backbone, device)
+    counts = Counts()
+    with _writer(out) as writer, Progress("predict", total, "img") as progress:
+        for block in blocks:
+            table = classify(finished, novelty, block)
+            writer.write_table(table)
+            counts.images += len(block.keys)
+            counts.unreadable += len(block.failures)
+            counts.novel += sum(1 for flag in table["novel"].to_pylist() if flag)
+            progress.advance(len(block.keys))
+    return counts
+
+
+def classify(run: FinishedRun, novelty: Novelty, block: Block) -> pa.Table:
+    """A row of SCHEMA per image of `block`."""
+    embedding = torch.from_numpy(block.embedding)
+    cluster, confidence = (column.cpu().numpy() for column in run.model.assign(embedding))
+    similarity = novelty.similarity(run.model.scaling(embedding).cpu().numpy())
+    missing = np.zeros(len(block.keys), dtype=bool)
+    missing[list(block.failures)] = True
+    names = np.array(run.headings, dtype=object)[cluster]
+    columns = {
+        "key": block.keys,
+        "cluster": pa.array(cluster.astype(np.int32), mask=missing),
+        "name": pa.array(names, pa.string(), mask=missing),
+        "confidence": pa.array(confidence, pa.float32(), mask=missing),
+        "similarity": pa.array(similarity, pa.float32(), mask=missing),
+        "novel": pa.array(novelty.is_novel(similarity), mask=missing),
+        "error": [block.failures.get(position) for position in range(len(block.keys))],
+    }
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _embedded(run: FinishedRun, images: str, backbone: str | None, device: str) -> tuple[Iterator[Block], int]:
+    """Blocks of embeddings of `images`, and the number of images."""
+    path = Path(images)
+    if (path / MANIFEST).is_file():
+        cache = EmbeddingCache.open(path)
+        check_same_backbone(run.model, cache)
+        return _cached(cache), cache.rows
+    settings = recorded_settings(run, backbone, device)
+    one_file = path.is_file() and path.suffix.lower() in SUFFIXES
+    limit = settings.max_pixels
+    source: ImageSource = ImageFile(path, limit) if one_file else open_source(images, max_pixels=limit)
+    encoder = load_recorded(run, settings)
+    return _computed(encoder, source), len(source.keys)
+
+
+def recorded_settings(run: FinishedRun, backbone: str | None, device: str) -> EmbedConfig:
+    """Settings of stage one that make embeddings like those the run was trained on."""
+    made = run.model.fingerprint
+    if SPACES in made["preprocessing"]:
+        raise UserError(
+            f"{run.folder} was trained on joined caches of {made['backbone']}; embed the new images with each, "
+            "`temi cache join` the caches and give the joined one"
+        )
+    name = backbone or made["backbone"]
+    if backbone is None and name.endswith(LOCAL):
+        raise UserError(f"{run.folder} was trained with a backbone from a local folder; give it by --backbone FOLDER")
+    from_hub = backbone is None and not made["revision"].startswith("xxh3:")
+    return EmbedConfig(
+        backbone=name,
+        revision=made["revision"] if from_hub else None,
+        pooling=made["pooling"],
+        precision=made["precision"].partition(",")[0],  # without "compiled": a few images are not worth it
+        views=0,
+        device=device,
+    )
+
+
+def load_recorded(run: FinishedRun, settings: EmbedConfig) -> Backbone:
+    """The encoder of the run, at the image size of the run; UserError where the weights here are others."""
+    encoder = load_backbone(settings)
+    crop = run.model.fingerprint["preprocessing"].get("crop")
+    if crop and tuple(crop) != encoder.preprocessing.crop:
+        encoder = load_backbone(settings.model_copy(update={"image_size": crop[0]}))
+    check_backbone(run, encoder)
+    return encoder
+
+
+def check_backbone(run: FinishedRun, encoder: Backbone) -> None:
+    """Refuse an encoder whose embeddings do not mean what the run was trained on."""
+    made = run.model.fingerprint
+    here = {
+        "backbone": encoder.name,
+        "revision": encoder.revision,
+        "preprocessing": encoder.preprocessing.describe(),
+        "pooling": encoder.pooling,
+    }
+    for field in EMBEDDING_FIELDS:
+        if here[field] != made[field]:
+            raise UserError(
+                f"{run.folder} was trained on embeddings with {field} {made[field]!r} and here it is {here[field]!r}; "
+                "use the weights that the training images were embedded with"
+            )
+
+
+def _cached(cache: EmbeddingCache) -> Iterator[Block]:
+    for rows in cut(0, cache.rows, BLOCK_ROWS):
+        failures = {row - rows.start: why for row, why in cache.failures.items() if row in rows}
+        yield Block(cache.keys[rows.start : rows.stop], cache.embedding(rows.start, rows.stop), failures)
+
+
+def _computed(encoder: Backbone, source: ImageSource) -> Iterator[Block]:
+    size = BATCH_SIZES.get(encoder.device.type, 16)
+    batches = cut(0, len(source.keys), size)
+    stream = embed_rows(encoder, source, batches, workers="auto" if len(batches) > 1 else 0)
+    for first in range(0, len(batches), per_block := max(1, BLOCK_ROWS // size)):
+        parts = [next(stream) for _ in batches[first : first + per_block]]
+        rows = range(parts[0].rows.start, parts[-1].rows.stop)
+        failures = {row - rows.start: why for part in parts for row, why in part.failures.items()}
+        embedding = torch.cat([part.embedding for part in parts]).cpu().numpy()
+        yield Block(source.keys[rows.start : rows.stop], embedding, failures)
+
+
+class TableWriter(Protocol):
+    """What the Parquet and CSV writers of pyarrow have in common."""
+
+    def write_table(self, table: pa.Table) -> Any: ...
+
+
+@contextmanager
+def _writer(out: Path | None) -> Iterator[TableWriter]:
+    """A writer of tables whose file appears under its name when it is complete."""
+    if out is None:
+        with pyarrow.csv.CSVWriter(sys.stdout.buffer, SCHEMA) as writer:
+            yield writer
+        return
+    kinds = {".parquet": pyarrow.parquet.ParquetWriter, ".csv": pyarrow.csv.CSVWriter}
+    if out.suffix not in kinds:
+        raise UserError(f"--out {out} must end in .parquet or .csv")
+    part = out.with_name(out.name + ".part")
+    with os_errors(out, "write"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with kinds[out.suffix](str(part), SCHEMA) as writer:
+                yield writer
+            part.replace(out)
+        finally:
+            part.unlink(missing_ok=True)

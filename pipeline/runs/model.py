@@ -1,0 +1,179 @@
+"""The trained model that leaves stage two: the teacher heads of the best checkpoint, ready for new embeddings."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int32, Int64
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from temi.cache.files import write_atomic
+from temi.pipeline.errors import UserError
+from temi.pipeline.features.blocks import Embeddings, blocks_of, collect
+from temi.pipeline.features.scaling import Scaling
+from temi.pipeline.heads.stack import Heads
+
+SHARPNESS = 0.5  # deviations of the losses within which a head's weight falls to 1/e
+BLOCK_ROWS = 8192  # rows per forward pass,
+BLOCK_BYTES = 2**22  # or fewer, where the widest activation of all heads is more than so many bytes
+FORMAT = "temi-heads-2"  # 1: heads were trusted alike
+
+
+@dataclass(frozen=True)
+class ClusterModel:
+    """Teacher heads of one trial with what they need to read an embedding.
+
+    Attributes
+    ----------
+    heads : H stacked heads
+    scaling : of an embedding before the heads
+    temperature : (H,) of the softmax
+    loss : (H,) mean training loss of each head in the window that chose this checkpoint
+    alignment : (H, C) output of each head that is cluster 0, 1, ...; clusters are numbered by falling size
+    fingerprint : what the embeddings were made from, field by field
+    """
+
+    heads: Heads
+    scaling: Scaling
+    temperature: Float[Tensor, " H"]
+    loss: Float[Tensor, " H"]
+    alignment: Int64[Tensor, "H C"]
+    fingerprint: dict[str, Any]
+
+    @property
+    def selected(self) -> int:
+        """The head with the lowest mean training loss: no label had a part in it."""
+        return int(self.loss.argmin())
+
+    @property
+    def clusters(self) -> int:
+        """C."""
+        return self.alignment.shape[1]
+
+    @cached_property
+    def trust(self) -> Float[Tensor, " H"]:
+        """Weight of each head in the consensus, summing to 1: exp(-loss / (SHARPNESS * deviation of the losses)).
+
+        Heads that begin at different clusterings end at different losses, and those of low loss are right more often
+        (benchmarks/RESULTS.md).
+        """
+        scale = SHARPNESS * self.loss.std(correction=0)
+        scale.clamp_min_(torch.finfo(self.loss.dtype).tiny)  # equal losses: 0 / tiny, not 0 / 0
+        return torch.softmax((self.loss.min() - self.loss) / scale, 0)
+
+    def consensus(self, probability: Float[Tensor, "H n C"]) -> Float[Tensor, "n C"]:
+        """What the heads say together: the mean of their probabilities by `trust`."""
+        together: Tensor = torch.tensordot(self.trust, probability, 1)
+        return together
+
+    def blocks(self, embedding: Embeddings) -> Iterator[tuple[Tensor, Tensor]]:
+        """Block by block the scaled rows, (n, D'), and all heads' probabilities, (H, n, C): all at once would not fit.
+
+        Probabilities are in the aligned cluster ids: entry c means the same cluster in every head.
+        """
+        if embedding.shape[1] != len(self.scaling.shift):
+            raise UserError(
+                f"these embeddings are {embedding.shape[1]} wide and the heads were trained on "
+                f"{len(self.scaling.shift)}; embed with the run's backbone, {self.fingerprint.get('backbone')}"
+            )
+        for block in blocks_of(embedding, block_rows(len(self.loss) * self.heads.widest)):
+            scaled = self.scaling(block.to(self.scaling.shift.device))
+            yield scaled, self.probabilities(scaled)
+
+    @torch.no_grad()
+    def probabilities(self, scaled: Float[Tensor, "n P"]) -> Float[Tensor, "H n C"]:
+        """What every head says of scaled rows, in the aligned cluster ids."""
+        index = self.alignment[:, None].expand(-1, scaled.shape[0], -1)
+        return self.heads.probabilities(scaled, self.temperature).gather(2, index)
+
+    def predict_proba(self, embedding: Embeddings) -> Float[Tensor, "n C"]:
+        """The consensus of the aligned heads."""
+        found = ([self.consensus(probability)] for _, probability in self.blocks(embedding))
+        return collect(found, [len(embedding)])[0]
+
+    def assign(self, embedding: Embeddings) -> tuple[Int64[Tensor, " n"], Float[Tensor, " n"]]:
+        """The cluster that the consensus thinks likeliest, and its probability there, the confidence."""
+        best = (self.consensus(probability).max(-1) for _, probability in self.blocks(embedding))
+        confidence, cluster = collect(best, [len(embedding)] * 2)
+        return cluster, confidence
+
+    def head_clusters(self, embedding: Embeddings) -> Int32[Tensor, "H n"]:
+        """Every head's own assignment, in the aligned cluster ids."""
+        own = ([probability.argmax(-1).int().mT] for _, probability in self.blocks(embedding))
+        return collect(own, [len(embedding)])[0].mT
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, atomically."""
+        tensors = {f"head.{name}": tensor for name, tensor in self.heads.tensors().items()}
+        tensors |= {"shift": self.scaling.shift, "weight": self.scaling.weight, "outputs": self.heads.outputs}
+        tensors |= {"temperature": self.temperature, "loss": self.loss, "alignment": self.alignment}
+        metadata = {
+            "format": FORMAT,
+            "kind": self.heads.kind,
+            "root": json.dumps(self.scaling.root),
+            "unit": json.dumps(self.scaling.unit),
+            "fingerprint": json.dumps(self.fingerprint, sort_keys=True),
+        }
+        save_tensors(path, tensors, metadata)
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device | None = None) -> "ClusterModel":
+        """Read what `save` wrote. Raises UserError where the file is missing, damaged or of another format."""
+        tensors, metadata = load_tensors(path, device)
+        if metadata.get("format") != FORMAT:
+            raise UserError(f"{path} is not a file of trained heads; train them with `temi train-heads`")
+        named = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
+        weights = {name: tensor for name, tensor in named.items() if name not in ("norm.mean", "norm.var")}
+        buffers = {name: tensor for name, tensor in named.items() if name in ("norm.mean", "norm.var")}
+        return cls(
+            Heads(metadata["kind"], weights, buffers, tensors["outputs"]),
+            Scaling(json.loads(metadata["root"]), tensors["shift"], tensors["weight"], json.loads(metadata["unit"])),
+            tensors["temperature"],
+            tensors["loss"],
+            tensors["alignment"],
+            json.loads(metadata["fingerprint"]),
+        )
+
+
+def block_rows(width: int) -> int:
+    """Rows per forward pass where the widest activation of all heads is `width` numbers a row."""
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // (width * torch.float32.itemsize)))
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file so that a crash leaves the old file or the new one, never half of it."""
+    # One entry, because safetensors writes several in a random order and equal models should be equal files.
+    packed = {"temi": json.dumps(metadata, sort_keys=True)}
+    write_atomic(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, packed))
+
+
+def load_tensors(path: Path, device: torch.device | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; a UserError where there is none or it is damaged."""
+    with _opened(path, device) as file:
+        metadata = json.loads((file.metadata() or {}).get("temi", "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+
+
+def load_metadata(path: Path) -> dict[str, str]:
+    """Metadata alone of a file that `save_tensors` wrote."""
+    with _opened(path) as file:
+        metadata: dict[str, str] = json.loads((file.metadata() or {}).get("temi", "{}"))
+        return metadata
+
+
+@contextmanager
+def _opened(path: Path, device: torch.device | None = None) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; train with `temi train-heads CACHE --out {path.parent}`") from None
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete it and train again") from None

@@ -1,0 +1,159 @@
+"""A run folder: its paths, how it is begun and guarded, and the JSON in it.
+
+::
+
+    RUN/config.toml           every setting of the run
+    RUN/environment.json      versions, revision, device, and the cache's fingerprint
+    RUN/metrics.jsonl         a line per window of steps
+    RUN/events/               the same for TensorBoard
+    RUN/checkpoints/          latest and previous (resume), best (lowest mean training loss), step-N (kept)
+    RUN/stopped.json          why training cannot go on, where it cannot
+    RUN/heads.safetensors     the trained model
+    RUN/training.json         steps, seconds, skipped steps, losses, label-free scores
+    RUN/assignments.parquet   key, row, cluster, confidence of every readable image; .csv beside it
+"""
+
+import json
+import math
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from temi.cache import EmbeddingCache
+from temi.cache.files import os_errors, write_atomic
+from temi.pipeline.config import Config, dump_toml, load_config
+from temi.pipeline.errors import UserError
+from temi.pipeline.runs.model import load_metadata
+
+PACKAGES = ("torch", "torchvision", "transformers", "h5py", "numpy", "faiss-cpu", "faiss-gpu", "scikit-learn", "temi")
+
+
+class RunFolder:
+    """Paths and files of one run; knows nothing of training."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.config = folder / "config.toml"
+        self.environment = folder / "environment.json"
+        self.metrics = folder / "metrics.jsonl"
+        self.events = folder / "events"
+        self.checkpoints = folder / "checkpoints"
+        self.latest = self.checkpoints / "latest.safetensors"
+        self.previous = self.checkpoints / "previous.safetensors"
+        self.best = self.checkpoints / "best.safetensors"
+        self.model = folder / "heads.safetensors"
+        self.training = folder / "training.json"
+        self.start_file = folder / "start.json"
+        self.stop_reason = folder / "stopped.json"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training ran to its end."""
+        return self.training.exists()
+
+    @property
+    def stopped(self) -> str | None:
+        """Why training cannot go on: a sentence; None where nothing speaks against it."""
+        return str(read_json(self.stop_reason)["reason"]) if self.stop_reason.exists() else None
+
+    def saved_states(self) -> dict[int, Path]:
+        """Step -> checkpoint to resume from: the latest and the one before."""
+        found = [path for path in (self.latest, self.previous) if path.exists()]
+        return {int(load_metadata(path)["step"]): path for path in found}
+
+    def start(self, config: Config, environment: dict[str, Any], overwrite: bool) -> None:
+        """Create the folder, or check that the one there was made with these settings on this cache.
+
+        Raises
+        ------
+        UserError
+            The folder holds a run with other settings or another cache, or something that is no run.
+        """
+        if overwrite and self.config.exists():
+            shutil.rmtree(self.folder)
+        with os_errors(self.folder, "create"):
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        if self.config.exists():
+            self._check_same(config, environment)
+            return
+        if self.latest.exists():
+            raise UserError(f"{self.folder} has checkpoints but no config.toml; choose another --out")
+        write_json(self.environment, environment)
+        write_atomic(self.config, dump_toml(config).encode())
+
+    def _check_same(self, config: Config, environment: dict[str, Any]) -> None:
+        before = load_config(self.config)
+        for section, values in config.model_dump().items():
+            if section == "embed":  # what embedding settings changed is in the cache's fingerprint
+                continue
+            for key, value in values.items():
+                there = getattr(getattr(before, section), key)
+                if there != value:
+                    raise UserError(
+                        f"{self.folder} was started with {section}.{key} = {there!r} and {value!r} is asked; "
+                        "use another --out, or --overwrite to start again"
+                    )
+        if read_json(self.environment)["cache"]["digest"] != environment["cache"]["digest"]:
+            raise UserError(
+                f"{self.folder} was trained on other embeddings than {environment['cache']['folder']} holds; "
+                "use another --out, or --overwrite to start again"
+            )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as readable JSON, atomically; NaN becomes null."""
+    write_atomic(path, (json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; a UserError where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; is {path.parent} a run folder of `temi train-heads`?") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it or train again") from None
+
+
+def finite(value: object) -> object:
+    """`value` with every number that JSON has no word for replaced by None."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def describe_environment(cache: EmbeddingCache, device: torch.device) -> dict[str, Any]:
+    """Versions, revision and device of this process, and what the cache is."""
+    fingerprint = asdict(cache.manifest.fingerprint)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "threads": torch.get_num_threads(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "revision": _git_revision(),
+        "cache": {"folder": str(cache.folder.resolve()), "digest": cache.digest, "fingerprint": fingerprint},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

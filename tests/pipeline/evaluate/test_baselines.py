@@ -1,0 +1,202 @@
+"""Baselines on easy mixtures, where every one of them must be right, and what is particular to each."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mixtures import mixture, write_cache
+from sklearn.cluster import KMeans
+from typer.testing import CliRunner
+
+from temi.cli import app
+from temi.pipeline.config import load_config
+from temi.pipeline.errors import UserError
+from temi.pipeline.evaluate import baselines
+from temi.pipeline.evaluate.baselines import BASELINES, EXTRAS, run_baseline
+from temi.pipeline.evaluate.recipes import RECIPES, load_recipe, parse_baselines
+from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.features.neighbors import unit_rows
+from temi.pipeline.runs.train import train_heads
+
+
+def available(name: str) -> bool:
+    try:
+        for module in EXTRAS.get(name, ("", []))[1]:
+            importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.mark.filterwarnings("ignore")  # numba and UMAP warn of their own future
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if "umap" in EXTRAS.get(name, ()) else [])
+        for name in BASELINES
+        if name != "turtle"
+    ],
+)
+def test_every_baseline_finds_an_easy_mixture_and_assigns_new_rows(name: str) -> None:
+    if not available(name):
+        pytest.skip(f"the extra {EXTRAS[name][0]} is not installed")
+    embedding, label = mixture(rows=400, clusters=4, noise=0.2)
+    (found, held_out), seconds = run_baseline(name, embedding[:300], [embedding[300:]], 4)
+    assert found.dtype == held_out.dtype == np.int64
+    assert hungarian_accuracy(label[:300], found) == 1.0
+    assert hungarian_accuracy(np.r_[label], np.r_[found, held_out]) == 1.0
+    assert seconds > 0
+    (again,), _ = run_baseline(name, embedding[:300], [], 4)
+    assert (again == found).all()
+
+
+@pytest.mark.parametrize("spaces", [1, 2])
+def test_turtle_finds_an_easy_mixture(spaces: int) -> None:
+    embedding, label = mixture(rows=200, dim=64, clusters=3, noise=0.2)
+    raw = 16 * embedding.astype(np.float32)  # unit rows would barely move a classifier in ten steps
+    second = raw @ np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32) / 8
+    found = baselines.turtle(raw if spaces == 1 else [raw, second], 3, 0, steps=200, device="cpu")
+    assert hungarian_accuracy(label, found) > 0.97
+
+
+def test_turtle_leaves_torch_random_state_alone_and_follows_its_seed() -> None:
+    embedding, _ = mixture(rows=60, clusters=3)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first, second = (baselines.turtle(embedding, 3, 1, steps=3, device="cpu") for _ in range(2))
+    assert (first == second).all()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_turtle_loss_is_first_order_and_matches_numpy() -> None:
+    torch.manual_seed(0)
+    spaces = [torch.randn(12, 5), torch.randn(12, 7)]
+    scores = [torch.randn(12, 3, requires_grad=True) for _ in spaces]
+    torch.manual_seed(1)
+    loss = baselines.turtle_loss(spaces, [s.softmax(1) for s in scores])
+    loss.backward()
+
+    torch.manual_seed(1)
+    tasks = [s.detach().softmax(1) for s in scores]
+    mean = (tasks[0] + tasks[1]) / 2
+    wanted, gradient = 0.0, torch.zeros_like(mean)
+    for space, task in zip(spaces, tasks, strict=True):
+        log = baselines._fitted_logits(space, mean).log_softmax(1)
+        share = task.numpy().mean(0)
+        wanted += -(mean.numpy() * log.numpy()).sum(1).mean() + 10 * (share * np.log(share)).sum()
+        gradient -= log / 12 / 2  # of both cross-entropies by one task: the mean holds half of it
+    assert float(loss.detach()) == pytest.approx(wanted, rel=1e-5)
+    for task, score in zip(tasks, scores, strict=True):
+        by_task = gradient + 10 / 12 * (task.mean(0).log() + 1)
+        by_score = task * (by_task - (task * by_task).sum(1, keepdim=True))
+        assert score.grad is not None
+        torch.testing.assert_close(score.grad, by_score, rtol=1e-4, atol=1e-6)
+
+
+def test_turtle_classifier_takes_ten_adam_steps() -> None:
+    x, target = torch.randn(20, 4), torch.eye(3)[torch.arange(20) % 3]
+    torch.manual_seed(3)
+    fitted = baselines._fitted_logits(x, target)
+    assert not fitted.requires_grad
+    torch.manual_seed(3)
+    fresh = torch.nn.Linear(4, 3)
+    w, b = fresh.weight.detach().double().numpy(), fresh.bias.detach().double().numpy()
+    parameters = [w.copy(), b.copy()]
+    first, second = [0 * p for p in parameters], [0 * p for p in parameters]
+    inputs, wanted = x.double().numpy(), target.double().numpy()
+    for step in range(1, 11):
+        logits = inputs @ parameters[0].T + parameters[1]
+        q = np.exp(logits - logits.max(1, keepdims=True))
+        error = (q / q.sum(1, keepdims=True) - wanted) / 20
+        for p, m, v, g in zip(parameters, first, second, (error.T @ inputs, error.sum(0)), strict=True):
+            m += 0.1 * (g - m)
+            v += 0.001 * (g * g - v)
+            p -= 1e-3 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+    np.testing.assert_allclose(fitted.numpy(), inputs @ parameters[0].T + parameters[1], atol=1e-5)
+
+
+def test_spherical_k_means_centers_are_its_clusters_directions() -> None:
+    embedding, _ = mixture(rows=200, clusters=5, noise=0.8)
+    x = unit_rows(embedding)
+    label = baselines.spherical_k_means(embedding, 5, 0)
+    center = np.stack([x[label == c].sum(0) for c in range(5)])
+    center /= np.linalg.norm(center, axis=1, keepdims=True)
+    assert (label == (x @ center.T).argmax(1)).all()  # a fixed point
+
+
+def test_new_rows_of_k_means_join_what_scikit_learn_says() -> None:
+    embedding, _ = mixture(rows=500, clusters=5, noise=0.4)
+    x = unit_rows(embedding)
+    (_, held_out), _ = run_baseline("kmeans", embedding[:400], [embedding[400:]], 5)
+    model = KMeans(5, n_init=10, random_state=0).fit(x[:400])
+    assert (held_out == model.predict(x[400:])).mean() > 0.98
+
+
+def test_new_rows_elsewhere_follow_their_neighbors_not_the_means() -> None:
+    angle = np.r_[np.linspace(0.0, 0.2, 30), np.linspace(0.5, 0.7, 30), np.linspace(1.2, 1.4, 30)]
+    train = np.c_[np.cos(angle), np.sin(angle)].astype(np.float32)
+    cluster = np.repeat([0, 1, 0], 30)  # the mean of cluster 0 lies in the middle of cluster 1
+    rows = np.array([[np.cos(0.1), np.sin(0.1)], [np.cos(0.6), np.sin(0.6)]], np.float32)
+    assert baselines.neighbor_vote(train, cluster, rows).tolist() == [0, 1]
+
+
+def test_ward_joins_a_graph_in_parts() -> None:
+    far = np.concatenate([np.tile(axis, (30, 1)) for axis in np.eye(6)]).astype(np.float32)
+    far += 1e-3 * np.random.default_rng(0).standard_normal(far.shape).astype(np.float32)
+    label = baselines.ward(far, 6, 0)
+    assert hungarian_accuracy(np.repeat(np.arange(6), 30), label) == 1.0
+
+
+def test_names_of_baselines() -> None:
+    assert parse_baselines("none") == []
+    assert parse_baselines("kmeans,scan") == ["kmeans", "scan"]
+    with pytest.raises(UserError, match=r"has no 'means'; give all, none or some of kmeans,spherical"):
+        parse_baselines("kmeans,means")
+
+
+def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(UserError, match=r"umap is not installed; install the extra: pip install 'temi\[umap\]'"):
+        parse_baselines("all")
+
+
+def test_evaluate_shows_the_baselines_that_were_asked_for(tmp_path: Path) -> None:
+    embedding, label = mixture(rows=400, clusters=4, noise=0.3)
+    cache = write_cache(tmp_path / "cache", embedding, label, splits={"train": (0, 300), "test": (300, 400)})
+    quick = ["heads.count=2", "train.min_steps=20", "train.epochs=0", "train.tensorboard=false", "start.kind=random"]
+    train_heads(cache, load_config(None, ["heads.clusters=4", *quick]), tmp_path / "run")
+    arguments = ["evaluate", str(tmp_path / "run"), "--baselines"]
+    assert CliRunner().invoke(app, [*arguments, "spherical,ward,scan"]).exit_code == 0
+    train, test = json.loads((tmp_path / "run/result.json").read_text())["parts"]
+    for part in (train, test):
+        rows = {row["method"]: row for row in part["rows"]}
+        assert "k-means" not in rows
+        assert rows["spherical k-means"]["acc"] == rows["Ward"]["acc"] == 1.0
+        assert ("seconds" in rows["Ward"]) == (part is train)
+        assert rows["SCAN"]["acc"] > 0.7
+    refused = CliRunner().invoke(app, [*arguments, "means"])
+    assert refused.exit_code == 2
+    assert "--baselines has no 'means'" in refused.stderr
+
+
+def test_turtle_sees_the_spaces_of_a_joined_cache_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+
+    def spy(spaces: list[np.ndarray], clusters: int, seed: int) -> np.ndarray:
+        seen.extend(spaces)
+        return np.zeros(len(spaces[0]), np.int64)
+
+    monkeypatch.setattr(baselines, "turtle", spy)
+    rows = np.random.default_rng(0).normal(size=(9, 10)).astype(np.float16)
+    baselines.run_baseline("turtle", rows, [], 3, widths=[4, 6])
+    np.testing.assert_allclose(np.concatenate([seen[0] / 4**0.5, seen[1] / 6**0.5], 1), rows, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_start_at_random_and_take_the_number_and_seed_asked_for(name: str) -> None:
+    config = load_recipe(name, 7, seed=3)
+    assert (config.start.kind, config.heads.clusters, config.train.seed, config.pairs.seed) == ("random", 7, 3, 3)

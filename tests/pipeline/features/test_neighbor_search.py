@@ -1,0 +1,154 @@
+"""Neighbor mining: self excluded by row index, across blocks and among duplicates; stored and reused."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mixtures import mixture, write_cache
+
+from temi.cache import load_neighbors
+from temi.pipeline.errors import UserError
+from temi.pipeline.features import neighbors as mine
+
+
+def brute_force(embedding: np.ndarray, k: int) -> np.ndarray:
+    unit = embedding.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -np.inf)
+    return -np.sort(-cosine, axis=1)[:, :k]
+
+
+def test_unit_rows_are_of_norm_one_and_nobodys_rows_are_changed() -> None:
+    rows = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
+    rows[3] = 0
+    kept = rows.copy()
+    unit = mine.unit_rows(rows)
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), np.arange(30) != 3, atol=1e-6)
+    np.testing.assert_allclose(unit * np.linalg.norm(rows, axis=1, keepdims=True), rows, atol=1e-6)
+    found, cosine = mine.nearest(rows, rows[:5], 2)
+    np.testing.assert_allclose(cosine[:3, 0], 1, atol=1e-6)
+    assert found[:3, 0].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(rows, kept)
+
+
+@pytest.mark.parametrize("block", [7, 64, 4096])
+def test_neighbors_equal_brute_force_in_any_block_size(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(mine, "BLOCK_ROWS", block)
+    embedding, _ = mixture(rows=100)
+    index, similarity = mine.exact_neighbors(embedding, 5)
+    np.testing.assert_allclose(similarity, brute_force(embedding, 5), atol=1e-3)
+    assert (index != np.arange(100)[:, None]).all()
+    assert index.min() >= 0
+
+
+def test_a_row_is_never_its_own_neighbor_and_a_duplicate_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mine, "BLOCK_ROWS", 16)
+    embedding = np.repeat(mixture(rows=10)[0], 5, axis=0)  # groups of 5 equal rows, some across a block border
+    index, _ = mine.exact_neighbors(embedding, 4)
+    for row in range(50):
+        group = set(range(row // 5 * 5, row // 5 * 5 + 5))
+        assert set(index[row].tolist()) == group - {row}
+
+
+def test_more_duplicates_than_neighbors_still_exclude_self() -> None:
+    index, similarity = mine.exact_neighbors(np.ones((40, 8), np.float16), 3)
+    assert (index != np.arange(40)[:, None]).all()
+    np.testing.assert_allclose(similarity, 1, atol=1e-3)
+
+
+@given(st.integers(2, 30), st.data())
+@settings(deadline=None)
+def test_drop_self_keeps_the_others_in_order(rows: int, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, rows - 1))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    found = np.stack([rng.permutation(rows)[: k + 1] for _ in range(rows)])
+    kept, score = mine.drop_self(np.arange(rows), found, found.astype(np.float32))
+    for row in range(rows):
+        assert kept[row].tolist() == [i for i in found[row].tolist() if i != row][:k]
+    assert (kept == score).all()
+
+
+def test_the_graph_is_stored_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = write_cache(tmp_path, mixture()[0])
+    rows = np.arange(cache.rows)
+    first, similarity = mine.mine_neighbors(cache, rows, 5)
+    monkeypatch.setattr(mine, "exact_neighbors", lambda *_: pytest.fail("mined again"))
+    again, similar = mine.mine_neighbors(cache, rows, 5)
+    assert (again == first).all()
+    assert (similar == similarity).all()
+    with pytest.raises(pytest.fail.Exception):
+        mine.mine_neighbors(cache, rows, 5, "whiten50")
+    with pytest.raises(pytest.fail.Exception):
+        mine.mine_neighbors(cache, rows, 6)
+    with pytest.raises(pytest.fail.Exception):
+        mine.mine_neighbors(cache, rows[:-1], 5)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_a_read_only_cache_gets_its_graph_elsewhere(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    cache.folder.chmod(0o500)
+    mine.mine_neighbors(cache, np.arange(cache.rows), 5, fallback=tmp_path / "run")
+    assert list((tmp_path / "run").glob("*.h5"))
+
+
+def test_beyond_the_exact_limit_recall_is_at_least_95_percent_and_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding, _ = mixture(rows=2000, dim=24, clusters=15, noise=1.0)
+    cache, rows = write_cache(tmp_path, embedding), np.arange(2000)
+    exact, _ = mine.exact_neighbors(embedding, 10)
+    monkeypatch.setattr(mine, "EXACT_ROWS", 1999)
+    found, similarity = mine.mine_neighbors(cache, rows, 10, "l2")
+    recall = np.mean([len(np.intersect1d(*pair)) for pair in zip(exact, found, strict=True)]) / 10
+    attributes = load_neighbors(cache.folder / "neighbors", mine._graph_key(cache.digest, rows, 10, "l2"))[2]
+    assert attributes["backend"] == "faiss-ivf"
+    assert 1 < attributes["probes"] < attributes["lists"]
+    assert attributes["recall"] >= 0.95
+    assert recall == pytest.approx(attributes["recall"], abs=0.02)
+    assert (found != rows[:, None]).all()
+    assert (np.diff(similarity.astype(np.float32), axis=1) <= 1e-3).all()
+
+
+def test_cells_with_fewer_rows_than_neighbors_fall_back_on_comparing_with_all() -> None:
+    embedding = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
+    index, _, probing = mine.approximate_neighbors(embedding, 30)
+    assert probing["recall"] >= 0.95
+    assert index.min() >= 0
+    for row, own in enumerate(index):
+        assert len({row, *own.tolist()}) == 31
+
+
+def test_too_many_neighbors_is_one_sentence(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, mixture(rows=30)[0])
+    with pytest.raises(UserError, match=r"neighbors.k = 30 needs more than 30 images, but 30"):
+        mine.mine_neighbors(cache, np.arange(30), 30)
+
+
+def test_missing_faiss_names_both_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "faiss", None)
+    with pytest.raises(UserError, match=r"temi\[cpu\].*temi\[gpu\]"):
+        mine.import_faiss()
+
+
+def test_the_inverted_file_goes_to_a_gpu_where_faiss_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the GPU: the index is moved once, trained and still empty, then filled and searched."""
+    faiss = mine.import_faiss()
+    moved: list[bool] = []
+
+    def to_gpu(resources: object, device: int, index: object) -> object:
+        moved.append(index.is_trained and index.ntotal == 0 and device == 0)  # type: ignore[attr-defined]
+        return index
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
+    monkeypatch.setattr(mine, "MOST_PROBES_GPU", 1)
+    embedding, _ = mixture(rows=600)
+    _, _, probing = mine.approximate_neighbors(embedding, 5)
+    assert moved == [True]
+    assert probing["probes"] == 1

@@ -1,0 +1,96 @@
+"""The training step as a graph: recorded once, replayed on the same memory, it trains as the step itself does.
+
+There is no GPU here: a recorder of torch's operators stands for the CUDA graph, with its semantics. What is replayed
+are operators and the memory they were recorded with; no line of Python runs again, so a number that the host put into
+an operator would stay what it was.
+"""
+
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from mixtures import mixture, write_cache
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from temi.pipeline.config import load_config
+from temi.pipeline.heads import cuda_graph as graph_module
+from temi.pipeline.heads.batches import load_training_set
+from temi.pipeline.heads.trainer import HeadTrainer
+
+WAITING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default"}
+
+
+class Operators(TorchDispatchMode):
+    """Stands for torch.cuda.CUDAGraph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.seen.append((function, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        for function, args, kwargs, memory in self.seen:
+            result = function(*args, **kwargs)
+            for old, new in zip(tree_leaves(memory), tree_leaves(result), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """torch.cuda without a GPU: the graphs that were recorded, and the tensors that recording must leave alone."""
+    graphs = []
+
+    @contextmanager
+    def record(graph: Operators, capture_error_mode: str) -> Any:
+        before = {id(t): t.clone() for t in tensors}
+        with graph:
+            yield
+        for tensor in tensors:  # recording computes nothing
+            tensor.copy_(before[id(tensor)])
+        graphs.append(graph)
+
+    tensors: list[torch.Tensor] = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fake = {"CUDAGraph": Operators, "graph": record, "Stream": lambda: stream, "stream": lambda own: nullcontext()}
+    own = SimpleNamespace(cuda=SimpleNamespace(**fake, current_stream=lambda: stream))
+    monkeypatch.setattr(graph_module, "torch", own)
+    return SimpleNamespace(graphs=graphs, tensors=tensors)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("heads.kind=linear", "optimizer.freeze_last=0.3"),
+        ("heads.kind=published", "optimizer.freeze_last=0.3"),
+        ("heads.kind=mlp-bn",),
+        ("heads.kind=linear", "objective.name=scan", "objective.regularizer=sample-entropy"),
+        ("heads.kind=linear", "objective.name=beta-mi", "objective.regularizer=batch-entropy"),
+    ],
+)
+def test_a_replayed_step_trains_as_the_step_does(tmp_path: Path, cuda: Any, settings: tuple[str, ...]) -> None:
+    base = ["heads.clusters=6", "heads.count=2", "heads.hidden=16", "heads.bottleneck=8", "neighbors.k=10"]
+    base += ["train.batch_size=64", "train.epochs=0", "train.min_steps=30", "start.kind=random"]
+    configs = [load_config(None, [*base, *settings, f"optimizer.clip={clip}"]) for clip in (0, 0.01)]
+    device = torch.device("cpu")
+    data = load_training_set(write_cache(tmp_path, mixture()[0]), configs[0], device, tmp_path)
+    plain, graphed = HeadTrainer(configs, data), HeadTrainer(configs, data)
+    graphed.record = graph_module.Replay
+    window = graphed.window
+    cuda.tensors += [*graphed.state().values(), window.loss, window.norm, window.count]
+    for number, rows in enumerate(plain.batches.bank_rows(0, plain.steps)):
+        plain.step(number, rows)
+        graphed.step(number, rows)
+    for name, tensor in plain.state().items():
+        assert torch.equal(tensor, graphed.state()[name]), name
+    assert torch.equal(plain.window.means()[0], window.means()[0])
+    assert len(cuda.graphs) == 1 + ("optimizer.freeze_last=0.3" in settings)
+    assert not WAITING & {str(function) for graph in cuda.graphs for function, *_ in graph.seen}

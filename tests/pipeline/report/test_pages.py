@@ -1,0 +1,197 @@
+"""The report: its figures against plain references, its text harmless, its pictures bounded."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mixtures import mixture, write_cache
+from photos import HOSTILE, PhotoRun, short
+from PIL import Image
+from typer.testing import CliRunner
+
+from temi.cli import app
+from temi.pipeline.errors import UserError
+from temi.pipeline.images import open_source
+from temi.pipeline.report import pages as module
+from temi.pipeline.report.cards import centers, class_shares, cluster_cards, nearest_clusters
+from temi.pipeline.report.map import ATLAS, atlas, run_atlas
+from temi.pipeline.report.pages import confusion, figures, merge_tree, shown_images, write_report
+from temi.pipeline.report.thumbnails import SIDE, THUMBNAILS, run_thumbnails, thumbnail
+from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.names import set_names
+from temi.pipeline.runs.train import train_heads
+
+
+@pytest.fixture
+def finished(photo_run: PhotoRun, tmp_path: Path) -> FinishedRun:
+    shutil.copytree(photo_run.run, tmp_path / "run")
+    return FinishedRun(tmp_path / "run")
+
+
+def block(page: str) -> dict:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_the_page_shows_what_the_run_says(finished: FinishedRun, tmp_path: Path) -> None:
+    data = block(write_report(finished, tmp_path / "page.html").read_text())
+    table = finished.assignments
+    assert data["images"]["key"] == table["key"].tolist()
+    assert data["images"]["cluster"] == table["cluster"].tolist()
+    assert [card["size"] for card in data["clusters"]] == np.bincount(table["cluster"], minlength=3).tolist()
+    assert data["overview"]["unreadable"] == 1
+    assert data["missing"] == ""
+    for card in data["clusters"]:
+        assert {data["images"]["cluster"][i] for i in [*card["typical"], *card["uncertain"]]} <= {card["id"]}
+        assert not set(card["typical"]) & set(card["uncertain"])
+    colors = {"red": 0, "green": 1, "blue": 2}
+    for key, picture in zip(data["images"]["key"], data["images"]["picture"], strict=True):
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+        assert pixels.shape == (58, 96, 3)
+        assert pixels.mean((0, 1)).argmax() == colors[key.split("/")[0]]
+
+
+def test_no_text_leaves_its_place_and_nothing_is_fetched(finished: FinishedRun, tmp_path: Path) -> None:
+    names = tmp_path / "names.csv"
+    names.write_text('cluster,name\n0,"</script><script>alert(2)</script>"\n1,"{{plotly}} <!--"\n')
+    set_names(finished.folder, names, 3)
+    page = write_report(finished, tmp_path / "page.html").read_text()
+    data = block(page)
+    assert data["clusters"][0]["name"] == "</script><script>alert(2)</script>"
+    assert data["clusters"][1]["name"] == "{{plotly}} <!--"
+    assert f"red/{HOSTILE}" in data["images"]["key"]
+    own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert "alert(" not in re.sub(r'id="data">.*?</script>', "", own, flags=re.DOTALL)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", own)
+    assert "default-src 'none'" in own
+    assert page.count("<!doctype html>") == 1
+
+
+def test_a_title_is_escaped() -> None:
+    page = module.render("report", {"overview": {}}, "<b>run & co")
+    assert "<title>&lt;b&gt;run &amp; co" in page
+    assert "<b>run" not in page
+
+
+def test_missing_images_are_said_and_given_ones_must_be_right(finished: FinishedRun, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(finished.cache.folder, cache)
+    (cache / "source.json").unlink()
+    moved = FinishedRun(finished.folder, cache)
+    data = figures(moved, None)
+    assert "does not say where its images are" in data["missing"]
+    assert set(data["images"]["picture"]) == {""}
+    with pytest.raises(UserError, match="are not those that"):
+        figures(moved, "digits")
+
+
+def test_a_cache_without_labels_or_images_makes_a_page(tmp_path: Path) -> None:
+    train_heads(write_cache(tmp_path / "cache", mixture(rows=80)[0]), short(), tmp_path / "run")
+    result = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
+    assert result.exit_code == 0, result.output
+    assert "open it in a browser" in result.stdout
+    data = block((tmp_path / "run/report.html").read_text())
+    assert data["confusion"] is None
+    assert len(data["images"]["x"]) == 80
+
+
+def test_cards_hold_the_nearest_to_the_center_and_the_least_confident() -> None:
+    rng = np.random.default_rng(0)
+    scaled = rng.standard_normal((300, 5)).astype(np.float32)
+    cluster = rng.integers(0, 4, 300)
+    cluster[cluster == 3] = 2  # cluster 3 is empty
+    confidence = rng.random(300, dtype=np.float32)
+    center = centers(scaled, cluster, 4)
+    cards = cluster_cards(scaled, cluster, confidence, center)
+    for c in range(3):
+        mean = scaled[cluster == c].mean(0)
+        np.testing.assert_allclose(center[c], mean / np.linalg.norm(mean), atol=1e-5)
+        members = np.flatnonzero(cluster == c)
+        by_closeness = sorted(members, key=lambda i: -(scaled[i] @ center[c]))
+        assert cards[c]["typical"] == by_closeness[:12]
+        assert cards[c]["uncertain"] == sorted(by_closeness[12:], key=lambda i: confidence[i])[:6]
+        assert cards[c]["confidence"] == pytest.approx(confidence[members].mean(), abs=1e-3)
+    assert cards[3] == {"id": 3, "size": 0, "confidence": 0.0, "typical": [], "uncertain": []}
+    near = nearest_clusters(center, cluster)
+    assert near[3] == []
+    assert near[0] == sorted([1, 2], key=lambda other: -(center[0] @ center[other]))
+
+
+def test_confusion_is_aligned_and_leaves_unlabeled_images_out() -> None:
+    label = np.array([0, 0, 0, 2, 2, -1, -1])
+    cluster = np.array([3, 3, 1, 0, 0, 0, 2])
+    found = confusion(label, cluster, ("a", "b", "c"), ["p", "q", "r", "s"])
+    assert found is not None
+    assert found["classes"] == ["a", "c"]
+    assert found["clusters"] == ["s", "p", "q"]
+    assert found["count"] == [[2, 0, 1], [0, 2, 0]]
+    assert found["accuracy"] == pytest.approx(4 / 5)
+    assert confusion(np.full(7, -1), cluster, (), ["p", "q", "r", "s"]) is None
+    assert class_shares(label, cluster, ("a", "b", "c"), 4) == [[("c", 1.0)], [("a", 1.0)], [], [("a", 1.0)]]
+
+
+def test_the_tree_joins_the_closest_first() -> None:
+    center = np.array([[1, 0], [0.98, 0.2], [0, 0], [0, 1]], dtype=np.float32)
+    tree = merge_tree(center, np.array([0, 1, 3]), ["a", "b", "c", "d"])
+    assert tree is not None
+    assert sorted(tree["leaves"]) == ["a", "b", "d"]
+    assert tree["across"][0][1] == pytest.approx(np.linalg.norm(center[0] - center[1]), abs=1e-3)
+    assert merge_tree(center, np.array([1, 1]), ["a", "b", "c", "d"]) is None
+
+
+def test_more_images_than_fit_are_sampled_with_all_of_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "POINTS", 100)
+    shown, place = shown_images(1000, [5, 999, 17])
+    assert 100 <= len(shown) <= 103
+    assert all(shown[place[i]] == i for i in (5, 17, 999))
+
+
+def test_the_map_keeps_groups_apart_and_is_made_once(tmp_path: Path) -> None:
+    embedding, label = mixture(rows=400, clusters=4, noise=0.3)
+    scaled = embedding.astype(np.float32)
+    position = run_atlas(tmp_path, scaled, np.arange(400))
+    assert position.shape == (400, 2)
+    assert np.abs(position).max() <= 1
+    middle = np.stack([position[label == c].mean(0) for c in range(4)])
+    spread = max(position[label == c].std(0).max() for c in range(4))
+    apart = min(np.linalg.norm(middle[a] - middle[b]) for a in range(4) for b in range(a))
+    assert apart > 2 * spread
+    before = (tmp_path / ATLAS).stat().st_mtime_ns
+    np.testing.assert_array_equal(run_atlas(tmp_path, scaled, np.arange(400)), position)
+    assert (tmp_path / ATLAS).stat().st_mtime_ns == before
+    assert not np.array_equal(run_atlas(tmp_path, scaled[::-1].copy(), np.arange(400)[::-1].copy()), position)
+    for few in (2, 5):
+        assert np.isfinite(atlas(scaled[:few])).all()
+
+
+def test_thumbnails_never_enlarge_are_upright_and_made_once(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (400, 100), "white")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    (tmp_path / "photos").mkdir()
+    wide.save(tmp_path / "photos/turned.jpg", exif=exif)
+    Image.new("RGBA", (20, 10), (255, 0, 0, 0)).save(tmp_path / "photos/small.png")
+    Image.new("L", (300, 300), 77).save(tmp_path / "photos/gray.jpg")
+    images = open_source(str(tmp_path / "photos"), max_pixels=10**6)
+    sizes = {}
+    for row, key in enumerate(images.keys):
+        sizes[key] = Image.open(io.BytesIO(thumbnail(images, row))).size
+    assert sizes == {"turned.jpg": (24, SIDE), "small.png": (20, 10), "gray.jpg": (SIDE, SIDE)}
+    made = run_thumbnails(tmp_path, images, [0, 1, 2], 10**6)
+    before = (tmp_path / THUMBNAILS).stat().st_mtime_ns
+    time.sleep(0.01)
+    (tmp_path / "photos/turned.jpg").unlink()
+    assert run_thumbnails(tmp_path, images, [2, 1, 0], 10**6) == made
+    assert (tmp_path / THUMBNAILS).stat().st_mtime_ns == before
+    size = len(made[0])
+    assert list(run_thumbnails(tmp_path, images, [0, 1, 2], size)) == [0]
+    (tmp_path / THUMBNAILS).write_bytes(b"damaged")
+    lost = images.keys.index("turned.jpg")
+    assert set(run_thumbnails(tmp_path, images, [0, 1, 2], 10**6)) == {0, 1, 2} - {lost}

@@ -1,0 +1,86 @@
+"""Names survive, appear wherever a cluster is shown, and a table that does not fit is refused by line."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from photos import PhotoRun
+from typer.testing import CliRunner
+
+from temi.cache import EmbeddingCache
+from temi.cli import app
+from temi.pipeline.config import load_config
+from temi.pipeline.errors import UserError
+from temi.pipeline.results.export import export_folders
+from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.names import NAMES, read_names, set_names
+from temi.pipeline.results.predict import predict
+from temi.pipeline.runs.train import train_heads
+
+
+def table(folder: Path, text: str) -> Path:
+    path = folder / "names.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_names_are_kept_changed_and_taken_away(tmp_path: Path) -> None:
+    assert read_names(tmp_path, 3) == ["", "", ""]
+    assert set_names(tmp_path, table(tmp_path, "cluster,name\n2,Käse\n0,cars"), 3) == ["cars", "", "Käse"]
+    assert set_names(tmp_path, table(tmp_path, "\ufeffname,cluster\ncats,1\n,0\n"), 3) == ["", "cats", "Käse"]
+    assert read_names(tmp_path, 3) == ["", "cats", "Käse"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("id,name\n0,a\n", "needs a first line with the columns cluster and name"),
+        ("", "needs a first line"),
+        ("cluster,name\n3,a\n", r"line 2 of .*names.csv: '3' is not a cluster of this run; they are 0 to 2"),
+        ("cluster,name\n-1,a\n", "'-1' is not a cluster"),
+        ("cluster,name\n0,a\n0,b\n", r"line 3 of .*names.csv names cluster 0 again"),
+        ("cluster,name\n0," + "x" * 121, "at most 120 characters"),
+        ('cluster,name\n0,"a\nb"\n', "line break or control character"),
+    ],
+)
+def test_a_table_that_does_not_fit_changes_nothing(tmp_path: Path, text: str, sentence: str) -> None:
+    set_names(tmp_path, table(tmp_path, "cluster,name\n0,before\n"), 3)
+    with pytest.raises(UserError, match=sentence):
+        set_names(tmp_path, table(tmp_path, text), 3)
+    assert read_names(tmp_path, 3) == ["before", "", ""]
+
+
+def test_files_that_are_missing_binary_or_damaged_are_sentences(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot read .*gone.csv: no such file"):
+        set_names(tmp_path, tmp_path / "gone.csv", 3)
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="is not UTF-8 text"):
+        set_names(tmp_path, tmp_path / "binary.csv", 3)
+    for content in ("{", "[1]", '{"7": "x"}', '{"0": 5}'):
+        (tmp_path / NAMES).write_text(content)
+        with pytest.raises(UserError):
+            read_names(tmp_path, 3)
+
+
+def test_names_appear_in_predict_and_exports_and_survive_a_resume(photo_run: PhotoRun, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(photo_run.run, run)
+    template = CliRunner().invoke(app, ["names", str(run)])
+    assert template.exit_code == 0, template.output
+    rows = list(csv.DictReader(template.stdout.splitlines()))
+    assert [int(row["cluster"]) for row in rows] == [0, 1, 2]
+    sizes = [int(row["images"]) for row in rows]
+    assert sum(sizes) == 44
+    assert sizes == sorted(sizes, reverse=True)
+    given = template.stdout.replace("0,,", "0,red <b>things</b> / ../,", 1)
+    result = CliRunner().invoke(app, ["names", str(run), str(table(tmp_path, given))])
+    assert result.exit_code == 0, result.output
+    assert "1 of 3 clusters have a name" in result.stdout
+    train_heads(EmbeddingCache.open(photo_run.cache), load_config(run / "config.toml"), run)
+    predict(run, str(photo_run.cache), tmp_path / "p.csv")
+    found = pd.read_csv(tmp_path / "p.csv").dropna(subset=["cluster"])
+    assert set(found.loc[found["cluster"] == 0, "name"]) == {"red <b>things</b> / ../"}
+    export_folders(FinishedRun(run), tmp_path / "out", "symlink")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0000 red bthingsb", "0001", "0002"]

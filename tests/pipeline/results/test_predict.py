@@ -1,0 +1,122 @@
+"""New images get the clusters that training images got, strangers are flagged, other weights are refused."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mixtures import mixture, write_cache
+from photos import PhotoRun, photo, short
+from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+from typer.testing import CliRunner
+
+from temi.cli import app
+from temi.pipeline.config import EmbedConfig
+from temi.pipeline.encode.embed import embed
+from temi.pipeline.errors import UserError
+from temi.pipeline.results.predict import predict
+from temi.pipeline.runs.novelty import NOVELTY, Novelty
+from temi.pipeline.runs.train import train_heads
+
+
+def test_training_images_get_the_clusters_they_were_assigned(photo_run: PhotoRun, tmp_path: Path) -> None:
+    counts = predict(photo_run.run, str(photo_run.photos), tmp_path / "p.parquet", backbone=str(photo_run.weights))
+    found = pd.read_parquet(tmp_path / "p.parquet")
+    expected = pd.read_parquet(photo_run.run / "assignments.parquet")
+    assert (counts.images, counts.unreadable) == (45, 1)
+    readable = found[found["error"].isna()]
+    assert readable["key"].tolist() == expected["key"].tolist()
+    assert readable["cluster"].astype(int).tolist() == expected["cluster"].tolist()
+    np.testing.assert_allclose(readable["confidence"], expected["confidence"], atol=1e-3)
+    broken = found[found["key"] == "blue/7.jpg"].iloc[0]
+    assert broken["error"].startswith("not a JPEG")
+    assert pd.isna(broken["cluster"])
+    assert pd.isna(broken["novel"])
+
+
+def test_one_image_and_a_moved_run_without_its_cache(photo_run: PhotoRun, tmp_path: Path) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(photo_run.run, moved)
+    (moved / "assignments.parquet").unlink()
+    image = tmp_path / "new.JPG"
+    image.write_bytes(photo((200, 30, 30), np.random.default_rng(5)))
+    predict(moved, str(image), tmp_path / "p.csv", backbone=str(photo_run.weights))
+    row = pd.read_csv(tmp_path / "p.csv").iloc[0]
+    table = pd.read_parquet(photo_run.run / "assignments.parquet")
+    reds = table[table["key"].str.startswith("red/")]["cluster"]
+    assert row["key"] == "new.JPG"
+    assert row["cluster"] in set(reds)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_stranger_is_flagged_and_a_training_row_is_not(tmp_path: Path) -> None:
+    embedding, _ = mixture(rows=400, dim=16, clusters=4, noise=0.3)
+    train_heads(write_cache(tmp_path / "cache", embedding), short("heads.clusters=4"), tmp_path / "run")
+    strangers = np.random.default_rng(9).standard_normal((40, 16)).astype(np.float16)
+    write_cache(tmp_path / "new", np.concatenate([embedding[:200], strangers]))
+    predict(tmp_path / "run", str(tmp_path / "new"), tmp_path / "p.parquet")
+    novel = pd.read_parquet(tmp_path / "p.parquet")["novel"].to_numpy(bool)
+    assert novel[:200].mean() <= 0.03
+    assert novel[200:].mean() >= 0.9
+
+
+def test_the_threshold_is_the_first_percentile_of_the_training_rows() -> None:
+    rows = np.random.default_rng(0).standard_normal((300, 8)).astype(np.float32)
+    novelty = Novelty.fit(torch.from_numpy(rows))
+    unit = rows.astype(np.float16).astype(np.float32)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -2)
+    fifth = np.sort(cosine, axis=1)[:, -5]
+    assert novelty.threshold == pytest.approx(np.quantile(fifth, 0.01), abs=2e-3)
+    np.testing.assert_allclose(novelty.similarity(-rows[:9]), np.sort(-unit @ unit[:9].T, axis=0)[-5], atol=2e-3)
+
+
+def test_other_weights_are_refused_by_field(photo_run: PhotoRun, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    sizes = {"image_size": 28, "patch_size": 14, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2)).save_pretrained(tmp_path / "other")
+    processor = BitImageProcessor.from_pretrained(photo_run.weights)
+    processor.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="embeddings with revision 'xxh3:"):
+        predict(photo_run.run, str(photo_run.photos), tmp_path / "p.csv", backbone=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="give it by --backbone FOLDER"):
+        predict(photo_run.run, str(photo_run.photos), tmp_path / "p.csv")
+    foreign = write_cache(tmp_path / "foreign", mixture(rows=20)[0])
+    with pytest.raises(UserError, match="was embedded with backbone 'made-up'"):
+        predict(photo_run.run, str(foreign.folder), tmp_path / "p.csv")
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_mistakes_are_sentences(photo_run: PhotoRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"p.txt must end in .parquet or .csv"):
+        predict(photo_run.run, str(photo_run.cache), tmp_path / "p.txt")
+    with pytest.raises(UserError, match="is not a finished run"):
+        predict(tmp_path / "nothing", str(photo_run.cache), None)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(photo_run.run, damaged)
+    (damaged / NOVELTY).write_bytes(b"short")
+    with pytest.raises(UserError, match=r"novelty.safetensors cannot be read"):
+        predict(damaged, str(photo_run.cache), None)
+
+
+def test_the_command_prints_csv_and_nothing_else(photo_run: PhotoRun) -> None:
+    result = CliRunner().invoke(app, ["predict", str(photo_run.run), str(photo_run.cache)])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.strip().splitlines()
+    assert lines[0] == '"key","cluster","name","confidence","similarity","novel","error"'
+    assert len(lines) == 46
+    assert "45 images" in result.stderr
+
+
+def test_a_run_at_another_image_size_predicts_at_that_size(photo_run: PhotoRun, tmp_path: Path) -> None:
+    settings = EmbedConfig(backbone=str(photo_run.weights), image_size=42, views=0, workers=0, device="cpu")
+    cache = embed(str(photo_run.photos), tmp_path / "cache", settings)
+    assert cache is not None
+    train_heads(cache, short(), tmp_path / "run")
+    predict(tmp_path / "run", str(photo_run.photos), tmp_path / "p.parquet", backbone=str(photo_run.weights))
+    found = pd.read_parquet(tmp_path / "p.parquet").dropna(subset=["cluster"])
+    expected = pd.read_parquet(tmp_path / "run/assignments.parquet")
+    assert found["cluster"].astype(int).tolist() == expected["cluster"].tolist()

@@ -1,0 +1,184 @@
+"""The run folder: resume is bit-exact, labels play no part, settings are guarded, trouble is a sentence."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from mixtures import mixture, write_cache
+
+from temi.pipeline.config import Config, load_config
+from temi.pipeline.errors import UserError
+from temi.pipeline.runs import train as run_module
+from temi.pipeline.runs.model import ClusterModel
+from temi.pipeline.runs.train import train_heads
+
+
+def settings(*overrides: str) -> Config:
+    base = [
+        "heads.clusters=6",
+        "heads.count=3",
+        "neighbors.k=10",
+        "train.batch_size=128",
+        "train.epochs=0",
+        "start.kind=random",
+    ]
+    more = ["train.min_steps=60", "train.log_every=10", "train.checkpoint_every=20", "train.tensorboard=false"]
+    return load_config(None, [*base, *more, *overrides])
+
+
+def model_bytes(folder: Path) -> bytes:
+    return (folder / "heads.safetensors").read_bytes()
+
+
+def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0], failures={5: "truncated"})
+    model = train_heads(cache, settings("train.tensorboard=true", "train.keep_every=40"), tmp_path / "run")
+    run = tmp_path / "run"
+    table = pd.read_parquet(run / "assignments.parquet")
+    assert list(table.columns) == ["key", "row", "cluster", "confidence"]
+    assert len(table) == cache.rows - 1
+    assert 5 not in set(table["row"])
+    pd.testing.assert_series_equal(pd.read_csv(run / "assignments.csv")["cluster"], table["cluster"], check_dtype=False)
+    sizes = table["cluster"].value_counts().reindex(range(6), fill_value=0)
+    assert sizes.is_monotonic_decreasing  # clusters are numbered by falling size
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    training = json.loads((run / "training.json").read_text())
+    assert training["selected_head"] == int(np.argmin(training["head_loss"])) == model.selected
+    assert (run / "checkpoints" / "step-000040.safetensors").exists()
+    assert list((run / "events").iterdir())
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["cache"]["digest"] == cache.digest
+    assert environment["packages"]["torch"]
+    assert load_config(run / "config.toml") == settings("train.tensorboard=true", "train.keep_every=40")
+
+
+def test_labels_change_nothing_before_evaluate(tmp_path: Path) -> None:
+    embedding, label = mixture()
+    train_heads(write_cache(tmp_path / "a", embedding, label), settings(), tmp_path / "run a")
+    shuffled = np.random.default_rng(0).permutation(label)
+    train_heads(write_cache(tmp_path / "b", embedding, shuffled), settings(), tmp_path / "run b")
+    a, b = (
+        ClusterModel.load(tmp_path / "run a/heads.safetensors"),
+        ClusterModel.load(tmp_path / "run b/heads.safetensors"),
+    )
+    assert torch.equal(a.alignment, b.alignment)
+    assert torch.equal(a.loss, b.loss)
+    for name, tensor in a.heads.tensors().items():
+        assert torch.equal(tensor, b.heads.tensors()[name])
+    for table in ("assignments.csv", "metrics.jsonl"):
+        assert (tmp_path / "run a" / table).read_bytes() == (tmp_path / "run b" / table).read_bytes()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp-bn"])
+@pytest.mark.parametrize("steps_before", [15, 20, 47])
+def test_a_killed_run_resumes_bit_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, steps_before: int
+) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    config = settings(f"heads.kind={kind}", "heads.hidden=16")
+    train_heads(cache, config, tmp_path / "whole")
+    step, taken = run_module.HeadTrainer.step, []
+
+    def dying(trainer: object, number: int, rows: object) -> None:
+        if len(taken) == steps_before:
+            raise Killed
+        taken.append(number)
+        step(trainer, number, rows)
+
+    monkeypatch.setattr(run_module.HeadTrainer, "step", dying)
+    with pytest.raises(Killed):
+        train_heads(cache, config, tmp_path / "parts")
+    monkeypatch.setattr(run_module.HeadTrainer, "step", step)
+    train_heads(cache, config, tmp_path / "parts")
+    assert model_bytes(tmp_path / "parts") == model_bytes(tmp_path / "whole")
+    assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_a_random_moment_resumes_bit_exactly(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    config = settings("train.min_steps=400", "train.checkpoint_every=7", "train.log_every=5")
+    train_heads(cache, config, tmp_path / "whole")
+    script = (
+        "import sys; from pathlib import Path; from temi.cache import EmbeddingCache;"
+        "from temi.pipeline.runs.train import train_heads; from temi.pipeline.config import load_config;"
+        "root = Path(sys.argv[1]);"
+        "train_heads(EmbeddingCache.open(root / 'cache'), load_config(root / 'whole/config.toml'), root / 'parts')"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    for delay in (0.0, 0.15, 0.4):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None and not (tmp_path / "parts/checkpoints/latest.safetensors").exists():
+            time.sleep(0.01)
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert model_bytes(tmp_path / "parts") == model_bytes(tmp_path / "whole")
+
+
+def test_another_setting_or_cache_is_refused_by_name_and_overwrite_starts_again(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    train_heads(cache, settings(), tmp_path / "run")
+    with pytest.raises(UserError, match=r"objective.beta = 1.0 and 0.8 is asked"):
+        train_heads(cache, settings("objective.beta=0.8"), tmp_path / "run")
+    other = write_cache(tmp_path / "other", mixture(seed=1)[0])
+    with pytest.raises(UserError, match=r"other embeddings"):
+        train_heads(other, settings(), tmp_path / "run")
+    train_heads(other, settings("objective.beta=0.8"), tmp_path / "run", overwrite=True)
+    assert load_config(tmp_path / "run/config.toml").objective.beta == 0.8
+
+
+def test_training_that_cannot_go_on_says_so(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    with pytest.raises(UserError, match=r"cannot go on: the last 20 steps before step 20"):
+        train_heads(cache, settings("objective.beta=1e38", "train.max_skipped=20"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["heads.clusters=601"], "heads.clusters = 601 is more than the 600 images"),
+        (["neighbors.k=600"], "neighbors.k = 600 needs more than 600 images"),
+        (["pairs.source=views"], "needs augmented views"),
+        (["train.split=validation"], "has no split 'validation'"),
+        (["train.device=cuda:99"], "device 'cuda:99' is not available"),
+    ],
+)
+def test_settings_that_do_not_fit_the_cache(tmp_path: Path, overrides: list[str], sentence: str) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    with pytest.raises(UserError, match=sentence):
+        train_heads(cache, settings(*overrides), tmp_path / "run")
+
+
+def test_only_readable_rows_of_the_train_split_are_trained_on(tmp_path: Path) -> None:
+    cache = write_cache(
+        tmp_path / "cache", mixture()[0], splits={"train": (0, 400), "test": (400, 600)}, failures={3: "broken"}
+    )
+    train_heads(cache, settings(), tmp_path / "run")
+    assert json.loads((tmp_path / "run/training.json").read_text())["images"] == 399
+
+
+def test_a_damaged_model_file_is_a_sentence(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    train_heads(cache, settings(), tmp_path / "run")
+    path = tmp_path / "run/heads.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"heads.safetensors cannot be read"):
+        ClusterModel.load(path)
+    os.remove(path)
+    with pytest.raises(UserError, match="does not exist"):
+        ClusterModel.load(path)

@@ -1,0 +1,128 @@
+"""How many clusters: easy mixtures, the scores against their definitions, the command."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from mixtures import mixture, write_cache
+from sklearn.metrics import silhouette_score
+from typer.testing import CliRunner
+
+from temi.cache import EmbeddingCache
+from temi.cli import app
+from temi.pipeline.config import StartConfig
+from temi.pipeline.errors import UserError
+from temi.pipeline.start.count import Score, candidates, choose, cut_scores, estimate_clusters, parse_clusters
+
+CPU = torch.device("cpu")
+
+
+def estimate(folder: Path, embedding: np.ndarray, lowest: int = 2, highest: int | None = None) -> int:
+    cache = write_cache(folder / "cache", embedding)
+    rows = np.arange(len(embedding))
+    return estimate_clusters(cache, rows, StartConfig(), CPU, folder / "scratch", lowest, highest).clusters
+
+
+@pytest.mark.parametrize("clusters", [3, 8, 20])
+def test_the_number_of_an_easy_mixture_is_found(tmp_path: Path, clusters: int) -> None:
+    embedding, _ = mixture(rows=30 * clusters + 60, dim=32, clusters=clusters, noise=0.3)
+    found = estimate(tmp_path, embedding)
+    assert abs(found - clusters) <= round(0.12 * clusters)
+
+
+def test_the_number_of_an_imbalanced_mixture_is_found(tmp_path: Path) -> None:
+    embedding, label = mixture(rows=1200, dim=32, clusters=6, noise=0.3)
+    keep = np.concatenate([np.flatnonzero(label == c)[: 200 // (c + 1)] for c in range(6)])
+    assert abs(estimate(tmp_path, embedding[keep]) - 6) <= 1
+
+
+def test_the_range_is_respected_and_its_end_is_named(tmp_path: Path) -> None:
+    embedding, _ = mixture(rows=400, dim=32, clusters=10, noise=0.3)
+    cache = write_cache(tmp_path / "cache", embedding)
+    count = estimate_clusters(cache, np.arange(400), StartConfig(), CPU, tmp_path, 3, 6)
+    assert [score.clusters for score in count.curve] == [3, 4, 5, 6]
+    assert count.clusters == 6
+    assert "the range ends at 6" in count.reason
+
+
+def test_scores_are_those_of_the_definitions() -> None:
+    random = np.random.default_rng(0)
+    y = (np.repeat(10 * np.eye(3), 40, axis=0) + random.standard_normal((120, 3))).astype(np.float32)
+    weight = np.triu(random.random((120, 120)) * (random.random((120, 120)) < 0.1), 1)
+    weight += weight.T
+    silhouette, modularity = cut_scores(y, sp.coo_array(weight), 3, 0)
+    label = np.repeat(np.arange(3), 40)
+    degree = weight.sum(1)
+    expected = weight - np.outer(degree, degree) / weight.sum()
+    assert modularity == pytest.approx((expected * (label[:, None] == label)).sum() / weight.sum())
+    center = np.stack([y[label == c].mean(0) for c in range(3)])
+    distance = np.sort(np.linalg.norm(y[:, None] - center, axis=2), axis=1)
+    assert silhouette == pytest.approx((1 - distance[:, 0] / distance[:, 1]).mean(), rel=1e-4)
+    assert silhouette == pytest.approx(silhouette_score(y, label), abs=0.1)  # what it simplifies
+
+
+def test_the_larger_peak_is_chosen() -> None:
+    curve = (Score(5, 0.9, 0.5), Score(8, 0.5, 0.7), Score(10, 0.2, 0.1))
+    count = choose(curve)
+    assert count.clusters == 8
+    assert "highest at 5 clusters, modularity at 8" in count.reason
+
+
+def test_candidates_reach_both_ends_in_rising_steps() -> None:
+    numbers = candidates(2, 200)
+    assert numbers[:11] == list(range(2, 13))
+    assert numbers[-1] == 200
+    steps = np.diff(numbers)
+    assert (steps > 0).all()
+    assert max(b / a for a, b in pairwise(numbers[10:])) < 1.16
+    assert candidates(7, 8) == [7, 8]
+
+
+def test_what_the_option_understands() -> None:
+    assert parse_clusters("20") == [20]
+    assert parse_clusters("20,50,100") == [20, 50, 100]
+    assert parse_clusters("auto") == (2, None)
+    assert parse_clusters("auto:5-200") == (5, 200)
+    for text in ("0", "-3", "many", "auto:9-5", "auto:1-5", "auto:", "20,", "20,auto"):
+        with pytest.raises(UserError, match="neither a number, nor several such as 20,50,100, nor auto"):
+            parse_clusters(text)
+
+
+def test_too_few_images_are_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="40 images are too few to search 2 to 30 clusters"):
+        estimate(tmp_path, mixture(rows=40)[0], 2, 30)
+    with pytest.raises(UserError, match="12 images are too few"):
+        estimate(tmp_path / "tiny", mixture(rows=12)[0])
+
+
+def test_labels_do_not_count(tmp_path: Path) -> None:
+    embedding, label = mixture(rows=300, dim=32, clusters=5, noise=0.6)
+    counts = []
+    for name, given in (("true", label), ("shuffled", np.random.default_rng(0).permutation(label))):
+        cache = write_cache(tmp_path / name, embedding, given)
+        counts.append(estimate_clusters(cache, np.arange(300), StartConfig(), CPU, tmp_path))
+    assert counts[0] == counts[1]
+
+
+def test_the_command_prints_and_keeps_the_estimate(tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache", mixture(rows=300, dim=32, clusters=5, noise=0.3)[0])
+    arguments = ["train-heads", str(tmp_path / "cache"), "--out", str(tmp_path / "run"), "--clusters", "auto:2-12"]
+    quick = ["heads.count=2", "train.min_steps=20", "train.epochs=0", "start.steps=20", "train.tensorboard=false"]
+    options = [option for setting in quick for option in ("--set", setting)]
+    shown = CliRunner().invoke(app, [*arguments, *options])
+    assert shown.exit_code == 0, shown.output
+    assert "5 clusters: silhouette is highest at 5" in " ".join(shown.output.split())
+    kept = json.loads((tmp_path / "run/clusters.json").read_text())
+    assert kept["clusters"] == 5
+    assert len(kept["curve"]) == 11
+    assert json.loads((tmp_path / "run/training.json").read_text())["clusters"] == 5
+    assert EmbeddingCache.open(tmp_path / "cache").labels.max() == -1
+    again = CliRunner().invoke(app, [*arguments, *options])  # a finished run is left as it is
+    assert again.exit_code == 0, again.output
+    refused = CliRunner().invoke(app, [*arguments[:-1], "several"])
+    assert refused.exit_code == 2
+    assert "--clusters 'several' is neither a number" in refused.stderr
