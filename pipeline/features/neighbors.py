@@ -1,7 +1,6 @@
 """Nearest neighbors of cached embeddings, stored beside the cache and reused by every later run."""
 
 import hashlib
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jaxtyping import Float, Float16, Float32, Int32, Int64
 from temi.cache import CacheError, EmbeddingCache, load_neighbors, save_neighbors
 from temi.pipeline.device import pick_device
 from temi.pipeline.errors import UserError
+from temi.pipeline.extras import import_extra
 from temi.pipeline.features.blocks import CachedRows
 from temi.pipeline.features.exact_search import nearest_rows
 from temi.pipeline.features.scaling import Kind, Scaling
@@ -28,14 +28,8 @@ MOST_PROBES_GPU = 2048  # faiss's limit there
 
 
 def import_faiss() -> Any:
-    """The faiss module, or a sentence that names the two extras which provide it."""
-    try:
-        return importlib.import_module("faiss")
-    except ImportError:
-        raise UserError(
-            "faiss is not installed; install one of the two extras: pip install 'temi[cpu]' or, with an NVIDIA GPU, "
-            "pip install 'temi[gpu]'"
-        ) from None
+    """The faiss module, which one of two extras brings."""
+    return import_extra("faiss", "gpu" if torch.cuda.is_available() else "cpu", "the search for neighbors")
 
 
 def check_count(k: int, rows: int) -> None:

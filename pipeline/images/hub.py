@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from temi.pipeline.errors import UserError
+from temi.pipeline.extras import import_extra
 from temi.pipeline.images.decode import decode_image
 from temi.pipeline.images.listing import digest, file_size, value_labels
 from temi.pipeline.images.source import UnreadableImage
@@ -93,10 +94,7 @@ class _Forward:
 
 
 def _load(name: str, stream: bool) -> dict[str, Any]:
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("data sets of the hub need a package that is missing; pip install 'temi[datasets]'") from None
+    datasets = import_extra("datasets", "datasets", "a data set of the hub")
     folder, (identifier, _, config) = Path(name), name.partition(":")
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"data set folder {name} does not exist; give an existing folder or a hub id")

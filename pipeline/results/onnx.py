@@ -1,6 +1,5 @@
 """The consensus of a run's heads as an ONNX file, checked against torch before it is left behind."""
 
-import importlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.errors import UserError
+from temi.pipeline.extras import import_extra
 from temi.pipeline.runs.model import ClusterModel
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -47,7 +47,8 @@ def export_onnx(model: ClusterModel, out: Path) -> float:
     UserError
         The packages are missing, or the file does not compute what the model does; then no file is left.
     """
-    _check_installed()
+    for package in PACKAGES:
+        import_extra(package, "onnx", "ONNX export")
     width = len(model.scaling.shift)
     embedding = model.scaling.shift + torch.randn(CHECKED_ROWS, width, generator=torch.Generator().manual_seed(0))
     batch = torch.export.Dim("batch", min=1)
@@ -72,18 +73,10 @@ def export_onnx(model: ClusterModel, out: Path) -> float:
 
 
 def _difference(data: bytes, model: ClusterModel, embedding: Tensor) -> float:
-    runtime = importlib.import_module("onnxruntime")
+    runtime = import_extra("onnxruntime", "onnx", "ONNX export")
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
     probability, cluster, _ = session.run(None, {"embedding": embedding.numpy()})
     expected = model.predict_proba(embedding).numpy()
     if (cluster != probability.argmax(-1)).any():
         return np.inf
     return float(np.abs(probability - expected).max())
-
-
-def _check_installed() -> None:
-    try:
-        for package in PACKAGES:
-            importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(f"ONNX export needs {error.name}, which is missing; pip install 'temi[onnx]'") from None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
+from temi.pipeline.extras import import_extra
 from temi.pipeline.runs.run_folder import RunFolder, read_json, write_json
 
 EXPERIMENT = "temi"
@@ -149,12 +150,9 @@ class MLflow:
 
 def _client(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody asked for statistics of use to be sent out
-    try:
-        from mlflow import MlflowClient
-    except ImportError:
-        raise UserError("train.mlflow needs the package mlflow; pip install 'temi[mlflow]'") from None
+    mlflow = import_extra("mlflow", "mlflow", "train.mlflow")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def _experiment(client: Any) -> str:

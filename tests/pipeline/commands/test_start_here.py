@@ -48,7 +48,7 @@ def test_doctor_says_how_to_install_and_fails_where_nothing_can_work(monkeypatch
     result = CliRunner().invoke(cli.app, ["doctor"])
     assert result.exit_code == 1
     assert "NO  neighbor search: faiss cannot be imported" in result.stdout
-    assert "pip install 'temi[cpu]'" in result.stdout
+    assert "pip install 'temi-clustering[cpu]'" in result.stdout
     assert "-   ONNX export" in result.stdout
 
 

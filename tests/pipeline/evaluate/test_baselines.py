@@ -160,7 +160,7 @@ def test_names_of_baselines() -> None:
 
 def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
-    with pytest.raises(UserError, match=r"umap is not installed; install the extra: pip install 'temi\[umap\]'"):
+    with pytest.raises(UserError, match=r"umap is not installed; pip install 'temi-clustering\[umap\]'"):
         parse_baselines("all")
 
 

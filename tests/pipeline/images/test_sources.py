@@ -305,7 +305,7 @@ def test_a_bad_data_set_is_one_sentence(tmp_path, name, sentence):
 
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(UserError, match=r"pip install 'temi\[datasets\]'"):
+    with pytest.raises(UserError, match=r"pip install 'temi-clustering\[datasets\]'"):
         open_("hf:some/set")
 
 

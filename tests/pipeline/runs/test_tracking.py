@@ -142,5 +142,5 @@ def test_without_the_package_it_says_what_to_install(
     cache: EmbeddingCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(UserError, match=r"pip install 'temi\[mlflow\]'"):
+    with pytest.raises(UserError, match=r"pip install 'temi-clustering\[mlflow\]'"):
         train_heads(cache, short("train.mlflow=sqlite:///m.db"), tmp_path / "run")
