@@ -110,9 +110,9 @@ def train_heads(
     with user_errors():
         from temi.cache import EmbeddingCache
         from temi.pipeline.config import load_config
-        from temi.pipeline.heads.processes import follow, join
+        from temi.pipeline.heads.processes import join
         from temi.pipeline.runs.run_folder import read_json, write_json
-        from temi.pipeline.runs.train import train_heads
+        from temi.pipeline.runs.train import follow, train_heads
 
         if join().rank > 0:
             follow()
@@ -143,7 +143,8 @@ def _count_clusters(
     from temi.cache import EmbeddingCache
     from temi.pipeline.config import load_config
     from temi.pipeline.device import pick_device
-    from temi.pipeline.heads.batches import training_rows
+    from temi.pipeline.features.features import Features
+    from temi.pipeline.runs.checks import training_rows
     from temi.pipeline.start.count import estimate_clusters, parse_clusters
 
     asked = parse_clusters(text)
@@ -151,7 +152,8 @@ def _count_clusters(
         return asked, None
     settings, opened = load_config(config, overrides), EmbeddingCache.open(cache)
     rows, device = training_rows(opened, settings.train.split), pick_device(settings.train.device)
-    count = estimate_clusters(opened, rows, settings.start, device, out / "neighbors", *asked)
+    features = Features.of_cache(opened, rows, out / "neighbors", device)
+    count = estimate_clusters(features, settings.start, *asked)
     curve = [{"method": str(score.clusters), "kind": "clustering", **vars(score)} for score in count.curve]
     _print_table("numbers of clusters, by scores that need no label", curve)
     print(f"{count.clusters} clusters: {count.reason}")

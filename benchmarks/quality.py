@@ -37,7 +37,7 @@ from temi.pipeline.encode.embed import embed
 from temi.pipeline.evaluate.baselines import BASELINES, run_baseline
 from temi.pipeline.evaluate.recipes import CONFIGS, RECIPES, TITLES, load_recipe
 from temi.pipeline.evaluate.tables import cluster_scores, confident_accuracy, knn_accuracy, probe_accuracy
-from temi.pipeline.heads.batches import training_rows
+from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.train import assign, train_heads
 
 TRAINED: dict[str, tuple[str, list[str]]] = {

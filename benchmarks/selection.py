@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import load_config
 from temi.pipeline.evaluate.tables import hungarian_accuracy
-from temi.pipeline.heads.batches import training_rows
+from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.train import assign
 from temi.pipeline.runs.trials import train_trials

@@ -1,6 +1,5 @@
 """Stage two as a scikit-learn estimator on embeddings: the functions behind the command line, and no others."""
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +15,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from temi.cache import EmbeddingCache
 from temi.cache.convert.importing import import_embeddings
 from temi.pipeline.config import Config, load_config
+from temi.pipeline.features.features import Features
+from temi.pipeline.progress import quiet
+from temi.pipeline.runs.fit import fit_model
 from temi.pipeline.runs.train import assign, train_heads
 
 MAX_SEED = 2**31 - 1
@@ -33,7 +35,9 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     random_state : int, RandomState or None, default 0
         Seed of layouts, heads and batches; an int gives the run that the command line gives with these seeds.
     run : path or None, default None
-        Folder to keep the cache (``cache``) and the run (``run``) in, e.g. for `temi report`; None: neither is kept.
+        Folder to keep a cache (``cache``) and the run (``run``) in, e.g. for `temi report`; None: nothing is written.
+    verbose : bool, default False
+        Show progress.
 
     Attributes
     ----------
@@ -41,14 +45,14 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Cluster of each training row; clusters are numbered by falling size.
     confidence_ : (n_samples,) float32
         Probability of that cluster.
-    model_ : pipeline.model.ClusterModel
+    model_ : temi.pipeline.runs.model.ClusterModel
         The trained heads.
     n_features_in_ : int
         Width of the embeddings.
 
     Notes
     -----
-    Embeddings are stored as float16, as in every cache; a value beyond 65504 is refused.
+    With `run`, embeddings are stored as float16, as in every cache; a value beyond 65504 is refused.
 
     Examples
     --------
@@ -64,11 +68,13 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         settings: Sequence[str] = (),
         random_state: int | np.random.RandomState | None = 0,
         run: str | Path | None = None,
+        verbose: bool = False,
     ) -> None:
         self.n_clusters = n_clusters
         self.settings = settings
         self.random_state = random_state
         self.run = run
+        self.verbose = verbose
 
     def fit(self, X: Any, y: object = None) -> Self:
         """Train on embeddings (n_samples, n_features); `y` is ignored.
@@ -80,19 +86,23 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         """
         embedding = validate_data(self, X, dtype=np.float32, ensure_min_samples=2)
         config = self._config(len(embedding))
-        with tempfile.TemporaryDirectory() if self.run is None else nullcontext(self.run) as folder:
-            cache = write_cache(embedding, Path(folder))
-            self.model_ = train_heads(cache, config, Path(folder) / "run")
-            self.labels_, self.confidence_ = assign(self.model_, cache.embedding())
+        with nullcontext() if self.verbose else quiet():
+            if self.run is None:
+                self.model_ = fit_model(Features.of_array(embedding), config)
+            else:
+                cache = write_cache(embedding, Path(self.run))
+                self.model_ = train_heads(cache, config, Path(self.run) / "run")
+                embedding = cache.embedding()
+            self.labels_, self.confidence_ = assign(self.model_, embedding)
         return self
 
     def predict_proba(self, X: Any) -> Float32[np.ndarray, "n C"]:
         """Probability of every cluster for each row of `X`."""
         check_is_fitted(self)
         embedding = validate_data(self, X, dtype=np.float32, reset=False)
-        probability: Float32[np.ndarray, "n C"] = self.model_.predict_proba(
-            torch.from_numpy(embedding.astype(np.float16))
-        ).numpy(force=True)
+        probability: Float32[np.ndarray, "n C"] = self.model_.predict_proba(torch.from_numpy(embedding)).numpy(
+            force=True
+        )
         return probability
 
     def predict(self, X: Any) -> Int32[np.ndarray, " n"]:

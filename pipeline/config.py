@@ -3,16 +3,17 @@
 Precedence: the defaults below < ``--config FILE`` < ``--set section.key=value``. An unknown key is an error.
 """
 
-import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.scaling import Kind
+from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -20,7 +21,12 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-FAMILY = ("temi", "pmi", "wmi")  # objectives that differ in the weight of pairs alone
+PER_TRIAL = "per trial"
+"""Marks a setting in which the trials of one pass may differ; trials that differ in another train in passes apart."""
+
+FractionPerTrial = Annotated[Fraction, PER_TRIAL]
+PositivePerTrial = Annotated[Positive, PER_TRIAL]
+NonNegativePerTrial = Annotated[NonNegative, PER_TRIAL]
 
 
 class Section(BaseModel):
@@ -71,7 +77,7 @@ class HeadConfig(Section):
 
     kind: Literal["published", "linear", "mlp-bn"] = Field("linear", description="see pipeline/heads/stack.py")
     count: Count = Field(16, description="heads, H")
-    clusters: Count = Field(10, description="clusters, C")
+    clusters: Annotated[Count, PER_TRIAL] = Field(10, description="clusters, C")
     scale: Kind = Field("whiten50", description="of the embedding that heads read; see pipeline/features/scaling.py")
     hidden: Count = Field(512, description="width of the first hidden layer (published, mlp-bn)")
     bottleneck: Count = Field(256, description="width of the second hidden layer (published)")
@@ -79,19 +85,26 @@ class HeadConfig(Section):
 
 
 class ObjectiveConfig(Section):
-    """What a step minimizes; see pipeline/heads/objectives.py for the equations."""
+    """What a step minimizes; see pipeline/heads/losses.py for the equations.
 
-    name: Literal["temi", "pmi", "wmi", "scan", "beta-mi"] = Field("temi", description="objective")
-    beta: Positive = Field(1.0, description="exponent of the agreement of student and teacher; the paper's: 0.6")
-    marginal_power: NonNegative | None = Field(
+    Objectives and regularizers of a plugin bring settings of their own, which stand here beside the others.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", validate_default=True)
+
+    name: Annotated[str, PER_TRIAL] = Field(
+        "temi", description="objective: temi, pmi, wmi, scan, beta-mi, or that of a plugin"
+    )
+    beta: PositivePerTrial = Field(1.0, description="exponent of the teacher-student agreement; the paper's: 0.6")
+    marginal_power: Annotated[NonNegative | None, PER_TRIAL] = Field(
         None, description="rho: p(c)^rho stands for p(c); empty: 1, the paper's, or 0 where the start leaves sizes free"
     )
-    student_temperature: Positive = Field(0.1, description="softmax temperature of the student, tau")
-    teacher_temperature: Positive = Field(0.1, description="softmax temperature of the teacher")
-    marginal_momentum: Fraction = Field(0.9, description="EMA momentum of p(c)")
-    scan_entropy: NonNegative = Field(5.0, description="alpha of the scan objective's entropy term")
-    regularizer: Literal["none", "batch-entropy", "sample-entropy"] = Field("none", description="added term")
-    regularizer_weight: NonNegative = Field(5.0, description="lambda of the added term")
+    student_temperature: PositivePerTrial = Field(0.1, description="softmax temperature of the student, tau")
+    teacher_temperature: PositivePerTrial = Field(0.1, description="softmax temperature of the teacher")
+    marginal_momentum: FractionPerTrial = Field(0.9, description="EMA momentum of p(c)")
+    scan_entropy: NonNegativePerTrial = Field(5.0, description="alpha of the scan objective's entropy term")
+    regularizer: str = Field("none", description="added term: none, batch-entropy, sample-entropy, or that of a plugin")
+    regularizer_weight: NonNegativePerTrial = Field(5.0, description="lambda of the added term")
 
 
 class StartConfig(Section):
@@ -110,19 +123,19 @@ class StartConfig(Section):
 class TeacherConfig(Section):
     """The teacher is an EMA of the student; its momentum follows a cosine from start to end."""
 
-    momentum: Fraction = Field(0.99, description="at the first step")
-    final_momentum: Fraction = Field(0.99, description="at the last step")
+    momentum: FractionPerTrial = Field(0.99, description="at the first step")
+    final_momentum: FractionPerTrial = Field(0.99, description="at the last step")
 
 
 class OptimizerConfig(Section):
     """AdamW with linear warm-up and cosine decay."""
 
-    lr: Positive = Field(2e-3, description="peak learning rate")
-    min_lr: NonNegative = Field(1e-6, description="at the end of the cosine")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="after the warm-up")
-    warmup: Fraction = Field(0.1, description="share of the steps that the warm-up takes")
-    weight_decay: NonNegative = Field(1e-4, description="decoupled; not on biases and gains")
-    clip: NonNegative = Field(0.0, description="largest gradient norm of a trial; 0: no clipping")
+    lr: PositivePerTrial = Field(2e-3, description="peak learning rate")
+    min_lr: NonNegativePerTrial = Field(1e-6, description="at the end of the cosine")
+    schedule: Annotated[Literal["cosine", "constant"], PER_TRIAL] = Field("cosine", description="after the warm-up")
+    warmup: FractionPerTrial = Field(0.1, description="share of the steps that the warm-up takes")
+    weight_decay: NonNegativePerTrial = Field(1e-4, description="decoupled; not on biases and gains")
+    clip: NonNegativePerTrial = Field(0.0, description="largest gradient norm of a trial; 0: no clipping")
     freeze_last: Fraction = Field(0.0, description="share of the steps in which the last layer stays as initialized")
 
 
@@ -139,7 +152,7 @@ class TrainConfig(Section):
     batch_size: Count = Field(512, description="pairs per step, B; at most N")
     epochs: NonNegative = Field(10.0, description="passes over the rows, unless that is fewer than min_steps")
     min_steps: Count = Field(400, description="floor: a small folder is trained as seriously as a large one")
-    seed: int = Field(0, description="of the initial heads")
+    seed: Annotated[int, PER_TRIAL] = Field(0, description="of the initial heads")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     split: str = Field("", description="train on the rows of this split only; empty: train if there is one, else all")
     memory: Positive | None = Field(
@@ -185,6 +198,48 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     UserError
         The file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
     """
+    config = _validated(path, overrides)
+    where = f"in {path} or --set" if path else "in --set"
+    own = OBJECTIVES[config.objective.name].settings.keys() | REGULARIZERS[config.objective.regularizer].settings.keys()
+    for name, value in (config.objective.model_extra or {}).items():
+        if name not in own:
+            raise UserError(f"unknown setting objective.{name} {where}; configs/default.toml lists every key")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise UserError(f"setting objective.{name} {where}: input should be a number, got {value!r}")
+    return config
+
+
+def recorded_config(path: Path) -> Config:
+    """The settings that a run folder holds; what a plugin named needs no plugin to be read."""
+    return _validated(path, ())
+
+
+def per_trial(config: Config) -> dict[str, set[str]]:
+    """Names of the settings in which trials that train beside `config` in one pass may differ, by section."""
+    free = {
+        section: {name for name, field in type(values).model_fields.items() if PER_TRIAL in field.metadata}
+        for section, values in config
+    }
+    free["objective"] |= set(config.objective.model_extra or ())
+    return free
+
+
+def objective_settings(configs: Sequence[Config]) -> dict[str, list[float]]:
+    """Every number of the objective section by name, one per trial, with those of plugins."""
+    first = configs[0].objective
+    plain = type(first).model_fields.keys() - {"name", "regularizer"}
+    values = {name: [getattr(c.objective, name) for c in configs] for name in plain}
+    values["marginal_power"] = [1.0 if power is None else power for power in values["marginal_power"]]
+    own: dict[str, float] = {}
+    for config in configs:
+        own |= OBJECTIVES[config.objective.name].settings
+    own |= REGULARIZERS[first.regularizer].settings
+    for name, default in own.items():
+        values[name] = [float((c.objective.model_extra or {}).get(name, default)) for c in configs]
+    return values
+
+
+def _validated(path: Path | None, overrides: Iterable[str]) -> Config:
     table = _read_toml(path) if path else {}
     for override in overrides:
         _apply_override(table, override)
@@ -231,17 +286,4 @@ def _first_problem(error: ValidationError, path: Path | None) -> str:
 
 def dump_toml(config: Config) -> str:
     """`config` as TOML text that `load_config` reads back to an equal config."""
-    lines: list[str] = []
-    for section, values in config.model_dump(mode="json", exclude_none=True).items():
-        lines += [f"[{section}]", *(f"{key} = {_toml_value(value)}" for key, value in values.items()), ""]
-    return "\n".join(lines)
-
-
-def _toml_value(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML escapes are JSON's, and DEL
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    return repr(value)
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

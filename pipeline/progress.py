@@ -2,6 +2,9 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -10,6 +13,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 SECONDS_BETWEEN_LINES = 5.0
+
+_shown = ContextVar("shown", default=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing inside shows its progress."""
+    token = _shown.set(False)
+    try:
+        yield
+    finally:
+        _shown.reset(token)
+
+
+def say(line: str) -> None:
+    """Print a line to stderr, unless it is `quiet`."""
+    if _shown.get():
+        print(line, file=sys.stderr)
 
 
 class Progress:
@@ -27,7 +48,8 @@ class Progress:
         self.note = ""
         self._stream = sys.stderr if stream is None else stream
         self._started = self._printed = time.monotonic()
-        self._bar = _bar(self._stream) if self._stream.isatty() else None
+        self._quiet = not _shown.get()
+        self._bar = _bar(self._stream) if self._stream.isatty() and not self._quiet else None
 
     def __enter__(self) -> Self:
         self._started = self._printed = time.monotonic()
@@ -39,7 +61,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.done > self._shown:
+        elif self.done > self._shown and not self._quiet:
             self._print()
 
     @property
@@ -53,7 +75,7 @@ class Progress:
         self.note = note or self.note
         if self._bar is not None:
             self._bar.update(self._task, advance=n, rate=f"{_figure(self.rate)} {self.unit}/s", note=self.note)
-        elif time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES:
+        elif time.monotonic() - self._printed >= SECONDS_BETWEEN_LINES and not self._quiet:
             self._print()
 
     def line(self) -> str:

@@ -10,6 +10,7 @@ STAGE_ONE = [
     "temi.pipeline.encode.workers",
 ]
 STAGE_TWO = [
+    "temi.pipeline.heads.losses",
     "temi.pipeline.heads.objectives",
     "temi.pipeline.heads.stack",
     "temi.pipeline.heads.optimizer",

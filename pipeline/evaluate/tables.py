@@ -14,11 +14,11 @@ from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, nor
 from sklearn.model_selection import train_test_split
 
 from temi.cache import EmbeddingCache
-from temi.pipeline.config import load_config
+from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.recipes import TITLES, run_rival
 from temi.pipeline.features.neighbors import drop_self, nearest
-from temi.pipeline.heads.batches import training_rows
+from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.label_free import size_scores
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.run_folder import RunFolder, read_json, write_json
@@ -190,7 +190,7 @@ def open_training_cache(run: RunFolder, other: EmbeddingCache | None) -> Embeddi
 
 
 def scored_parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | None, model: ClusterModel) -> list[Part]:
-    trained_split = load_config(run.config).train.split
+    trained_split = recorded_config(run.config).train.split
     rows = training_rows(home, trained_split)
     parts = [_part("training rows", home, rows)]
     if other is not None:
@@ -233,7 +233,7 @@ def run_rivals(
     run: RunFolder, home: EmbeddingCache, parts: Sequence[Part], names: Sequence[str], clusters: int
 ) -> list[Rival]:
     """Baselines fitted on the training rows of `run`, which are the first part."""
-    split = load_config(run.config).train.split
+    split = recorded_config(run.config).train.split
     embeddings = [part.embedding for part in parts]
     found = [run_rival(name, home, split, embeddings, clusters) for name in names]
     return [Rival(TITLES[name], *clustered) for name, clustered in zip(names, found, strict=True)]

@@ -32,18 +32,22 @@ class CachedRows:
     ) -> None:
         self.device = device
         self.shape = (len(rows), *((cache.views,) if views else ()), cache.dim)
-        self._rows, self._shards = rows, cache.manifest.shards
-        self._read = cache.view_embedding if views else cache.embedding
+        self._cache, self._rows, self._views = cache, rows, views
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def at(self, positions: Int64[np.ndarray, " M"]) -> "CachedRows":
+        """Those at `positions`, ascending, among these rows."""
+        return CachedRows(self._cache, self._rows[positions], self.device, views=self._views)
+
     def __iter__(self) -> Iterator[Tensor]:
         """float16 blocks in the order of the rows; their digests are checked on every pass."""
-        for shard in self._shards:
+        read = self._cache.view_embedding if self._views else self._cache.embedding
+        for shard in self._cache.manifest.shards:
             first, last = np.searchsorted(self._rows, (shard.start, shard.stop))
             if first < last:
-                values = self._read(shard.start, shard.stop)
+                values = read(shard.start, shard.stop)
                 chosen = values if last - first == shard.rows else values[self._rows[first:last] - shard.start]
                 yield torch.from_numpy(chosen).to(self.device)
 

@@ -1,21 +1,16 @@
-"""Nearest neighbors of cached embeddings, stored beside the cache and reused by every later run."""
+"""Nearest neighbors of rows by cosine: every pair compared, or beyond a limit an inverted file of measured recall."""
 
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
-from temi.cache import CacheError, EmbeddingCache, load_neighbors, save_neighbors
 from temi.pipeline.device import pick_device
 from temi.pipeline.errors import UserError
 from temi.pipeline.extras import import_extra
-from temi.pipeline.features.blocks import CachedRows
 from temi.pipeline.features.exact_search import nearest_rows
-from temi.pipeline.features.scaling import Kind, Scaling
 from temi.pipeline.progress import Progress
 
 BLOCK_ROWS = 4096  # queries per search: bounds the (block, K + 1) results
@@ -46,50 +41,14 @@ def exact_rows() -> int:
     return EXACT_ROWS_GPU if pick_device("auto").type == "cuda" else EXACT_ROWS
 
 
-def mine_neighbors(
-    cache: EmbeddingCache, rows: Int64[np.ndarray, " n"], k: int, scale: Kind = "l2", fallback: Path | None = None
-) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
-    """The k nearest neighbors by cosine of each of `rows`, nearest first, itself excluded, after scaling.
-
-    Exact up to EXACT_ROWS; beyond, approximate with a recall of at least RECALL, which is stored with the graph.
-
-    The graph is stored in ``CACHE/neighbors`` under a key made of the embeddings' digest, the rows, k and the scaling;
-    where that folder cannot be written, in `fallback`.
-
-    Returns
-    -------
-    index : positions in `rows`
-    similarity : cosine of the scaled embeddings
-
-    Raises
-    ------
-    UserError
-        k is not smaller than the number of rows, or faiss is missing.
-    """
-    check_count(k, len(rows))
-    key = _graph_key(cache.digest, rows, k, scale)
-    folders = [cache.folder / "neighbors", *([fallback] if fallback else [])]
-    for folder in folders:
-        if stored := load_neighbors(folder, key):
-            return stored[0], stored[1]
-    embedding = CachedRows(cache, rows)
-    scaled = Scaling.fit(scale, embedding)(embedding).numpy()
-    attributes: dict[str, str | int | float] = {"metric": "cosine", "k": k, "scale": scale, "embeddings": cache.digest}
-    if len(rows) <= exact_rows():
-        index, similarity = exact_neighbors(scaled, k)
-        attributes |= {"backend": "exact", "recall": 1.0}
-    else:
-        index, similarity, probing = approximate_neighbors(scaled, k)
-        attributes |= {"backend": "faiss-ivf", **probing}
-    for folder in folders:
-        try:
-            save_neighbors(folder, key, index, similarity, attributes)
-        except CacheError:
-            if folder is folders[-1]:
-                raise
-        else:
-            break
-    return index, similarity
+def find_neighbors(
+    scaled: Float[np.ndarray, "n D"], k: int
+) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"], dict[str, str | int | float]]:
+    """The k rows of the largest cosine to each row, itself excluded; their cosines; and how they were found."""
+    if len(scaled) <= exact_rows():
+        return *exact_neighbors(scaled, k), {"backend": "exact", "recall": 1.0}
+    index, similarity, probing = approximate_neighbors(scaled, k)
+    return index, similarity, {"backend": "faiss-ivf", **probing}
 
 
 def exact_neighbors(
@@ -191,8 +150,3 @@ def nearest(
     flat.add(unit_rows(database))
     score, found = flat.search(unit_rows(queries), k)
     return found, score
-
-
-def _graph_key(digest: str, rows: Int64[np.ndarray, " n"], k: int, scale: str) -> str:
-    selection = hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()
-    return hashlib.sha256(f"{digest} {selection} cosine {scale} {k}".encode()).hexdigest()[:16]

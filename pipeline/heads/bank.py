@@ -27,9 +27,10 @@ Place = Literal["device", "host", "disk"]
 
 
 def empty_bank(
-    shape: tuple[int, int], place: Place, device: torch.device, folder: Path
+    shape: tuple[int, int], place: Place, device: torch.device, folder: Path | None
 ) -> tuple[Float[Tensor, "NV D"], mmap.mmap | None]:
-    """Memory for a float32 bank, and the mapped file behind it where `place` is the disk; it is in `folder`.
+    """Memory for a float32 bank, and the mapped file behind it where `place` is the disk; it is in `folder`,
+    or where the system keeps temporary files.
 
     Raises
     ------
@@ -39,11 +40,12 @@ def empty_bank(
     if place != "disk":
         return torch.empty(shape, device=device if place == "device" else "cpu"), None
     size = shape[0] * shape[1] * torch.float32.itemsize
+    folder = Path(tempfile.gettempdir()) if folder is None else folder
     make_folder(folder)
     with os_errors(folder, "keep the embeddings to train on in"), tempfile.TemporaryFile(dir=folder) as file:
         os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here and a killed process later
         memory = mmap.mmap(file.fileno(), size)
-    memory.madvise(mmap.MADV_RANDOM)  # or each row that is asked for brings 128 KiB of others with it
+    memory.madvise(mmap.MADV_RANDOM)  # random access: turn off read-ahead (128 KiB per row)
     return torch.frombuffer(memory, dtype=torch.float32).view(shape), memory
 
 

@@ -9,21 +9,10 @@ import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
-from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config, PairConfig
-from temi.pipeline.errors import UserError
-from temi.pipeline.features.blocks import CachedRows
-from temi.pipeline.features.neighbors import check_count, mine_neighbors
+from temi.pipeline.features.features import Features
 from temi.pipeline.features.scaling import Scaling
 from temi.pipeline.heads.bank import Ahead, Place, empty_bank
-
-
-def training_rows(cache: EmbeddingCache, split: str = "") -> Int64[np.ndarray, " n"]:
-    """Rows that stage two may train on: readable, and of `split` (empty: of ``train`` if there is one, else all)."""
-    if split and split not in cache.splits:
-        raise UserError(f"{cache.folder} has no split {split!r}; it has {', '.join(cache.splits) or 'none'}")
-    start, stop = cache.splits.get(split or "train", (0, cache.rows))
-    return start + np.flatnonzero(cache.ok[start:stop])
 
 
 @dataclass(frozen=True)
@@ -32,20 +21,21 @@ class TrainingSet:
 
     Attributes
     ----------
-    rows : (N,) cache rows behind the bank's rows
     bank : (N * (1 + V), D) float32; row i * (1 + V) is image i, the V that follow are its views
     views : V held in the bank; 0 where pairs do not use them
-    neighbors : (N, K) positions in `rows`; (N, 0) where pairs do not use them
+    neighbors : (N, K) positions of rows; (N, 0) where pairs do not use them
     scaling : how embeddings became the bank's rows; on the training device
     ahead : what gathers batches where `bank` and `neighbors` are not on the training device; see pipeline/heads/bank.py
     """
 
-    rows: Int64[np.ndarray, " N"]
     bank: Float[Tensor, "NV D"]
     views: int
     neighbors: Int32[Tensor, "N K"]
     scaling: Scaling
     ahead: Ahead | None = None
+
+    def __len__(self) -> int:
+        return len(self.neighbors)
 
     @property
     def device(self) -> torch.device:
@@ -71,47 +61,25 @@ class TrainingSet:
 
 
 def load_training_set(
-    cache: EmbeddingCache, config: Config, device: torch.device, scratch: Path, place: Place = "device"
+    features: Features, config: Config, place: Place = "device", scratch: Path | None = None
 ) -> TrainingSet:
-    """Mine or reuse the neighbors of the rows to train on, and fill the bank.
+    """Find or reuse the neighbors of all rows, and fill the bank.
 
-    `scratch` takes the neighbor graph where the cache's own folder is read-only, and the bank where its `place` is the
-    disk. Labels are not read.
+    `scratch` takes the bank where its `place` is the disk.
     """
-    rows = training_rows(cache, config.train.split)
-    check_settings(cache, config, len(rows))
-    with_views = "views" in config.pairs.source
-    views = cache.views if with_views else 0
-    neighbors = np.empty((len(rows), 0), dtype=np.int32)
+    rows, device = len(features), features.device
+    views = features.view_count if "views" in config.pairs.source else 0
+    neighbors = np.empty((rows, 0), dtype=np.int32)
     if "neighbors" in config.pairs.source:  # first: what the search needs is free again when the bank is filled
-        neighbors = mine_neighbors(cache, rows, config.neighbors.k, config.neighbors.scale, scratch)[0]
-    embedding = CachedRows(cache, rows, device)
-    scaling = Scaling.fit(config.heads.scale, embedding)
-    bank, file = empty_bank((len(rows) * (1 + views), scaling.width), place, device, scratch)
-    by_image = bank.view(len(rows), 1 + views, -1)
-    scaling(embedding, out=by_image[:, 0])
-    if views:
-        scaling(CachedRows(cache, rows, device, views=True), out=by_image[:, 1:])
+        neighbors = features.neighbors(config.neighbors.k, config.neighbors.scale)[0]
+    scaling = features.scaling(config.heads.scale)
+    bank, file = empty_bank((rows * (1 + views), scaling.width), place, device, scratch)
+    by_image = bank.view(rows, 1 + views, -1)
+    scaling(features.embedding, out=by_image[:, 0])
+    if views and features.views is not None:
+        scaling(features.views, out=by_image[:, 1:])
     ahead = None if place == "device" else Ahead(bank, device, file)
-    return TrainingSet(rows, bank, views, torch.from_numpy(neighbors).to(bank.device), scaling, ahead)
-
-
-def check_settings(cache: EmbeddingCache, config: Config, n: int) -> None:
-    """Raise a UserError where `config` asks for more than the `n` images to train on can give."""
-    if n < 2:
-        raise UserError(f"{cache.folder} has {n} readable images to train on; embed more (see failures.csv there)")
-    if config.heads.clusters > n:
-        raise UserError(
-            f"heads.clusters = {config.heads.clusters} is more than the {n} images to train on; "
-            f"ask for at most {n} clusters"
-        )
-    if "neighbors" in config.pairs.source:
-        check_count(config.neighbors.k, n)
-    if "views" in config.pairs.source and not cache.views:
-        raise UserError(
-            f"pairs.source = {config.pairs.source} needs augmented views, and {cache.folder} has none; "
-            "embed with --set embed.views=2 or use --set pairs.source=neighbors"
-        )
+    return TrainingSet(bank, views, torch.from_numpy(neighbors).to(bank.device), scaling, ahead)
 
 
 class Batches:
@@ -123,8 +91,8 @@ class Batches:
 
     def __init__(self, data: TrainingSet, pairs: PairConfig, batch_size: int, part: tuple[int, int] = (0, 1)):
         self.data, self.pairs, self.part = data, pairs, part
-        self.size = min(batch_size, len(data.rows))
-        self.per_epoch = len(data.rows) // self.size
+        self.size = min(batch_size, len(data))
+        self.per_epoch = len(data) // self.size
 
     def bank_rows(self, first_step: int, stop: int) -> Iterator[Int64[Tensor, " M"]]:
         """For each step of [first_step, stop): B anchors then their B partners, as rows of the bank.
@@ -151,7 +119,7 @@ class Batches:
 
     def _draw(self, epoch: int) -> Int64[Tensor, "steps M"]:
         generator = torch.Generator().manual_seed(self.pairs.seed * 1_000_003 + epoch)
-        n, k, views = len(self.data.rows), self.data.neighbors.shape[1], self.data.views
+        n, k, views = len(self.data), self.data.neighbors.shape[1], self.data.views
         count = self.per_epoch * self.size
         anchor = torch.randperm(n, generator=generator)[:count]
         slot = torch.randint(max(k, 1), (count,), generator=generator)

@@ -1,162 +1,178 @@
-"""The TEMI family of objectives, as closed-form gradients in log space.
+"""What a training step minimizes: objectives and regularizers by name, and how a file of one's own adds one.
 
-Source: Adaloglou, Michels, Kalisch, Kollmann, "Exploring the Limits of Deep Image Clustering using Pretrained
-Models", BMVC 2023 (arXiv 2303.17896). Every function here is pure: log-probabilities in, a loss per head and its
-gradient with respect to the *student's log-probabilities* out; `logit_gradient` carries that gradient through the
-softmax (`temi` does both at once, in place). No autograd graph is built through a loss and no probability is ever
-divided by, so nothing underflows.
+::
 
-Rows are the M = 2B images of a batch of B pairs; row i's partner is row (i + B) mod M (`swap_partners`).
+    from temi.pipeline.heads.objectives import Objective, by_autograd, register_objective
+
+    def loss(batch):                                     # one number per head
+        return -(batch.student + batch.partner).logsumexp(-1).mean(-1)
+
+    register_objective("mine", Objective(by_autograd(loss)))
+
+The equations of those below are in losses.py, with gradients in closed form: that is an optimization, no duty.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-LogProbs = Float[Tensor, "G M C"]
-PerHead = Float[Tensor, " G"]
-PerRow = Float[Tensor, "G M"]
-Scored = tuple[PerHead, LogProbs]
-Average = Callable[[Tensor], Tensor]
-
-# The smallest normal float32: below it a marginal's logarithm would be -inf and a dead cluster's pull infinite.
-TINY = torch.finfo(torch.float32).tiny
-MAX_PMI = 100.0
+from temi.pipeline.heads import losses
+from temi.pipeline.heads.losses import Average, LogProbs, PerHead, PerRow, Scored
+from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+@dataclass(frozen=True)
+class PairBatch:
+    """One step as an objective sees it: g heads, M = 2B rows of B pairs, C clusters; row i's partner is i + B mod M.
 
-
-def swap_partners(rows: Float[Tensor, "G M C"]) -> Float[Tensor, "G M C"]:
-    """Row i of the result is the partner of row i: both halves of the batch change places."""
-    anchors, partners = rows.chunk(2, dim=1)
-    return torch.cat([partners, anchors], dim=1)
-
-
-def softmax(scores: Float[Tensor, "G M C"]) -> tuple[LogProbs, PerRow]:
-    """Probabilities (not logarithms) and the logsumexp of `scores`.
-
-    Where rows are contiguous torch's kernel is the fastest; else the steps are, which then run along many rows at once.
-    """
-    top = scores.amax(-1, keepdim=True)
-    if scores.stride(-1) == 1:
-        probability = scores.softmax(-1)
-        log_sum = top - probability.amax(-1, keepdim=True).log_()  # the largest is exp(0) / total: it never underflows
-    else:
-        probability = (scores - top).exp_()
-        total = probability.sum(-1, keepdim=True)
-        probability.mul_(total.reciprocal())
-        log_sum = total.log_().add_(top)
-    return probability, log_sum.squeeze(-1)
-
-
-def overlap(teacher: LogProbs) -> Float[Tensor, "G B"]:
-    """sum_c q_t(c|x) q_t(c|x') of each pair; `teacher` holds probabilities (not logarithms)."""
-    anchors, partners = teacher.chunk(2, dim=1)
-    return (anchors * partners).sum(-1)
-
-
-def pair_weight(overlaps: Float[Tensor, "G B"], heads: int) -> PerRow:
-    """w(x, x') = (1/H) sum_h sum_c q_t^h(c|x) q_t^h(c|x'): one weight per pair, shared by the heads of a trial.
-
-    Parameters
+    Attributes
     ----------
-    overlaps : of every head, G = T * heads
-    heads : heads per trial, H; 1 gives every head its own weight (wmi)
+    scores : (g, M, C) the student's logits divided by the temperature; gradients are taken here
+    teacher : (g, M, C) log q_t of each row
+    log_marginal : (g, C) log p, p the EMA of the teacher's batch mean
+    weight : (g, M) of each row's pair; ones unless the objective weighs pairs
+    exists : (g, C) False where a head has fewer clusters than the widest of its pass: log q is about -1e5 there
+    settings : per-head values, (g,), of ``objective.NAME``: the trials of a pass may differ in them
+    average : the mean over the processes that share the batch, without a gradient
     """
-    shared = overlaps.view(-1, heads, overlaps.shape[1]).mean(1, keepdim=True).expand(-1, heads, -1).flatten(0, 1)
-    return torch.cat([shared, shared], dim=1)
+
+    scores: Float[Tensor, "g M C"]
+    teacher: LogProbs
+    log_marginal: Float[Tensor, "g C"]
+    weight: PerRow
+    exists: Bool[Tensor, "g C"]
+    settings: Mapping[str, PerHead]
+    average: Average = losses.alone
+
+    @cached_property
+    def student(self) -> LogProbs:
+        """log q_s of each row."""
+        return self.scores.log_softmax(-1)
+
+    @cached_property
+    def partner(self) -> LogProbs:
+        """log q_t of each row's partner."""
+        return losses.swap_partners(self.teacher)
+
+    def mean(self, rows: Float[Tensor, "g M C"]) -> Float[Tensor, "g C"]:
+        """The mean over all rows of the batch, those of other processes included; a gradient flows to the own rows."""
+        own = rows.mean(1)
+        return own + (self.average(own.detach()) - own.detach())
+
+    def heads(self, index: Tensor, clusters: int) -> "PairBatch":
+        """The same step for the heads at `index`, which have the first `clusters` clusters and no others."""
+        return replace(
+            self,
+            scores=self.scores[index, :, :clusters],
+            teacher=self.teacher[index, :, :clusters],
+            log_marginal=self.log_marginal[index, :clusters],
+            weight=self.weight[index],
+            exists=self.exists[index, :clusters],
+            settings={name: values[index] for name, values in self.settings.items()},
+        )
 
 
-def update_marginal(marginal: Float[Tensor, "G C"], teacher: LogProbs, momentum: PerHead) -> Float[Tensor, "G C"]:
-    """p <- m p + (1 - m) mean over the batch's M rows of q_t."""
-    keep = momentum[:, None]
-    return keep * marginal + (1 - keep) * teacher.mean(1)
+Loss = Callable[[PairBatch], Scored]
+"""Loss per head, (g,), and its gradient at `PairBatch.scores`."""
 
 
-def temi(
-    scores: Float[Tensor, "G M C"], teacher: LogProbs, log_prior: Float[Tensor, "G C"], beta: PerHead, weight: PerRow
-) -> Scored:
-    """Mean over rows of -w log sum_c (q_s q_t)^beta / p_c  (the paper's equation 6, p outside the power).
+@dataclass(frozen=True)
+class Objective:
+    """What `objective.name` names.
 
-    The one objective whose gradient is taken at the logits: there it is the difference of two softmaxes.
-
-    Parameters
+    Attributes
     ----------
-    scores : the student's z_s / tau
-    teacher : log q_t of each row (not of its partner)
-    log_prior : log p, the EMA of the teacher's batch mean
-    beta : exponent per head
-    weight : w per row; ones give the paper's unweighted pmi
-
-    Returns
-    -------
-    loss per head, and its gradient with respect to `scores`: beta w (q_s - r) / M with
-    r = softmax_c(beta (log q_s + log q_t) - log p).
+    loss : of a step. Objectives of the same loss can train in one pass, whatever their weights
+    pairs : weigh pairs by how far the teachers agree on them: all heads of a trial together, each head alone, or not
+    settings : its own settings with their defaults, given as ``--set objective.NAME=VALUE``, one value per trial
     """
-    exponent, agreement = beta[:, None], torch.empty_like(scores)
-    for own, other in zip(agreement.chunk(2, dim=1), swapped_halves(scores, teacher), strict=True):
-        torch.add(*other, out=own)
-    torch.addcmul(-log_prior[:, None], agreement, exponent[..., None], out=agreement)
-    shared, log_shared = softmax(agreement)
-    gradient, log_own = softmax(scores)
-    loss = -(weight * log_shared.addcmul_(exponent, log_own, value=-1)).mean(-1)
-    scale = exponent * weight / weight.shape[1]
-    return loss, gradient.sub_(shared).mul_(scale[..., None])
+
+    loss: Loss
+    pairs: Literal["trial", "head", "none"] = "none"
+    settings: Mapping[str, float] = field(default_factory=dict)
 
 
-def swapped_halves(rows: LogProbs, others: LogProbs) -> list[tuple[Tensor, Tensor]]:
-    """Both halves of `rows`, each beside the half of `others` that holds its partners."""
-    return list(zip(rows.chunk(2, dim=1), reversed(others.chunk(2, dim=1)), strict=True))
+@dataclass(frozen=True)
+class Regularizer:
+    """What `objective.regularizer` names: a term that is added, times ``objective.regularizer_weight``."""
+
+    loss: Loss
+    settings: Mapping[str, float] = field(default_factory=dict)
 
 
-def scan(student: LogProbs, partner: LogProbs, entropy_weight: PerHead, average: Average = _same) -> Scored:
-    """SCAN: mean of -log <q_s, q_t> + alpha sum_c pbar_c log pbar_c, pbar the student's batch mean.
+def register_objective(name: str, objective: Objective) -> None:
+    """Make `objective` available as ``objective.name = NAME``."""
+    OBJECTIVES.register(name, objective)
 
-    Van Gansbeke et al., "SCAN: Learning to Classify Images without Labels", ECCV 2020, equation 2.
+
+def register_regularizer(name: str, regularizer: Regularizer) -> None:
+    """Make `regularizer` available as ``objective.regularizer = NAME``."""
+    REGULARIZERS.register(name, regularizer)
+
+
+def by_autograd(loss: Callable[[PairBatch], PerHead]) -> Loss:
+    """A loss whose gradient autograd finds.
+
+    `loss` returns one number per head, (g,). It is called once for all heads of equally many clusters, so it never
+    meets a cluster that a head lacks: sums, entropies and Sinkhorn rounds need no masks.
     """
-    agreement = student + partner
-    log_sum = agreement.logsumexp(-1)
-    loss = -log_sum.mean(-1)
-    gradient = -(agreement - log_sum[..., None]).exp() / student.shape[1]
-    entropy, entropy_gradient = batch_entropy(student, entropy_weight, average)
-    return loss + entropy, gradient + entropy_gradient
+
+    def scored(batch: PairBatch) -> Scored:
+        clusters = batch.exists.sum(1)
+        value, gradient = torch.zeros_like(batch.scores[:, 0, 0]), torch.zeros_like(batch.scores)
+        for count in sorted(set(clusters.tolist())):
+            index = (clusters == count).nonzero()[:, 0]
+            own = batch.heads(index, count)
+            with torch.enable_grad():
+                scores = own.scores.detach().requires_grad_()
+                found = loss(replace(own, scores=scores))
+                (slope,) = torch.autograd.grad(found.sum(), scores)
+            value[index] = found.detach()
+            gradient[index, :, :count] = slope
+        return value, gradient
+
+    return scored
 
 
-def beta_mi(student: LogProbs, partner: LogProbs, log_marginal: Float[Tensor, "G C"], beta: PerHead) -> Scored:
-    """The first system's rewritten loss, kept for comparison: mean of -sum_c p (q_s q_t / p)^beta log(q_s q_t / p).
-
-    It collapses onto very few clusters (see the tests): use `temi`.
-    """
-    pmi = student + partner - log_marginal[:, None]
-    mass = (beta[:, None, None] * pmi + log_marginal[:, None]).exp()
-    clamped = pmi.clamp(max=MAX_PMI)
-    loss = -(mass * clamped).sum(-1).mean(-1)
-    slope = beta[:, None, None] * clamped + (pmi < MAX_PMI).to(pmi.dtype)
-    return loss, -mass * slope / student.shape[1]
+def _temi(batch: PairBatch) -> Scored:
+    prior = batch.settings["marginal_power"][:, None] * batch.log_marginal
+    return losses.temi(batch.scores, batch.teacher, prior, batch.settings["beta"], batch.weight)
 
 
-def batch_entropy(student: LogProbs, weight: PerHead, average: Average = _same) -> Scored:
-    """lambda sum_c pbar_c log pbar_c over the student's batch mean: pulls the batch towards equal clusters.
-
-    `average` takes the mean over the processes that share the batch.
-    """
-    probability = student.exp()
-    log_mean = average(probability.mean(1)).clamp_min(TINY).log()
-    loss = weight * (log_mean.exp() * log_mean).sum(-1)
-    return loss, weight[:, None, None] * (log_mean + 1)[:, None] * probability / student.shape[1]
+def _scan(batch: PairBatch) -> Scored:
+    loss, gradient = losses.scan(batch.student, batch.partner, batch.settings["scan_entropy"], batch.average)
+    return loss, losses.logit_gradient(gradient, batch.student)
 
 
-def sample_entropy(student: LogProbs, weight: PerHead) -> Scored:
-    """lambda mean over rows of H(q_s): pulls every single image towards one cluster."""
-    probability = student.exp()
-    loss = -weight * (probability * student).sum(-1).mean(-1)
-    return loss, -weight[:, None, None] * probability * (student + 1) / student.shape[1]
+def _beta_mi(batch: PairBatch) -> Scored:
+    loss, gradient = losses.beta_mi(batch.student, batch.partner, batch.log_marginal, batch.settings["beta"])
+    return loss, losses.logit_gradient(gradient, batch.student)
 
 
-def logit_gradient(gradient: LogProbs, student: LogProbs) -> Float[Tensor, "G M C"]:
-    """Carry a gradient through log_softmax(s), s = z / tau: ds = g - q_s sum_c g."""
-    return torch.addcmul(gradient, student.exp(), gradient.sum(-1, keepdim=True), value=-1)
+def _batch_entropy(batch: PairBatch) -> Scored:
+    loss, gradient = losses.batch_entropy(batch.student, torch.ones_like(batch.scores[:, 0, 0]), batch.average)
+    return loss, losses.logit_gradient(gradient, batch.student)
+
+
+def _sample_entropy(batch: PairBatch) -> Scored:
+    loss, gradient = losses.sample_entropy(batch.student, torch.ones_like(batch.scores[:, 0, 0]))
+    return loss, losses.logit_gradient(gradient, batch.student)
+
+
+def _nothing(batch: PairBatch) -> Scored:
+    return torch.zeros_like(batch.scores[:, 0, 0]), torch.zeros_like(batch.scores)
+
+
+register_objective("temi", Objective(_temi, pairs="trial"))
+register_objective("pmi", Objective(_temi))
+register_objective("wmi", Objective(_temi, pairs="head"))
+register_objective("scan", Objective(_scan))
+register_objective("beta-mi", Objective(_beta_mi))
+register_regularizer("none", Regularizer(_nothing))
+register_regularizer("batch-entropy", Regularizer(_batch_entropy))
+register_regularizer("sample-entropy", Regularizer(_sample_entropy))

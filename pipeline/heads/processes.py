@@ -38,7 +38,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Team:
+class Processes:
     """The processes of a run; of one process, unless torchrun started more.
 
     Attributes
@@ -115,15 +115,20 @@ class Team:
         """On rank 0: tell the others that there is no further pass."""
         if self.size > 1:
             self._tell(None)
+            self.leave()
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.size > 1:
             dist.destroy_process_group()
 
 
-ALONE = Team()
+ALONE = Processes()
 
 
 @cache
-def join() -> Team:
-    """The team of this process, met once."""
+def join() -> Processes:
+    """The processes of this process, met once."""
     rank, size = torchrun_rank()
     if size == 1:
         return ALONE
@@ -131,25 +136,4 @@ def join() -> Team:
     device = pick_device("auto")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return Team(rank, size, dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=STEP))
-
-
-def follow() -> None:
-    """On every rank but 0: take part in each pass that rank 0 begins, until it dismisses its team. Writes nothing."""
-    from temi.cache import EmbeddingCache
-    from temi.pipeline.heads.batches import load_training_set
-    from temi.pipeline.heads.trainer import HeadTrainer
-
-    team = join()
-    while (task := team.hear()) is not None:
-        settings = task.configs[0].train
-        device = pick_device(settings.device)
-        data = load_training_set(EmbeddingCache.open(task.cache), task.configs[0], device, task.scratch, task.place)
-        trainer = HeadTrainer(task.configs, data, team)
-        team.take_over(trainer.state())
-        batches = trainer.batches.bank_rows(task.first_step, trainer.steps)
-        for done, bank_rows in enumerate(batches, start=task.first_step + 1):
-            trainer.step(done - 1, bank_rows)
-            if settings.recorded(done, trainer.steps) and not team.agree(True):
-                break
-    dist.destroy_process_group()
+    return Processes(rank, size, dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=STEP))

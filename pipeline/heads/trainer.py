@@ -14,15 +14,17 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from temi.pipeline.config import FAMILY, Config
+from temi.pipeline.config import Config, objective_settings
 from temi.pipeline.device import keep_freed_memory
-from temi.pipeline.heads import objectives
+from temi.pipeline.heads import losses
 from temi.pipeline.heads.batches import Batches, TrainingSet
 from temi.pipeline.heads.cuda_graph import Replay
+from temi.pipeline.heads.objectives import PairBatch
 from temi.pipeline.heads.optimizer import StackedAdamW
-from temi.pipeline.heads.processes import ALONE, Team
+from temi.pipeline.heads.processes import ALONE, Processes
 from temi.pipeline.heads.schedule import learning_rate, teacher_momentum, total_steps
 from temi.pipeline.heads.stack import LAST_LAYER, Heads, dropout_mask_, init_heads
+from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 
 MARGINAL_ROWS = 4096  # rows per block when the marginal of a warm start is taken
 BLOCK_BYTES = 2**21  # of a block's widest activation on a CPU: about what a core keeps in its second-level cache
@@ -50,25 +52,25 @@ class HeadTrainer:
 
     Parameters
     ----------
-    configs : one per trial; they may differ in every number and, within the family of TEMI, in the weight of pairs,
-        not in heads.kind, heads.count, other objectives, objective.regularizer, pairs, or the length of training
+    configs : one per trial; they may differ in the settings marked PER_TRIAL in config.py, and in objectives of the
+        same loss
     data : what to train on
-    team : the processes that share every batch
+    processes : the processes that share every batch
     """
 
-    def __init__(self, configs: Sequence[Config], data: TrainingSet, team: Team = ALONE):
-        self.config, self.data, self.trials, self.team = configs[0], data, len(configs), team
+    def __init__(self, configs: Sequence[Config], data: TrainingSet, processes: Processes = ALONE):
+        self.config, self.data, self.trials, self.processes = configs[0], data, len(configs), processes
         self.heads_per_trial = self.config.heads.count
         self.device = data.device
-        self.batches = Batches(data, self.config.pairs, self.config.train.batch_size, (team.rank, team.size))
-        self.steps = total_steps(self.config, len(data.rows))
+        self.batches = Batches(data, self.config.pairs, self.config.train.batch_size, (processes.rank, processes.size))
+        self.steps = total_steps(self.config, len(data))
         clusters = [config.heads.clusters for config in configs]
         fresh = init_heads(self.config.heads, data.bank.shape[1], clusters, [config.train.seed for config in configs])
         self.student = fresh.to(self.device)
         self.teacher = self.student.clone()
         self.marginal = self.student.outputs / self.student.outputs.sum(-1, keepdim=True)
         self.blocks = self._cut_into_blocks()
-        rows = 2 * self.batches.size // team.size
+        rows = 2 * self.batches.size // processes.size
         self.x = torch.empty(rows, data.bank.shape[1], device=self.device)
         self.number = torch.zeros(1, dtype=torch.long, device=self.device)
         self.keep: Tensor | None = None
@@ -84,7 +86,7 @@ class HeadTrainer:
         self.skipped_in_a_row = torch.zeros_like(self.skipped)
         # What is to be done in a step, by the layers that are frozen: two graphs at most.
         self._computes: dict[Sequence[str], Callable[[], None]] = {}
-        graphs = self.device.type == "cuda" and team.size == 1
+        graphs = self.device.type == "cuda" and processes.size == 1
         self.record: Callable[[Callable[[], None]], Callable[[], None]] = Replay if graphs else _as_it_is
 
     def _cut_into_blocks(self) -> list[Block]:
@@ -95,7 +97,7 @@ class HeadTrainer:
         per_trial, total = self.heads_per_trial, self.trials * self.heads_per_trial
         size = total
         if self.device.type == "cpu":
-            rows = 2 * self.batches.size // self.team.size
+            rows = 2 * self.batches.size // self.processes.size
             size = heads_per_block(self.config, rows, self.student.outputs.shape[1])
         blocks = []
         for first in range(0, total, size):
@@ -113,17 +115,15 @@ class HeadTrainer:
         def per_head(values: Sequence[float]) -> Tensor:
             return torch.tensor(values, device=self.device).repeat_interleave(self.heads_per_trial)
 
-        self.beta = per_head([c.objective.beta for c in configs])
-        powers = [c.objective.marginal_power for c in configs]
-        self.marginal_power = per_head([1.0 if power is None else power for power in powers])
-        self.power_is_free = per_head([power is None for power in powers])
-        self.student_temperature = per_head([c.objective.student_temperature for c in configs])
-        self.teacher_temperature = per_head([c.objective.teacher_temperature for c in configs])
-        self.marginal_momentum = per_head([c.objective.marginal_momentum for c in configs])
-        self.scan_entropy = per_head([c.objective.scan_entropy for c in configs])
-        self.regularizer_weight = per_head([c.objective.regularizer_weight for c in configs])
-        names = [c.objective.name for c in configs]
-        self.weighing = {own: per_head([name == own for name in names])[:, None] for own in set(names)}
+        self.settings = {name: per_head(values) for name, values in objective_settings(configs).items()}
+        self.power_is_free = per_head([c.objective.marginal_power is None for c in configs])
+        self.student_temperature = self.settings["student_temperature"]
+        self.teacher_temperature = self.settings["teacher_temperature"]
+        self.marginal_momentum = self.settings["marginal_momentum"]
+        named = [OBJECTIVES[c.objective.name] for c in configs]
+        self.objective, self.regularizer = named[0], REGULARIZERS[self.config.objective.regularizer]
+        weighing = [objective.pairs for objective in named]
+        self.weighing = {kind: per_head([kind == own for own in weighing])[:, None] for kind in set(weighing)}
         self.clip = torch.tensor([c.optimizer.clip or math.inf for c in configs], device=self.device)
         self.clipped = [c.optimizer.clip > 0 for c in configs]
         rates = [learning_rate(c.optimizer, self.steps) for c in configs]
@@ -147,7 +147,7 @@ class HeadTrainer:
     def _compute(self, frozen: Sequence[str]) -> None:
         """One step on what lies in `x`, `number` and `keep`: tensors in, tensors changed, the host waits for none."""
         teacher, marginal, overlap = zip(*(self._teach(block) for block in self.blocks), strict=True)
-        seen = self.team.average(torch.cat(marginal))  # linear in what a process saw
+        seen = self.processes.average(torch.cat(marginal))  # linear in what a process saw
         weight = self._pair_weight(overlap)
         learned = [
             self._learn(block, known, seen[block.heads], pairs)
@@ -155,7 +155,7 @@ class HeadTrainer:
         ]
         loss = torch.cat([loss for loss, _ in learned])
         gradients = [gradient for _, gradient in learned]
-        self.team.average_all_([loss, *(gradient for named in gradients for gradient in named.values())])
+        self.processes.average_all_([loss, *(gradient for named in gradients for gradient in named.values())])
         good, norm = self._guard(loss, gradients)
         self._update(gradients, good, norm, frozen)
         torch.where(good.repeat_interleave(self.heads_per_trial)[:, None], seen, self.marginal, out=self.marginal)
@@ -165,18 +165,18 @@ class HeadTrainer:
         """Teachers' log q_t (g, M, C), their marginal with this batch (g, C), and the overlap of each pair (g, B)."""
         span = block.heads
         teacher = block.teacher.forward(self.x, self.teacher_temperature[span], training=True).logits
-        probability, log_sum = objectives.softmax(teacher)
+        probability, log_sum = losses.softmax(teacher)
         teacher.sub_(log_sum[..., None])
-        marginal = objectives.update_marginal(self.marginal[span], probability, self.marginal_momentum[span])
-        return teacher, marginal, objectives.overlap(probability)
+        marginal = losses.update_marginal(self.marginal[span], probability, self.marginal_momentum[span])
+        return teacher, marginal, losses.overlap(probability)
 
     def _pair_weight(self, overlap: Sequence[Float[Tensor, "g B"]]) -> Sequence[Float[Tensor, "g M"]]:
         """w of every head's rows, block by block: that of its trial's objective; 1 where it weighs no pairs."""
         every = torch.cat(list(overlap))
         weight = torch.ones_like(every).repeat(1, 2)
-        for name, heads in (("temi", self.heads_per_trial), ("wmi", 1)):
-            if name in self.weighing:
-                weight = torch.where(self.weighing[name], objectives.pair_weight(every, heads), weight)
+        for kind, heads in (("trial", self.heads_per_trial), ("head", 1)):
+            if kind in self.weighing:
+                weight = torch.where(self.weighing[kind], losses.pair_weight(every, heads), weight)
         return weight.chunk(len(overlap))
 
     def _learn(
@@ -194,27 +194,21 @@ class HeadTrainer:
         self, span: slice, scores: Tensor, teacher: Tensor, marginal: Tensor, weight: Tensor
     ) -> tuple[Float[Tensor, " g"], Float[Tensor, "g M C"]]:
         """Loss per head and its gradient at the student's scores z / tau."""
-        name, regularizer = self.config.objective.name, self.config.objective.regularizer
-        log_marginal, beta = marginal.clamp_min(objectives.TINY).log(), self.beta[span]
-        family = name in FAMILY
-        student = scores if family and regularizer == "none" else scores.log_softmax(-1)
-        if family:
-            prior = self.marginal_power[span, None] * log_marginal
-            loss, gradient = objectives.temi(scores, teacher, prior, beta, weight)
-        else:
-            partner = objectives.swap_partners(teacher)
-            if name == "scan":
-                loss, gradient = objectives.scan(student, partner, self.scan_entropy[span], self.team.average)
-            else:
-                loss, gradient = objectives.beta_mi(student, partner, log_marginal, beta)
-            gradient = objectives.logit_gradient(gradient, student)
-        if regularizer != "none":
-            strength = self.regularizer_weight[span]
-            if regularizer == "batch-entropy":
-                extra, extra_gradient = objectives.batch_entropy(student, strength, self.team.average)
-            else:
-                extra, extra_gradient = objectives.sample_entropy(student, strength)
-            loss, gradient = loss + extra, gradient + objectives.logit_gradient(extra_gradient, student)
+        own = {name: values[span] for name, values in self.settings.items()}
+        batch = PairBatch(
+            scores,
+            teacher,
+            marginal.clamp_min(losses.TINY).log(),
+            weight,
+            self.student.outputs[span],
+            own,
+            self.processes.average,
+        )
+        loss, gradient = self.objective.loss(batch)
+        if self.config.objective.regularizer != "none":
+            extra, extra_gradient = self.regularizer.loss(batch)
+            strength = own["regularizer_weight"]
+            loss, gradient = loss + strength * extra, gradient + strength[:, None, None] * extra_gradient
         return loss, gradient
 
     def _guard(
@@ -264,13 +258,13 @@ class HeadTrainer:
             mass = torch.stack([probability.sum(1) for probability in seen]).sum(0)
             self.marginal[block.heads] = mass / len(self.data.originals)
         unbalanced = torch.tensor(free, device=self.device).repeat_interleave(self.heads_per_trial)
-        self.marginal_power.masked_fill_(unbalanced & self.power_is_free, 0.0)
+        self.settings["marginal_power"].masked_fill_(unbalanced & self.power_is_free, 0.0)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor a bit-exact resume needs; the leading axis divides evenly among the trials."""
         named = {"student": self.student, "teacher": self.teacher}
         tensors = {f"{role}.{name}": t.detach() for role, heads in named.items() for name, t in heads.tensors().items()}
-        tensors |= {"marginal": self.marginal, "marginal_power": self.marginal_power}
+        tensors |= {"marginal": self.marginal, "marginal_power": self.settings["marginal_power"]}
         tensors |= {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
         return tensors | self.optimizer.state()
 

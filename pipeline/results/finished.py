@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from temi.cache import EmbeddingCache
-from temi.pipeline.config import load_config
+from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.tables import open_training_cache
 from temi.pipeline.images import ImageSource
@@ -61,7 +61,7 @@ class FinishedRun:
 
     def images(self, source: str | None = None) -> ImageSource:
         """The images that the cache was made from, at `source` or where they were; see `open_images`."""
-        return open_images(self.cache, source, load_config(self.files.config).embed.max_pixels)
+        return open_images(self.cache, source, recorded_config(self.files.config).embed.max_pixels)
 
     @cached_property
     def assignments(self) -> pd.DataFrame:

@@ -1,10 +1,9 @@
-"""The loop of a pass of stage two: steps, and every trial's metrics, checkpoints and resume in its own run folder."""
+"""The loop of a pass of stage two, and what is remembered of every trial: in memory, or in its run folder as well."""
 
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,58 +16,6 @@ from temi.pipeline.progress import Progress
 from temi.pipeline.runs.model import load_tensors, save_tensors
 from temi.pipeline.runs.run_folder import RunFolder, finite, write_json
 from temi.pipeline.runs.tracking import Tracker, open_trackers
-
-
-class TrainingLoop:
-    """Train the trials of a pass to the end, or on from the last step that all of them have a checkpoint of.
-
-    A trial that cannot go on leaves its sentence in its folder (`RunFolder.stopped`); the others go on.
-    """
-
-    def __init__(self, runs: Sequence[RunFolder], trainer: HeadTrainer, config: Config):
-        self.trainer, self.settings = trainer, config.train
-        self.trials = [TrialLog(run, trainer, index, config) for index, run in enumerate(runs)]
-        common = set.intersection(*(set(trial.run.saved_states()) for trial in self.trials))
-        self.first_step = max(common, default=0)
-        for trial in self.trials:
-            trial.resume(self.first_step)
-
-    def run(self) -> list[dict[str, Tensor]]:
-        """For each trial the teacher heads of its best checkpoint and their losses."""
-        settings, steps = self.settings, self.trainer.steps
-        with Progress("train", total=steps - self.first_step, unit="step") as progress:
-            batches = self.trainer.batches.bank_rows(self.first_step, steps)
-            for done, bank_rows in enumerate(batches, start=self.first_step + 1):
-                self.trainer.step(done - 1, bank_rows)
-                recorded = settings.recorded(done, steps)
-                progress.advance(note=self._record(done) if recorded else "")
-                if not recorded:
-                    continue
-                going = [trial for trial in self.trials if not trial.run.stopped]
-                if settings.checkpointed(done, steps):
-                    for trial in going:
-                        trial.checkpoint(done)
-                if not self.trainer.team.agree(bool(going)):
-                    break
-        for trial in self.trials:
-            trial.close()
-        return [trial.best for trial in self.trials]
-
-    def _record(self, done: int) -> str:
-        """Close the window of metrics at step `done`; a note for the progress line."""
-        trainer = self.trainer
-        loss, norm = (mean.cpu() for mean in trainer.window.means())
-        trainer.window.reset()
-        marginal = trainer.marginal.cpu().chunk(trainer.trials)
-        skipped, in_a_row = trainer.skipped.tolist(), trainer.skipped_in_a_row.tolist()
-        for index, trial in enumerate(self.trials):
-            if trial.run.stopped:
-                continue
-            if in_a_row[index] >= self.settings.max_skipped:
-                trial.stop(done)
-            else:
-                trial.record(done, Metrics(loss[index], norm[index].item(), marginal[index], skipped[index]))
-        return f"loss {loss.mean(1).nan_to_num(math.inf).min():.4f}"
 
 
 @dataclass(frozen=True)
@@ -89,19 +36,59 @@ class Metrics:
     skipped: int
 
 
-class TrialLog:
-    """What one trial of a pass leaves in its run folder while it trains."""
+class Trial:
+    """One trial of a pass while it trains: it remembers the teachers of the best checkpoint, and touches no disk.
+
+    Attributes
+    ----------
+    best : ``teacher.*`` tensors of the checkpoint of lowest mean loss, and that ``loss``, (H,)
+    stopped : why the trial cannot go on: a sentence; None while nothing speaks against it
+    """
+
+    def __init__(self, trainer: HeadTrainer, index: int, config: Config):
+        self.trainer, self.index, self.config = trainer, index, config
+        self.best: dict[str, Tensor] = {"loss": torch.full((config.heads.count,), math.inf)}
+        self.stopped: str | None = None
+        self._since_checkpoint: list[Tensor] = []
+
+    def record(self, done: int, metrics: Metrics) -> None:
+        """Take in the window that ends at step `done`."""
+        self._since_checkpoint.append(metrics.loss)
+
+    def checkpoint(self, done: int) -> bool:
+        """Remember the teachers if their mean loss since the last checkpoint is the lowest so far; whether it is."""
+        loss = torch.stack(self._since_checkpoint).nanmean(0)
+        self._since_checkpoint.clear()
+        better = bool(loss.mean() < self.best["loss"].mean())
+        if better:
+            state = self.trainer.trial(self.index).tensors
+            self.best = {name: t.clone() for name, t in state.items() if name.startswith("teacher.")}
+            self.best["loss"] = loss
+        return better
+
+    def stop(self, done: int) -> None:
+        """Give the trial up at step `done`."""
+        self.stopped = (
+            f"training cannot go on: the last {self.config.train.max_skipped} steps before step {done} had a loss or "
+            "gradient that is not finite; lower optimizer.lr or raise the temperatures"
+        )
+
+    def close(self) -> None:
+        """The pass is over."""
+
+
+class LoggedTrial(Trial):
+    """A trial that leaves metrics, checkpoints and the reason of a stop in its run folder, and goes on from there."""
 
     def __init__(self, run: RunFolder, trainer: HeadTrainer, index: int, config: Config):
-        self.run, self.trainer, self.index, self.config = run, trainer, index, config
-        self.best: dict[str, Tensor] = {"loss": torch.full((config.heads.count,), math.inf)}
-        self.since_checkpoint: list[Tensor] = []
+        super().__init__(trainer, index, config)
+        self.run, self.stopped = run, run.stopped
         self.trackers: list[Tracker] = []
 
     def record(self, done: int, metrics: Metrics) -> None:
-        """Append a line to metrics.jsonl, and tell the trackers."""
-        self.since_checkpoint.append(metrics.loss)
-        values: dict[str, Any] = {
+        """Append a line to metrics.jsonl as well, and tell the trackers."""
+        super().record(done, metrics)
+        values = {
             "loss": metrics.loss.mean().item(),
             "best_head_loss": metrics.loss.min().item(),
             "gradient_norm": metrics.norm,
@@ -117,30 +104,24 @@ class TrialLog:
             tracker.record(done, values, metrics.marginal)
 
     def stop(self, done: int) -> None:
-        """Leave the sentence that says why this trial cannot go on."""
-        reason = (
-            f"training in {self.run.folder} cannot go on: the last {self.config.train.max_skipped} steps before step "
-            f"{done} had a loss or gradient that is not finite; lower optimizer.lr or raise the temperatures"
-        )
-        write_json(self.run.stop_reason, {"step": done, "reason": reason})
+        super().stop(done)
+        self.stopped = f"{self.run.folder}: {self.stopped}"
+        write_json(self.run.stop_reason, {"step": done, "reason": self.stopped})
 
-    def checkpoint(self, done: int) -> None:
-        """Save the state, and the teachers if their mean loss since the last checkpoint is the lowest so far."""
-        loss = torch.stack(self.since_checkpoint).nanmean(0)
-        self.since_checkpoint.clear()
-        metadata = {"step": str(done)}
-        state = self.trainer.trial(self.index).tensors
-        if loss.mean() < self.best["loss"].mean():
-            self.best = {name: t.clone() for name, t in state.items() if name.startswith("teacher.")}
-            self.best["loss"] = loss
+    def checkpoint(self, done: int) -> bool:
+        """Save the state as well, and the best teachers."""
+        better, metadata = super().checkpoint(done), {"step": str(done)}
+        if better:
             save_tensors(self.run.best, self.best, metadata)
         if self.run.latest.exists():
             # Kept until every trial of the pass has saved this step: a kill in between finds a step common to all.
             self.run.latest.replace(self.run.previous)
+        state = self.trainer.trial(self.index).tensors
         save_tensors(self.run.latest, state, metadata)
         keep_every = self.config.train.keep_every
         if keep_every and done % keep_every == 0:
             save_tensors(self.run.checkpoints / f"step-{done:06d}.safetensors", state, metadata)
+        return better
 
     def resume(self, step: int) -> None:
         """Load this trial's state at `step` (0: begin) and cut its metrics back to there."""
@@ -161,4 +142,56 @@ class TrialLog:
     def close(self) -> None:
         """Flush what is buffered."""
         for tracker in self.trackers:
-            tracker.close(self.run.stopped)
+            tracker.close(self.stopped)
+
+
+def resume_trials(trials: Sequence[LoggedTrial]) -> int:
+    """Put all trials of a pass back to the last step that each of them has a checkpoint of, and return it."""
+    step = max(set.intersection(*(set(trial.run.saved_states()) for trial in trials)), default=0)
+    for trial in trials:
+        trial.resume(step)
+    return step
+
+
+class TrainingLoop:
+    """Train the trials of a pass from `first_step` to the end. A trial that cannot go on stops; the others go on."""
+
+    def __init__(self, trials: Sequence[Trial], trainer: HeadTrainer, first_step: int = 0):
+        self.trials, self.trainer, self.first_step = trials, trainer, first_step
+        self.settings = trainer.config.train
+
+    def run(self) -> None:
+        """All steps; afterwards each trial's `best` is what it learned."""
+        settings, steps = self.settings, self.trainer.steps
+        with Progress("train", total=steps - self.first_step, unit="step") as progress:
+            batches = self.trainer.batches.bank_rows(self.first_step, steps)
+            for done, bank_rows in enumerate(batches, start=self.first_step + 1):
+                self.trainer.step(done - 1, bank_rows)
+                recorded = settings.recorded(done, steps)
+                progress.advance(note=self._record(done) if recorded else "")
+                if not recorded:
+                    continue
+                going = [trial for trial in self.trials if not trial.stopped]
+                if settings.checkpointed(done, steps):
+                    for trial in going:
+                        trial.checkpoint(done)
+                if not self.trainer.processes.agree(bool(going)):
+                    break
+        for trial in self.trials:
+            trial.close()
+
+    def _record(self, done: int) -> str:
+        """Close the window of metrics at step `done`; a note for the progress line."""
+        trainer = self.trainer
+        loss, norm = (mean.cpu() for mean in trainer.window.means())
+        trainer.window.reset()
+        marginal = trainer.marginal.cpu().chunk(trainer.trials)
+        skipped, in_a_row = trainer.skipped.tolist(), trainer.skipped_in_a_row.tolist()
+        for index, trial in enumerate(self.trials):
+            if trial.stopped:
+                continue
+            if in_a_row[index] >= self.settings.max_skipped:
+                trial.stop(done)
+            else:
+                trial.record(done, Metrics(loss[index], norm[index].item(), marginal[index], skipped[index]))
+        return f"loss {loss.mean(1).nan_to_num(math.inf).min():.4f}"

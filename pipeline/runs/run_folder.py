@@ -3,6 +3,7 @@
 ::
 
     RUN/config.toml           every setting of the run
+    RUN/plugins/              a copy of every file of the user's own that was named, never run from here
     RUN/environment.json      versions, revision, device, and the cache's fingerprint
     RUN/metrics.jsonl         a line per window of steps
     RUN/events/               the same for TensorBoard
@@ -18,6 +19,7 @@ import math
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,11 +29,22 @@ import torch
 
 from temi.cache import EmbeddingCache
 from temi.cache.files import os_errors, write_atomic
-from temi.pipeline.config import Config, dump_toml, load_config
+from temi.pipeline.config import Config, dump_toml, recorded_config
 from temi.pipeline.errors import UserError
+from temi.pipeline.plugins import Plugin
 from temi.pipeline.runs.model import load_metadata
 
-PACKAGES = ("torch", "torchvision", "transformers", "h5py", "numpy", "faiss-cpu", "faiss-gpu", "scikit-learn", "temi")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "transformers",
+    "h5py",
+    "numpy",
+    "faiss-cpu",
+    "faiss-gpu",
+    "scikit-learn",
+    "temi-clustering",
+)
 
 
 class RunFolder:
@@ -67,7 +80,9 @@ class RunFolder:
         found = [path for path in (self.latest, self.previous) if path.exists()]
         return {int(load_metadata(path)["step"]): path for path in found}
 
-    def start(self, config: Config, environment: dict[str, Any], overwrite: bool) -> None:
+    def start(
+        self, config: Config, environment: dict[str, Any], overwrite: bool, plugins: Sequence[Plugin] = ()
+    ) -> None:
         """Create the folder, or check that the one there was made with these settings on this cache.
 
         Raises
@@ -79,27 +94,39 @@ class RunFolder:
             shutil.rmtree(self.folder)
         with os_errors(self.folder, "create"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            if plugins:
+                (self.folder / "plugins").mkdir(exist_ok=True)
+        environment = environment | {"plugins": {plugin.path.name: plugin.digest for plugin in plugins}}
         if self.config.exists():
             self._check_same(config, environment)
             return
         if self.latest.exists():
             raise UserError(f"{self.folder} has checkpoints but no config.toml; choose another --out")
+        for plugin in plugins:  # for the record: it is never run from here
+            write_atomic(self.folder / "plugins" / plugin.path.name, plugin.path.read_bytes())
         write_json(self.environment, environment)
         write_atomic(self.config, dump_toml(config).encode())
 
     def _check_same(self, config: Config, environment: dict[str, Any]) -> None:
-        before = load_config(self.config)
+        before = recorded_config(self.config)
         for section, values in config.model_dump().items():
             if section == "embed":  # what embedding settings changed is in the cache's fingerprint
                 continue
             for key, value in values.items():
-                there = getattr(getattr(before, section), key)
+                there = getattr(getattr(before, section), key, None)
                 if there != value:
                     raise UserError(
                         f"{self.folder} was started with {section}.{key} = {there!r} and {value!r} is asked; "
                         "use another --out, or --overwrite to start again"
                     )
-        if read_json(self.environment)["cache"]["digest"] != environment["cache"]["digest"]:
+        there = read_json(self.environment)
+        if there.get("plugins", {}) != environment["plugins"]:
+            raise UserError(
+                f"{self.folder} was started with other plugins, or with a file that has changed since; "
+                f"the files it was started with are in {self.folder / 'plugins'}; "
+                "use another --out, or --overwrite to start again"
+            )
+        if there["cache"]["digest"] != environment["cache"]["digest"]:
             raise UserError(
                 f"{self.folder} was trained on other embeddings than {environment['cache']['folder']} holds; "
                 "use another --out, or --overwrite to start again"

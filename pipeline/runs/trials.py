@@ -18,10 +18,13 @@ from typing import Any
 import pandas as pd
 
 from temi.cache import EmbeddingCache
-from temi.pipeline.config import FAMILY, Config, load_config
+from temi.pipeline.config import Config, load_config, per_trial
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.tables import cluster_scores, open_training_cache, run_rivals, scored_parts
-from temi.pipeline.heads.batches import check_settings, training_rows
+from temi.pipeline.heads.objectives import Loss
+from temi.pipeline.plugins import Plugin
+from temi.pipeline.registry import OBJECTIVES
+from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.joins import merge_tree
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.run_folder import RunFolder, read_json, write_json
@@ -29,24 +32,6 @@ from temi.pipeline.runs.train import assign, train_pass
 
 MERGES = "merge.json"
 LISTED = 6  # trials named where one is to be chosen
-
-# Settings in which the trials of one pass may differ; everything else must agree, or they train in passes of their own.
-FREE = {
-    "heads": {"clusters"},
-    "objective": {
-        "beta",
-        "marginal_power",
-        "name",  # among FAMILY
-        "student_temperature",
-        "teacher_temperature",
-        "marginal_momentum",
-        "scan_entropy",
-        "regularizer_weight",
-    },
-    "teacher": {"momentum", "final_momentum"},
-    "optimizer": {"lr", "min_lr", "schedule", "warmup", "weight_decay", "clip"},
-    "train": {"seed"},
-}
 
 
 def plan_trials(file: Path | None, grid: Iterable[str], base: Path | None, overrides: Sequence[str]) -> list[Config]:
@@ -110,11 +95,14 @@ def _grid_axis(text: str) -> list[str]:
 
 
 def group_trials(configs: Sequence[Config]) -> list[list[int]]:
-    """Positions of the trials of each pass: those that agree in everything but `FREE`, in the order of their first."""
-    groups: dict[str, list[int]] = {}
+    """Positions of the trials of each pass, in the order of their first.
+
+    Trials share a pass if they agree in all settings but those marked PER_TRIAL, and if their objectives have one loss.
+    """
+    groups: dict[tuple[str, Loss], list[int]] = {}
     for position, config in enumerate(configs):
-        objective = "family" if config.objective.name in FAMILY else config.objective.name
-        groups.setdefault(config.model_dump_json(exclude=FREE) + objective, []).append(position)
+        shared = config.model_dump_json(exclude=dict(per_trial(config)))
+        groups.setdefault((shared, OBJECTIVES[config.objective.name].loss), []).append(position)
     return list(groups.values())
 
 
@@ -126,7 +114,12 @@ def differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
 
 
 def train_trials(
-    cache: EmbeddingCache, configs: Sequence[Config], out: Path, *, overwrite: bool = False
+    cache: EmbeddingCache,
+    configs: Sequence[Config],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    plugins: Sequence[Plugin] = (),
 ) -> list[dict[str, Any]]:
     """Train all trials, a pass per group, into ``OUT/trial-NNN``; finished ones are kept, interrupted ones resumed.
 
@@ -142,7 +135,7 @@ def train_trials(
     runs = [RunFolder(out / f"trial-{position:03d}") for position in range(len(configs))]
     for group in group_trials(configs):
         chosen = [configs[i] for i in group], [runs[i] for i in group]
-        train_pass(cache, *chosen, out / "neighbors", overwrite=overwrite)
+        train_pass(cache, *chosen, out / "neighbors", overwrite=overwrite, plugins=plugins)
     rows = []
     for run, settings in zip(runs, differences(configs), strict=True):
         summary = {"stopped": run.stopped} if run.stopped else read_json(run.training)

@@ -8,18 +8,16 @@ not a measurement: ``benchmarks/baselines.md`` has it against the truth.
 
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32
 from scipy.spatial import KDTree
 
-from temi.cache import EmbeddingCache
 from temi.pipeline.config import StartConfig
 from temi.pipeline.errors import UserError
+from temi.pipeline.features.features import Features
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.cuts import k_means
 from temi.pipeline.start.find import graph_layouts
@@ -72,31 +70,26 @@ def parse_clusters(text: str) -> list[int] | tuple[int, int | None]:
 
 
 def estimate_clusters(
-    cache: EmbeddingCache,
-    rows: Int64[np.ndarray, " N"],
-    config: StartConfig,
-    device: torch.device,
-    fallback: Path,
-    lowest: int = LOWEST,
-    highest: int | None = None,
+    features: Features, config: StartConfig, lowest: int = LOWEST, highest: int | None = None
 ) -> ClusterCount:
-    """The number of clusters that fits `rows`, between `lowest` and `highest`; no label is read.
+    """The number of clusters that fits the rows, between `lowest` and `highest`; no label is read.
 
-    Layouts are kept in the cache (or `fallback`), where the warm start finds them again.
+    Layouts are kept by `features`, where the warm start finds them again.
 
     Raises
     ------
     UserError
         The rows are too few for the range.
     """
-    most = len(rows) // 2
-    highest = min(HIGHEST, len(rows) // ROWS_PER_CLUSTER) if highest is None else highest
+    rows = len(features)
+    most = rows // 2
+    highest = min(HIGHEST, rows // ROWS_PER_CLUSTER) if highest is None else highest
     if not lowest < highest <= most:
         raise UserError(
-            f"{len(rows)} images are too few to search {lowest} to {highest} clusters; "
+            f"{rows} images are too few to search {lowest} to {highest} clusters; "
             f"give a range that ends at {most} or below, or a number"
         )
-    layouts = graph_layouts(cache, rows, lowest, config.seed, device, fallback)
+    layouts = graph_layouts(features, lowest, config.seed)
     numbers = candidates(lowest, highest)
     scores = np.zeros((len(layouts), len(numbers), 2))
     with Progress("numbers of clusters", total=scores[..., 0].size, unit="cut") as progress:

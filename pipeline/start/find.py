@@ -11,28 +11,19 @@ without labels by `choose_cut`. Where clusters are many, half of the heads that 
 communities of the graph instead (pipeline/start/communities.py): the loss tells which of them the data bear out.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
-from jaxtyping import Float, Float32, Int64
-from torch import Tensor
+from jaxtyping import Float32, Int64
 
-from temi.cache import CacheError, EmbeddingCache
+from temi.cache.kept import Recipe
 from temi.pipeline.config import StartConfig
-from temi.pipeline.features.blocks import CachedRows
-from temi.pipeline.features.neighbors import mine_neighbors
-from temi.pipeline.features.scaling import Kind, Scaling
-from temi.pipeline.heads import objectives
-from temi.pipeline.heads.optimizer import StackedAdamW
-from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.features.features import Features
+from temi.pipeline.features.scaling import Kind
 from temi.pipeline.progress import Progress
-from temi.pipeline.runs.model import load_tensors, save_tensors
 from temi.pipeline.start.agreement import agreement, align, mean_agreement
 from temi.pipeline.start.communities import communities
 from temi.pipeline.start.cuts import density_sizes, even_sizes, evenness, free_sizes, silhouette
@@ -91,11 +82,9 @@ class Start:
         return {"sizes": sizes, "cut": self.cut, **scores}
 
 
-def find_start(
-    cache: EmbeddingCache, rows: Rows, clusters: int, config: StartConfig, device: torch.device, fallback: Path
-) -> Start:
-    """Lay out and cut. Layouts are kept in the cache (or `fallback`); labels are not read."""
-    made = graph_layouts(cache, rows, clusters, config.seed, device, fallback)
+def find_start(features: Features, clusters: int, config: StartConfig) -> Start:
+    """Lay out and cut. Layouts are kept by `features`; labels are not read."""
+    made = graph_layouts(features, clusters, config.seed)
     kinds = {"auto": tuple(CUTS), "even": ("even",), "free": ("merged", "dense")}[config.sizes]
     cuts: dict[str, list[Rows]] = {kind: [] for kind in kinds}
     apart = dict.fromkeys(kinds, 0.0) if config.sizes == "auto" else {}
@@ -115,7 +104,7 @@ def find_start(
         learned = _half_communities(learned, [graph for graph, _ in made], clusters, config.seed)
         score = agreement(learned)
     aligned = align(learned, score, clusters)
-    return Start(sample(len(rows)), clusters, aligned, chosen, level, steady, apart)
+    return Start(sample(len(features)), clusters, aligned, chosen, level, steady, apart)
 
 
 def _half_communities(cuts: list[Rows], graphs: list[sp.csr_array], clusters: int, seed: int) -> list[Rows]:
@@ -157,84 +146,39 @@ def choose_cut(evenness: Mapping[str, float], agreement: Mapping[str, float], si
 
 
 def graph_layouts(
-    cache: EmbeddingCache, rows: Rows, clusters: int, seed: int, device: torch.device, fallback: Path
+    features: Features, clusters: int, seed: int
 ) -> list[tuple[sp.csr_array, Float32[np.ndarray, "M 3"]]]:
-    """A neighbor graph of the `sample` of rows, and its layout, for every space and number of neighbors.
+    """A neighbor graph of the `sample` of rows, and its layout, for every space and number of neighbors."""
+    positions = sample(len(features))
+    laid_out = features if len(positions) == len(features) else features.sample(positions)
+    rows = len(laid_out)
+    most = max(FEWEST_NEIGHBORS, rows // (2 * clusters))
+    counts = [min(k, most, rows - 1) for k in NEIGHBORS]
+    epochs = EPOCHS * (2 if rows <= SMALL else 1)
+    graphs = list(_graphs(laid_out, counts))
 
-    Layouts are made once per cache.
-    """
-    rows = rows[sample(len(rows))]
-    most = max(FEWEST_NEIGHBORS, len(rows) // (2 * clusters))
-    counts = [min(k, most, len(rows) - 1) for k in NEIGHBORS]
-    recipe = f"{cache.digest} {SPACES} {counts} {EPOCHS} {seed} {device.type}"
-    key = hashlib.sha256(recipe.encode() + np.ascontiguousarray(rows, "<i8").tobytes()).hexdigest()[:16]
-    paths = [folder / f"layouts-{key}.safetensors" for folder in (cache.folder / "neighbors", fallback)]
-    graphs = _graphs(cache, rows, counts, fallback)
-    for path in paths:
-        if path.exists():
-            return list(zip((graph for graph, _ in graphs), load_tensors(path)[0]["layouts"].numpy(), strict=True))
-    epochs = EPOCHS * (2 if len(rows) <= SMALL else 1)
-    made = []
-    with Progress("layouts", total=len(SPACES) * len(NEIGHBORS), unit="layout") as progress:
-        for number, (graph, x) in enumerate(graphs):
-            draw = 1000 * seed + number
-            made.append((graph, layout(graph, principal_start(x.to(device), draw), epochs, draw, device)))
-            progress.advance()
-    _keep(paths, np.stack([y for _, y in made]))
-    return made
+    def make() -> dict[str, np.ndarray]:
+        made = []
+        with Progress("layouts", total=len(graphs), unit="layout") as progress:
+            for number, (graph, space) in enumerate(graphs):
+                draw, x = 1000 * seed + number, laid_out.scaled(space)
+                made.append(layout(graph, principal_start(x, draw), epochs, draw, x.device))
+                progress.advance()
+        return {"layouts": np.stack(made)}
+
+    recipe: Recipe = {
+        "spaces": " ".join(SPACES),
+        "neighbors": " ".join(map(str, counts)),
+        "epochs": epochs,
+        "seed": seed,
+    }
+    layouts = laid_out.memo("layouts", {**recipe, "device": features.device.type}, make)["layouts"]
+    return [(graph, y) for (graph, _), y in zip(graphs, layouts, strict=True)]
 
 
-def _graphs(
-    cache: EmbeddingCache, rows: Rows, counts: list[int], fallback: Path
-) -> Iterator[tuple[sp.csr_array, Float[Tensor, "N D"]]]:
-    """For every space and count: the fuzzy graph, and the scaled embeddings it was mined from."""
-    embedding = CachedRows(cache, rows)
+def _graphs(features: Features, counts: list[int]) -> Iterator[tuple[sp.csr_array, Kind]]:
+    """For every space and count the fuzzy graph, and the space it was mined in."""
     for space in SPACES:
-        index, similarity = mine_neighbors(cache, rows, max(counts), space, fallback)
-        x = Scaling.fit(space, embedding)(embedding)
+        index, similarity = features.neighbors(max(counts), space)
         for k in counts:
-            yield fuzzy_graph(index[:, :k], 1 - similarity[:, :k].astype(np.float32)), x
-
-
-def _keep(paths: list[Path], layouts: Float32[np.ndarray, "L N 3"]) -> None:
-    for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(path, {"layouts": torch.from_numpy(layouts)}, {})
-        except (CacheError, OSError):
-            continue  # a read-only cache: the fallback will do, and if not, they are made again next time
-        return
-
-
-def warm_start(trainer: HeadTrainer, starts: list[Start], config: StartConfig) -> None:
-    """Teach every head its cuts by cross-entropy; teachers and marginals start where the students end.
-
-    The cuts of a trial's start are dealt to its heads: head h of H learns the cuts h, h + H, ... in turn, or where
-    heads are many, cut h modulo their number.
-    """
-    x, device, heads = trainer.data.originals, trainer.device, trainer.heads_per_trial
-    known = torch.from_numpy(starts[0].rows).to(x.device)  # the same for every number of clusters
-    cuts = {start.clusters: torch.from_numpy(start.cuts).to(device) for start in starts}
-    generator = torch.Generator().manual_seed(config.seed)
-    optimizer = StackedAdamW(trainer.student.weights, [0.0] * len(trainer.blocks))
-    with Progress("warm start", total=config.steps, unit="step") as progress:
-        for step in range(config.steps):
-            rows = torch.randint(len(known), (min(config.batch_size, len(known)),), generator=generator)
-            batch = x[known[rows.to(x.device)]].to(device)
-            rows, rate = rows.to(device), config.lr * (1 - step / config.steps)
-            turn = torch.tensor(_dealt(heads, len(starts[0].cuts), step), device=device)[:, None]
-            wanted = torch.cat([cuts[start.clusters][turn, rows] for start in starts])
-            for number, block in enumerate(trainer.blocks):
-                passed = block.student.forward(batch, trainer.student_temperature[block.heads], training=True)
-                gradient, _ = objectives.softmax(passed.logits)
-                gradient.scatter_add_(2, wanted[block.heads, :, None], -torch.ones_like(gradient[..., :1]))
-                gradient /= len(rows)
-                optimizer.step(number, block.student.gradients(passed, gradient), rate)
-            progress.advance()
-    trainer.begin_at_students([start.free for start in starts])
-
-
-def _dealt(heads: int, cuts: int, step: int) -> list[int]:
-    """The cut that each head of a trial learns at a step."""
-    hands = [range(head % cuts, cuts, heads) for head in range(heads)]
-    return [hand[step % len(hand)] for hand in hands]
+            yield fuzzy_graph(index[:, :k], 1 - similarity[:, :k].astype(np.float32)), space

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from temi.pipeline.heads import objectives
+from temi.pipeline.heads import losses
 
 G, B, C = 3, 7, 5
 
@@ -39,8 +39,8 @@ def numpy_temi(z: np.ndarray, teacher: np.ndarray, p: np.ndarray, beta: float, w
 
 def test_temi_equals_the_sum_over_clusters_that_the_paper_writes() -> None:
     logits, teacher, log_marginal, beta = draw()
-    weight = objectives.pair_weight(objectives.overlap(teacher.exp()), heads=3)
-    loss, _ = objectives.temi(logits.clone(), teacher, log_marginal, beta, weight)
+    weight = losses.pair_weight(losses.overlap(teacher.exp()), heads=3)
+    loss, _ = losses.temi(logits.clone(), teacher, log_marginal, beta, weight)
     for head in range(G):
         expected = numpy_temi(
             logits[head].numpy(),
@@ -54,10 +54,10 @@ def test_temi_equals_the_sum_over_clusters_that_the_paper_writes() -> None:
 
 def test_temi_gradient_is_beta_times_q_minus_r() -> None:
     logits, teacher, log_marginal, beta = draw()
-    partner = objectives.swap_partners(teacher)
-    weight = objectives.pair_weight(objectives.overlap(teacher.exp()), heads=1)
+    partner = losses.swap_partners(teacher)
+    weight = losses.pair_weight(losses.overlap(teacher.exp()), heads=1)
     student = (logits / 0.1).log_softmax(-1)
-    _, found = objectives.temi(logits / 0.1, teacher, log_marginal, beta, weight)
+    _, found = losses.temi(logits / 0.1, teacher, log_marginal, beta, weight)
     r = (beta[:, None, None] * (student + partner) - log_marginal[:, None]).softmax(-1)
     closed = beta[:, None, None] * (student.exp() - r) * weight[..., None] / (2 * B)
     torch.testing.assert_close(found, closed, rtol=1e-12, atol=1e-15)
@@ -67,7 +67,7 @@ def test_softmax_equals_torch_in_rows_and_in_columns() -> None:
     logits, *_ = draw(7)
     for rows in (logits, logits.transpose(0, 1).contiguous().transpose(0, 1), logits * 1e4):
         for scores in (rows, rows.mT.contiguous().mT):
-            probability, log_sum = objectives.softmax(scores)
+            probability, log_sum = losses.softmax(scores)
             torch.testing.assert_close(log_sum, scores.logsumexp(-1))
             torch.testing.assert_close(probability, scores.softmax(-1))
 
@@ -87,9 +87,9 @@ def numpy_scan(z: np.ndarray, teacher: np.ndarray, alpha: float) -> float:
 
 def test_beta_mi_and_scan_equal_their_references() -> None:
     logits, teacher, log_marginal, beta = draw(3)
-    partner, student = objectives.swap_partners(teacher), logits.log_softmax(-1)
-    mi, _ = objectives.beta_mi(student, partner, log_marginal, beta)
-    scan, _ = objectives.scan(student, partner, torch.full((G,), 5.0, dtype=torch.float64))
+    partner, student = losses.swap_partners(teacher), logits.log_softmax(-1)
+    mi, _ = losses.beta_mi(student, partner, log_marginal, beta)
+    scan, _ = losses.scan(student, partner, torch.full((G,), 5.0, dtype=torch.float64))
     for h in range(G):
         z, q, p = logits[h].numpy(), teacher[h].exp().numpy(), log_marginal[h].exp().numpy()
         assert mi[h].item() == pytest.approx(numpy_beta_mi(z, q, p, float(beta[h])), rel=1e-12)
@@ -99,8 +99,8 @@ def test_beta_mi_and_scan_equal_their_references() -> None:
 def test_regularizers_equal_their_references() -> None:
     logits, *_ = draw(4)
     weight = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
-    batch, _ = objectives.batch_entropy(logits.log_softmax(-1), weight)
-    sample, _ = objectives.sample_entropy(logits.log_softmax(-1), weight)
+    batch, _ = losses.batch_entropy(logits.log_softmax(-1), weight)
+    sample, _ = losses.sample_entropy(logits.log_softmax(-1), weight)
     for h in range(G):
         q = numpy_softmax(logits[h].numpy())
         mean = q.mean(0)
@@ -111,8 +111,8 @@ def test_regularizers_equal_their_references() -> None:
 def temi_by_definition(name: str, student: Tensor, teacher: Tensor, log_marginal: Tensor, beta: Tensor) -> Tensor:
     """Loss per head, for autograd."""
     heads = {"temi": 3, "wmi": 1}.get(name)
-    weight = objectives.pair_weight(objectives.overlap(teacher.exp()), heads) if heads else 1.0
-    agreement = beta[:, None, None] * (student + objectives.swap_partners(teacher)) - log_marginal[:, None]
+    weight = losses.pair_weight(losses.overlap(teacher.exp()), heads) if heads else 1.0
+    agreement = beta[:, None, None] * (student + losses.swap_partners(teacher)) - log_marginal[:, None]
     return -(weight * agreement.logsumexp(-1)).mean(-1)
 
 
@@ -125,19 +125,17 @@ def test_temi_gradient_equals_autograd(name: str, seed: int, spread: float) -> N
     expected_loss = temi_by_definition(name, leaf.log_softmax(-1), teacher, log_marginal, beta)
     (expected,) = torch.autograd.grad(expected_loss.sum(), leaf)
     heads = {"temi": 3, "wmi": 1}.get(name)
-    weight = (
-        objectives.pair_weight(objectives.overlap(teacher.exp()), heads) if heads else torch.ones_like(logits[..., 0])
-    )
-    loss, found = objectives.temi(logits / 0.1, teacher, log_marginal, beta, weight)
+    weight = losses.pair_weight(losses.overlap(teacher.exp()), heads) if heads else torch.ones_like(logits[..., 0])
+    loss, found = losses.temi(logits / 0.1, teacher, log_marginal, beta, weight)
     torch.testing.assert_close(loss, expected_loss.detach())
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-12)
 
 
 OBJECTIVES = {
-    "scan": lambda s, t, m, b: objectives.scan(s, t, torch.full((G,), 5.0, dtype=torch.float64)),
-    "beta-mi": objectives.beta_mi,
-    "batch-entropy": lambda s, t, m, b: objectives.batch_entropy(s, b),
-    "sample-entropy": lambda s, t, m, b: objectives.sample_entropy(s, b),
+    "scan": lambda s, t, m, b: losses.scan(s, t, torch.full((G,), 5.0, dtype=torch.float64)),
+    "beta-mi": losses.beta_mi,
+    "batch-entropy": lambda s, t, m, b: losses.batch_entropy(s, b),
+    "sample-entropy": lambda s, t, m, b: losses.sample_entropy(s, b),
 }
 
 
@@ -150,7 +148,7 @@ def test_gradient_through_the_softmax_equals_autograd(name: str, seed: int, spre
     student = leaf.log_softmax(-1)
     loss, gradient = OBJECTIVES[name](student, teacher, log_marginal, beta)
     (expected,) = torch.autograd.grad(loss.sum(), leaf)
-    found = objectives.logit_gradient(gradient.detach(), student.detach())
+    found = losses.logit_gradient(gradient.detach(), student.detach())
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-12)
 
 
@@ -159,7 +157,7 @@ def test_extreme_logits_give_finite_gradients_where_the_probability_form_gives_n
     logits[..., 0] = 500.0  # at temperature 0.1 the other probabilities underflow
     teacher = logits.flip(-1)
     beta, weight = torch.tensor([0.6]), torch.ones(1, 2)
-    loss, gradient = objectives.temi(logits / 0.1, (teacher / 0.1).log_softmax(-1), torch.zeros(1, 3), beta, weight)
+    loss, gradient = losses.temi(logits / 0.1, (teacher / 0.1).log_softmax(-1), torch.zeros(1, 3), beta, weight)
     assert loss.isfinite().all()
     assert gradient.isfinite().all()
 
@@ -173,8 +171,8 @@ def test_extreme_logits_give_finite_gradients_where_the_probability_form_gives_n
 @settings(deadline=None)
 def test_loss_of_uniform_heads_is_minus_one_over_c_times_two_minus_two_beta_log_c(clusters: int, beta: float) -> None:
     uniform = torch.full((1, 4, clusters), 1 / clusters, dtype=torch.float64)
-    weight = objectives.pair_weight(objectives.overlap(uniform), heads=1)
-    loss, _ = objectives.temi(
+    weight = losses.pair_weight(losses.overlap(uniform), heads=1)
+    loss, _ = losses.temi(
         uniform.log(), uniform.log(), uniform[:, 0].log(), torch.tensor([beta], dtype=torch.float64), weight
     )
     assert loss.item() == pytest.approx(-(2 - 2 * beta) * np.log(clusters) / clusters, abs=1e-9)
@@ -183,8 +181,8 @@ def test_loss_of_uniform_heads_is_minus_one_over_c_times_two_minus_two_beta_log_
 def test_loss_of_agreeing_balanced_one_hot_rows_is_minus_mean_weight_log_c() -> None:
     one_hot = torch.eye(C, dtype=torch.float64).mul(60).log_softmax(-1)[None]
     rows = torch.cat([one_hot, one_hot], dim=1)
-    weight = objectives.pair_weight(objectives.overlap(rows.exp()), heads=1)
-    loss, _ = objectives.temi(
+    weight = losses.pair_weight(losses.overlap(rows.exp()), heads=1)
+    loss, _ = losses.temi(
         rows.clone(), rows, torch.full((1, C), 1 / C).double().log(), torch.tensor([0.6], dtype=torch.float64), weight
     )
     assert loss.item() == pytest.approx(-float(weight.mean()) * np.log(C), rel=1e-6)
@@ -195,7 +193,7 @@ def test_entropy_term_charges_a_perfectly_balanced_batch_alpha_c_minus_one_over_
     clusters, rows, alpha = 100, 1000, 5.0
     draws = torch.randint(clusters, (200, rows), generator=torch.Generator().manual_seed(0))
     student = torch.nn.functional.one_hot(draws, clusters).double().mul(60).log_softmax(-1)
-    cost, _ = objectives.batch_entropy(student, torch.full((200,), alpha, dtype=torch.float64))
+    cost, _ = losses.batch_entropy(student, torch.full((200,), alpha, dtype=torch.float64))
     excess = cost.mean() + alpha * np.log(clusters)
     assert excess.item() == pytest.approx(alpha * (clusters - 1) / (2 * rows), rel=0.1)
 
@@ -203,7 +201,7 @@ def test_entropy_term_charges_a_perfectly_balanced_batch_alpha_c_minus_one_over_
 def test_pair_weight_is_shared_by_the_heads_of_a_trial_and_by_both_directions() -> None:
     _, teacher, *_ = draw()
     q = teacher.exp()
-    weight = objectives.pair_weight(objectives.overlap(q), heads=3)
+    weight = losses.pair_weight(losses.overlap(q), heads=3)
     by_hand = np.mean([(q[h, :B] * q[h, B:]).sum(-1).numpy() for h in range(G)], axis=0)
     for half in (weight[:, :B], weight[:, B:]):
         np.testing.assert_allclose(half.numpy(), np.tile(by_hand, (G, 1)))
@@ -212,7 +210,7 @@ def test_pair_weight_is_shared_by_the_heads_of_a_trial_and_by_both_directions() 
 def test_marginal_is_an_ema_of_the_batch_mean() -> None:
     _, teacher, log_marginal, _ = draw()
     momentum = torch.tensor([0.0, 0.9, 1.0], dtype=torch.float64)
-    updated = objectives.update_marginal(log_marginal.exp(), teacher.exp(), momentum)
+    updated = losses.update_marginal(log_marginal.exp(), teacher.exp(), momentum)
     for h, keep in enumerate(momentum.tolist()):
         expected = keep * log_marginal[h].exp().numpy() + (1 - keep) * teacher[h].exp().numpy().mean(0)
         np.testing.assert_allclose(updated[h].numpy(), expected)

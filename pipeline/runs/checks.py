@@ -1,0 +1,35 @@
+"""Which rows of a cache stage two trains on, and whether they can give what the settings ask for."""
+
+import numpy as np
+from jaxtyping import Int64
+
+from temi.cache import EmbeddingCache
+from temi.pipeline.config import Config
+from temi.pipeline.errors import UserError
+from temi.pipeline.features.neighbors import check_count
+
+
+def training_rows(cache: EmbeddingCache, split: str = "") -> Int64[np.ndarray, " n"]:
+    """Rows that stage two may train on: readable, and of `split` (empty: of ``train`` if there is one, else all)."""
+    if split and split not in cache.splits:
+        raise UserError(f"{cache.folder} has no split {split!r}; it has {', '.join(cache.splits) or 'none'}")
+    start, stop = cache.splits.get(split or "train", (0, cache.rows))
+    return start + np.flatnonzero(cache.ok[start:stop])
+
+
+def check_settings(cache: EmbeddingCache, config: Config, n: int) -> None:
+    """Raise a UserError where `config` asks for more than the `n` images to train on can give."""
+    if n < 2:
+        raise UserError(f"{cache.folder} has {n} readable images to train on; embed more (see failures.csv there)")
+    if config.heads.clusters > n:
+        raise UserError(
+            f"heads.clusters = {config.heads.clusters} is more than the {n} images to train on; "
+            f"ask for at most {n} clusters"
+        )
+    if "neighbors" in config.pairs.source:
+        check_count(config.neighbors.k, n)
+    if "views" in config.pairs.source and not cache.views:
+        raise UserError(
+            f"pairs.source = {config.pairs.source} needs augmented views, and {cache.folder} has none; "
+            "embed with --set embed.views=2 or use --set pairs.source=neighbors"
+        )
