@@ -23,7 +23,7 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 
 docs: $(VENV)/installed
-	$(BIN)/typer cli utils docs --name temi --title Commands --output docs/commands.md
+	$(BIN)/typer temi.cli utils docs --name temi --title Commands --output docs/commands.md
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py --results quality.jsonl --sets digits,balanced,imbalanced

@@ -24,8 +24,8 @@ from temi.pipeline.evaluate.tables import hungarian_accuracy
 from temi.pipeline.features import scaling
 from temi.pipeline.features.scaling import Scaling, signed_root
 from temi.pipeline.heads.batches import TrainingSet, load_training_set
-from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.train import assign, build_model
 from temi.pipeline.start.find import Start, find_start, warm_start
 

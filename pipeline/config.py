@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.scaling import Kind
-from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
+from temi.pipeline.registry import OBJECTIVES, REGULARIZERS, STARTS
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -96,8 +96,8 @@ class ObjectiveConfig(Section):
         "temi", description="objective: temi, pmi, wmi, scan, beta-mi, or that of a plugin"
     )
     beta: PositivePerTrial = Field(1.0, description="exponent of the teacher-student agreement; the paper's: 0.6")
-    marginal_power: Annotated[NonNegative | None, PER_TRIAL] = Field(
-        None, description="rho: p(c)^rho stands for p(c); empty: 1, the paper's, or 0 where the start leaves sizes free"
+    marginal_power: NonNegativePerTrial = Field(
+        1.0, description="rho: p(c)^rho stands for p(c); 1 is the paper's, 0 does not balance clusters"
     )
     student_temperature: PositivePerTrial = Field(0.1, description="softmax temperature of the student, tau")
     teacher_temperature: PositivePerTrial = Field(0.1, description="softmax temperature of the teacher")
@@ -110,12 +110,9 @@ class ObjectiveConfig(Section):
 class StartConfig(Section):
     """Where heads begin; see pipeline/start/find.py."""
 
-    kind: Literal["layouts", "random"] = Field(
-        "layouts", description="each head at a graph layout of its own, or random"
-    )
-    sizes: Literal["auto", "even", "free"] = Field("auto", description="of clusters; auto: decided without labels")
+    kind: str = Field("pool", description="pool: at partitions of the rows; random; or the start of a plugin")
     seed: int = Field(0, description="of layouts, partitions and the order of learning them")
-    steps: Count = Field(400, description="in which heads learn the clusters of their layouts")
+    steps: Count = Field(400, description="in which heads learn the partitions")
     lr: Positive = Field(5e-3, description="peak learning rate of those steps")
     batch_size: Count = Field(1024, description="images per such step")
 
@@ -200,6 +197,7 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     """
     config = _validated(path, overrides)
     where = f"in {path} or --set" if path else "in --set"
+    _ = STARTS[config.start.kind]
     own = OBJECTIVES[config.objective.name].settings.keys() | REGULARIZERS[config.objective.regularizer].settings.keys()
     for name, value in (config.objective.model_extra or {}).items():
         if name not in own:
@@ -229,7 +227,6 @@ def objective_settings(configs: Sequence[Config]) -> dict[str, list[float]]:
     first = configs[0].objective
     plain = type(first).model_fields.keys() - {"name", "regularizer"}
     values = {name: [getattr(c.objective, name) for c in configs] for name in plain}
-    values["marginal_power"] = [1.0 if power is None else power for power in values["marginal_power"]]
     own: dict[str, float] = {}
     for config in configs:
         own |= OBJECTIVES[config.objective.name].settings

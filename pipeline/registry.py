@@ -8,6 +8,7 @@ from temi.pipeline.errors import UserError
 
 if TYPE_CHECKING:
     from temi.pipeline.heads.objectives import Objective, Regularizer
+    from temi.pipeline.start.find import FindStart
 
 T = TypeVar("T")
 
@@ -56,3 +57,4 @@ class Registry(Generic[T]):
 
 OBJECTIVES: "Registry[Objective]" = Registry("objective", "temi.pipeline.heads.objectives")
 REGULARIZERS: "Registry[Regularizer]" = Registry("regularizer", "temi.pipeline.heads.objectives")
+STARTS: "Registry[FindStart]" = Registry("start", "temi.pipeline.start.find")

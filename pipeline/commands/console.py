@@ -1,15 +1,16 @@
-"""What commands share in speaking to a person: how they end after his mistake, and how they draw a merge tree."""
+"""What verbs share: how they end after a user's mistake, and how they draw a merge tree."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from temi.pipeline.errors import USER_ERRORS
+if TYPE_CHECKING:
+    from temi.cache import EmbeddingCache
 
 PRINTED_CLUSTERS = 200  # of the finest trial; a larger tree is for the report
 
@@ -19,12 +20,22 @@ def user_errors() -> Iterator[None]:
     """A user's mistake is one sentence on stderr and exit code 2; Ctrl-C says how to go on."""
     try:
         yield
-    except USER_ERRORS as error:
+    except ValueError as error:
+        from temi.pipeline.errors import USER_ERRORS  # not before it is needed: it brings numpy and pydantic
+
+        if not isinstance(error, USER_ERRORS):
+            raise
         print(f"temi: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         print("temi: stopped; run the same command again to go on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def failures(cache: "EmbeddingCache") -> str:
+    """What to add behind the size of a cache in which images could not be read."""
+    broken = int((~cache.ok).sum())
+    return f", {broken} unreadable (see {cache.folder / 'failures.csv'})" if broken else ""
 
 
 def merge_tree(tree: dict[str, Any]) -> Tree:

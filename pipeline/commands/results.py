@@ -9,10 +9,9 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import user_errors
+from temi.pipeline.commands.options import RESULTS
 
-results = typer.Typer()
-PANEL = "Use the result"
-START = "Start here"
+commands = typer.Typer()
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder written by `temi train-heads`")]
 Images = Annotated[
@@ -40,7 +39,7 @@ class Link(StrEnum):
     copy = "copy"
 
 
-@results.command(rich_help_panel=PANEL)
+@commands.command(rich_help_panel=RESULTS)
 def report(
     run: Run,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="default: RUN/report.html")] = None,
@@ -66,7 +65,7 @@ def report(
         print(f"next: temi names {run} > names.csv, fill in names, temi names {run} names.csv, and the report again")
 
 
-@results.command(rich_help_panel=PANEL)
+@commands.command(rich_help_panel=RESULTS)
 def predict(
     run: Run,
     images: Annotated[str, typer.Argument(help="an image, a folder or any other source of `temi embed`, or a cache")],
@@ -83,7 +82,7 @@ def predict(
         print(f"{counts.images:,} images, {counts.novel} unlike the training images{unreadable}", file=sys.stderr)
 
 
-@results.command(rich_help_panel=PANEL)
+@commands.command(rich_help_panel=RESULTS)
 def export(
     run: Run,
     out: Annotated[Path, typer.Option("--out", help="file, or new folder for `folders` and `datasets`")],
@@ -114,7 +113,7 @@ def export(
         print(f"{out}: {count:,} images in {finished.model.clusters} clusters")
 
 
-@results.command(rich_help_panel=PANEL)
+@commands.command(rich_help_panel=RESULTS)
 def names(
     run: Run,
     table: Annotated[Path | None, typer.Argument(metavar="NAMES.csv", help="columns cluster and name")] = None,
@@ -135,21 +134,3 @@ def names(
         writer.writerow(["cluster", "name", "images", "confidence"])
         for cluster, name in enumerate(finished.names):
             writer.writerow([cluster, name, sizes.get(cluster, 0), f"{confidence.get(cluster, 0):.2f}"])
-
-
-@results.command(rich_help_panel=START)
-def doctor(
-    folder: Annotated[Path, typer.Argument(help="where caches and runs would go")] = Path("."),
-) -> None:
-    """Say what this machine has for temi and how to install what is missing; exit code 1 if nothing can work."""
-    with user_errors():
-        from temi.pipeline.commands.doctor import examine
-
-        findings = examine(folder)
-        for finding in findings:
-            print(f"{'ok ' if finding.fine else 'NO ' if finding.needed else '-  '} {finding.subject}: {finding.found}")
-            if finding.advice:
-                print(f"      {finding.advice}")
-        if any(finding.needed and not finding.fine for finding in findings):
-            raise typer.Exit(1)
-        print("next: temi demo, or temi embed FOLDER --out CACHE")

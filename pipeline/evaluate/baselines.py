@@ -20,7 +20,7 @@ from temi.pipeline.device import pick_device
 from temi.pipeline.extras import import_extra
 from temi.pipeline.features.neighbors import exact_neighbors, nearest, unit_rows
 from temi.pipeline.progress import Progress
-from temi.pipeline.start.umap import fuzzy_graph
+from temi.pipeline.start.graph import fuzzy_graph
 
 STARTS = 10  # of k-means on embeddings
 UMAP_STARTS = 200  # of k-means on a UMAP layout; a tenth from MANY_CLUSTERS on

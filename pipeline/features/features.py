@@ -16,6 +16,7 @@ from torch import Tensor
 from temi.cache import CacheError, EmbeddingCache, load_neighbors, save_neighbors
 from temi.cache.kept import Arrays, Recipe, keep_first, load_kept
 from temi.pipeline.features.blocks import CachedRows, Embeddings, blocks_of
+from temi.pipeline.features.copies import exact_copies
 from temi.pipeline.features.neighbors import check_count, find_neighbors
 from temi.pipeline.features.scaling import Kind, Scaling
 
@@ -98,10 +99,15 @@ class Features:
         digest = f"{self.digest}-{chosen}" if self.digest else ""
         return Features(embedding, views, digest=digest, folders=self._folders)
 
+    def distinct(self) -> "Features":
+        """The first of every set of equal rows: copies would count for more than what they show."""
+        first, _ = exact_copies(self.embedding)
+        return self if len(first) == len(self) else self.sample(first)
+
     def scaling(self, kind: Kind) -> Scaling:
         """The map of `kind`, fitted once to these rows."""
         if kind not in self._scalings:
-            self._scalings[kind] = Scaling.fit(kind, self.embedding)
+            self._scalings[kind] = Scaling.fit(kind, self.embedding, self.views)
         return self._scalings[kind]
 
     def scaled(self, kind: Kind) -> Float[Tensor, "N P"]:

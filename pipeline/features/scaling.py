@@ -1,18 +1,21 @@
-"""How embeddings are scaled before neighbors are mined, layouts are made and heads are trained.
+"""How embeddings are scaled before neighbors are searched, layouts are made and heads are trained.
 
-=========  =====================================================================================================
-none       as they are
-l2         unit norm
+===========  ===================================================================================================
+none         as they are
+l2           unit norm
 standardize  per coordinate: mean 0, deviation 1
-center     minus the mean of the training rows, then unit norm
-root       signed square root, then `center`
-whiten25   signed square root, 128 principal components divided by the 4th root of their deviation, unit norm
-whiten50   the same, divided by the square root of their deviation
-=========  =====================================================================================================
+center       minus the mean of the training rows, then unit norm
+root         signed square root, then `center`
+whiten25     signed square root, 128 principal components divided by the 4th root of their deviation, unit norm
+whiten50     the same, divided by the square root of their deviation
+views        signed square root, then the metric that the views of the images teach (view_metric.py), unit norm
+joined       256 components of `root`, `whiten50` and, where there are views, `views`, side by side
+===========  ===================================================================================================
 
 The signed square root is power normalization (Perronnin, Sánchez, Mensink, ECCV 2010): it tames the few channels of a
 frozen encoder that are much larger than the rest. Dividing a component of variance w by w^(p/2), p = 0.25 or 0.5, is
-softer than whitening (p = 1), which would blow up the noise of the last components.
+softer than whitening (p = 1), which would blow up the noise of the last components. Of rows that are joined, the cosine
+is the mean of the cosines of their parts.
 """
 
 from collections.abc import Iterable, Iterator
@@ -24,57 +27,77 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, blocks_of
+from temi.pipeline.features.view_metric import view_directions
 
-Kind = Literal["none", "l2", "standardize", "center", "root", "whiten25", "whiten50"]
+Kind = Literal["none", "l2", "standardize", "center", "root", "whiten25", "whiten50", "views", "joined"]
 POWER = {"whiten25": 0.25, "whiten50": 0.5}
-COMPONENTS = 128
+ROOTED = ("root", "views", "joined", *POWER)
+COMPONENTS = 128  # of what is whitened
+ROOT_COMPONENTS = 256  # of the rooted part of `joined`
+PAIRED_ROWS = 4096  # images whose views are in memory at a time
 FLAT = 1e-7  # of the largest variance: below it a component is rounding
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """A fitted map of embeddings: x -> f(x) - shift, times `weight`, to unit norm if `unit`.
+    """A fitted map of embeddings: x -> (f(x) - shift) weight, cut into segments of unit norm.
 
     Attributes
     ----------
     root : whether f is the signed square root rather than the identity
     shift : (D,)
-    weight : (D,) factors, or a (D, D') projection
-    unit : whether rows are brought to norm 1
+    weight : (D,) factors, or a (D, P) projection
+    segments : widths of the parts that are brought to norm 1, together P; empty: none is
     """
 
     root: bool
     shift: Float[Tensor, " D"]
     weight: Float[Tensor, "..."]
-    unit: bool
+    segments: tuple[int, ...]
 
     @classmethod
-    def fit(cls, kind: Kind, embedding: Embeddings) -> "Scaling":
-        """Statistics of the training rows for `kind`."""
-        root, rows = kind in ("root", *POWER), len(embedding)
-        zero = torch.zeros(embedding.shape[-1], device=embedding.device)
+    def fit(cls, kind: Kind, embedding: Embeddings, views: Embeddings | None = None) -> "Scaling":
+        """Statistics of the training rows for `kind`, which reads the `views` only where it is one of the last two.
+
+        Raises
+        ------
+        UserError
+            `kind` is ``views`` and there are none.
+        """
+        if kind == "views" and views is None:
+            raise UserError("the scaling `views` needs augmented views; embed with --set embed.views=2")
+        root, rows, width = kind in ROOTED, len(embedding), int(embedding.shape[-1])
+        zero = torch.zeros(width, device=embedding.device)
         one = torch.ones_like(zero)
         if kind in ("none", "l2"):
-            return cls(root, zero, one, kind == "l2")
+            return cls(root, zero, one, (width,) if kind == "l2" else ())
         # Sums of blocks are added in float64: float32 would lose the last of millions of rows.
         mean = (_total(x.sum(0) for x in _blocks(embedding, root)) / rows).float()
         if kind in ("center", "root"):
-            return cls(root, mean, one, True)
+            return cls(root, mean, one, (width,))
         centered = (x - mean for x in _blocks(embedding, root))
         if kind == "standardize":
             variance = _total(x.square().sum(0) for x in centered) / max(rows - 1, 1)
-            return cls(root, mean, 1 / variance.sqrt().float().clamp_min(1e-6), False)
-        covariance = _total(x.mT @ x for x in centered) / rows
-        return cls(root, mean, _soft_whitening(covariance, POWER[kind]), True)
+            return cls(root, mean, 1 / variance.sqrt().float().clamp_min(1e-6), ())
+        parts: list[Tensor] = []
+        if kind != "views":
+            spectrum = _spectrum(_total(x.mT @ x for x in centered) / rows)
+            parts = [soft_whitening(*spectrum, COMPONENTS, POWER.get(kind, POWER["whiten50"]))]
+            if kind == "joined":
+                parts.insert(0, soft_whitening(*spectrum, ROOT_COMPONENTS, 0))
+        if views is not None and kind in ("views", "joined"):
+            parts.append(view_directions(_paired(embedding, views)).float())
+        return cls(root, mean, torch.cat(parts, 1), tuple(part.shape[1] for part in parts))
 
     @property
     def width(self) -> int:
-        """D', the width of a scaled row."""
+        """P, the width of a scaled row."""
         return self.weight.shape[-1]
 
     def __call__(self, embedding: Embeddings, out: Tensor | None = None) -> Tensor:
-        """Scaled float32 rows, (..., D) -> (..., D'), into `out` where it is given."""
+        """Scaled float32 rows, (..., D) -> (..., P), into `out` where it is given."""
         shape = (*embedding.shape[:-1], self.width)
         scaled = torch.empty(shape, device=embedding.device) if out is None else out
         done = 0
@@ -91,12 +114,21 @@ class Scaling:
         """The rest of the map for float32 rows f(x)."""
         x = x - self.shift
         x = x * self.weight if self.weight.ndim == 1 else x @ self.weight
-        return F.normalize(x, dim=-1) if self.unit else x
+        if not self.segments:
+            return x
+        parts = [F.normalize(part, dim=-1) for part in torch.split(x, list(self.segments), dim=-1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1) * len(parts) ** -0.5
 
 
 def _blocks(embedding: Embeddings, root: bool) -> Iterator[Tensor]:
     """float32 rows of `embedding`, or their signed roots, block by block."""
     return (_rooted(block, root) for block in blocks_of(embedding))
+
+
+def _paired(embedding: Embeddings, views: Embeddings) -> Iterator[Float[Tensor, "n V1 D"]]:
+    """Signed roots of images with their views behind them, block by block."""
+    for own, seen in zip(blocks_of(embedding, PAIRED_ROWS), blocks_of(views, PAIRED_ROWS), strict=True):
+        yield torch.cat([_rooted(own, True)[:, None], _rooted(seen, True)], 1)
 
 
 def _rooted(block: Tensor, root: bool) -> Tensor:
@@ -114,15 +146,20 @@ def signed_root(x: Tensor) -> Tensor:
     return x.abs().sqrt_().copysign_(x)
 
 
-def _soft_whitening(covariance: Float64[Tensor, "D D"], power: float) -> Float[Tensor, "D P"]:
-    """The leading eigenvectors, each divided by its eigenvalue^(power / 2).
+def _spectrum(covariance: Float64[Tensor, "D D"]) -> tuple[Float64[Tensor, " R"], Float64[Tensor, "D R"]]:
+    """Variances above rounding, the largest first, and their directions.
 
     In float64: components of small variance are differences of large numbers.
     """
     value, vector = torch.linalg.eigh(covariance)
-    value, vector = value.flip(0)[:COMPONENTS], vector.flip(1)[:, :COMPONENTS]
-    kept = value > FLAT * value[0]
-    if not kept.any():  # all rows are equal
-        return torch.zeros(len(covariance), 1, device=covariance.device)
-    projection: Tensor = vector[:, kept] * value[kept] ** (-power / 2)
-    return projection.float()
+    kept = value > FLAT * value[-1].clamp_min(0)
+    return value[kept].flip(0), vector[:, kept].flip(1)
+
+
+def soft_whitening(
+    variance: Float64[Tensor, " R"], direction: Float64[Tensor, "D R"], count: int, power: float
+) -> Float[Tensor, "D P"]:
+    """The `count` leading directions, each divided by its variance^(power / 2); a zero one where all rows are equal."""
+    if not len(variance):
+        return direction.new_zeros(len(direction), 1).float()
+    return (direction[:, :count] * variance[:count] ** (-power / 2)).float()

@@ -116,7 +116,6 @@ class HeadTrainer:
             return torch.tensor(values, device=self.device).repeat_interleave(self.heads_per_trial)
 
         self.settings = {name: per_head(values) for name, values in objective_settings(configs).items()}
-        self.power_is_free = per_head([c.objective.marginal_power is None for c in configs])
         self.student_temperature = self.settings["student_temperature"]
         self.teacher_temperature = self.settings["teacher_temperature"]
         self.marginal_momentum = self.settings["marginal_momentum"]
@@ -245,11 +244,8 @@ class HeadTrainer:
                 group += 1
 
     @torch.no_grad()
-    def begin_at_students(self, free: Sequence[bool]) -> None:
-        """Start teachers and marginals at what the students are.
-
-        Where a trial's sizes are `free` and its marginal_power is not set, the objective stops balancing: rho = 0.
-        """
+    def begin_at_students(self) -> None:
+        """Start teachers and marginals at what the students are."""
         self.teacher.copy_(self.student)
         rows = torch.split(self.data.originals, MARGINAL_ROWS)
         for block in self.blocks:
@@ -257,14 +253,12 @@ class HeadTrainer:
             seen = (block.teacher.probabilities(x.to(self.device), temperature) for x in rows)
             mass = torch.stack([probability.sum(1) for probability in seen]).sum(0)
             self.marginal[block.heads] = mass / len(self.data.originals)
-        unbalanced = torch.tensor(free, device=self.device).repeat_interleave(self.heads_per_trial)
-        self.settings["marginal_power"].masked_fill_(unbalanced & self.power_is_free, 0.0)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor a bit-exact resume needs; the leading axis divides evenly among the trials."""
         named = {"student": self.student, "teacher": self.teacher}
         tensors = {f"{role}.{name}": t.detach() for role, heads in named.items() for name, t in heads.tensors().items()}
-        tensors |= {"marginal": self.marginal, "marginal_power": self.settings["marginal_power"]}
+        tensors |= {"marginal": self.marginal}
         tensors |= {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
         return tensors | self.optimizer.state()
 

@@ -37,7 +37,7 @@ def warm_start(trainer: HeadTrainer, starts: Sequence[Start], config: StartConfi
                 gradient /= len(rows)
                 optimizer.step(number, block.student.gradients(passed, gradient), rate)
             progress.advance()
-    trainer.begin_at_students([start.free for start in starts])
+    trainer.begin_at_students()
 
 
 def _dealt(heads: int, cuts: int, step: int) -> list[int]:

@@ -8,11 +8,11 @@ from jaxtyping import Float32, Int64
 
 from temi.pipeline.features.neighbors import exact_neighbors
 from temi.pipeline.runs.model import load_tensors, save_tensors
-from temi.pipeline.start.umap import fuzzy_graph, layout
+from temi.pipeline.start.graph import fuzzy_graph
+from temi.pipeline.start.layout import layout
 
 ATLAS = "atlas.safetensors"
 NEIGHBORS = 15
-EPOCHS = 150
 FEW = 4 * NEIGHBORS  # rows below which a neighbor graph says little: principal components then
 
 
@@ -23,7 +23,7 @@ def atlas(scaled: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n 2"]:
         return _fitted(start)
     index, similarity = exact_neighbors(scaled.astype(np.float16), NEIGHBORS)
     graph = fuzzy_graph(index, 1 - similarity.astype(np.float32))
-    return _fitted(layout(graph, start, EPOCHS, 0, torch.device("cpu")))
+    return _fitted(layout(graph, start, 0, dimensions=2))
 
 
 def run_atlas(

@@ -22,7 +22,7 @@ class _Consensus(nn.Module):
     def __init__(self, model: ClusterModel) -> None:
         super().__init__()
         self.model = model
-        _ = model.heads.complete, model.trust  # computed here once: an exporter cannot follow what depends on content
+        _ = model.heads.complete  # computed here once: an exporter cannot follow what depends on content
 
     def forward(self, embedding: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # `ClusterModel.predict_proba` without its blocks of rows, whose number an exporter would freeze.

@@ -17,10 +17,10 @@ def training_rows(cache: EmbeddingCache, split: str = "") -> Int64[np.ndarray, "
     return start + np.flatnonzero(cache.ok[start:stop])
 
 
-def check_settings(cache: EmbeddingCache, config: Config, n: int) -> None:
-    """Raise a UserError where `config` asks for more than the `n` images to train on can give."""
+def check_settings(config: Config, n: int, views: int, where: str) -> None:
+    """Raise a UserError where `config` asks for more than `n` images with `views` views each, of `where`, can give."""
     if n < 2:
-        raise UserError(f"{cache.folder} has {n} readable images to train on; embed more (see failures.csv there)")
+        raise UserError(f"{where} has {n} readable images to train on; embed more (see failures.csv there)")
     if config.heads.clusters > n:
         raise UserError(
             f"heads.clusters = {config.heads.clusters} is more than the {n} images to train on; "
@@ -28,8 +28,8 @@ def check_settings(cache: EmbeddingCache, config: Config, n: int) -> None:
         )
     if "neighbors" in config.pairs.source:
         check_count(config.neighbors.k, n)
-    if "views" in config.pairs.source and not cache.views:
+    if "views" in config.pairs.source and not views:
         raise UserError(
-            f"pairs.source = {config.pairs.source} needs augmented views, and {cache.folder} has none; "
+            f"pairs.source = {config.pairs.source} needs augmented views, and {where} has none; "
             "embed with --set embed.views=2 or use --set pairs.source=neighbors"
         )

@@ -15,10 +15,12 @@ from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import warm_start
+from temi.pipeline.registry import STARTS
+from temi.pipeline.runs.checks import check_settings
 from temi.pipeline.runs.loop import TrainingLoop, Trial
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.start.agreement import match
-from temi.pipeline.start.find import Start, find_start
+from temi.pipeline.start.find import Start
+from temi.pipeline.start.vote import match
 
 
 def fit_model(features: Features, config: Config) -> ClusterModel:
@@ -27,10 +29,12 @@ def fit_model(features: Features, config: Config) -> ClusterModel:
     Raises
     ------
     UserError
-        Training cannot go on: its loss or gradient is not finite.
+        Settings that do not fit the rows, or training that cannot go on: its loss or gradient is not finite.
     """
-    trainer = HeadTrainer([config], load_training_set(features, config))
-    begin_heads(trainer, features, [config])
+    distinct = features.distinct()
+    check_settings(config, len(distinct), features.view_count, "the array")
+    trainer = HeadTrainer([config], load_training_set(distinct, config))
+    begin_heads(trainer, distinct, [config])
     trial = Trial(trainer, 0, config)
     TrainingLoop([trial], trainer).run()
     if trial.stopped:
@@ -41,11 +45,11 @@ def fit_model(features: Features, config: Config) -> ClusterModel:
 def begin_heads(trainer: HeadTrainer, features: Features, configs: Sequence[Config]) -> list[Start]:
     """Put the heads of every trial at the clusters they start from; [] where they start at random."""
     start, counts = configs[0].start, sorted({config.heads.clusters for config in configs})
-    if start.kind == "random":
-        return []
-    starts = {clusters: find_start(features, clusters, start) for clusters in counts}
-    chosen = [starts[config.heads.clusters] for config in configs]
-    warm_start(trainer, chosen, start)
+    find = STARTS[start.kind]
+    starts = {clusters: find(features, clusters, start) for clusters in counts}
+    chosen = [found for config in configs if (found := starts[config.heads.clusters]) is not None]
+    if chosen:
+        warm_start(trainer, chosen, start)
     return chosen
 
 

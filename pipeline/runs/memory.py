@@ -19,8 +19,9 @@ from temi.pipeline.heads.trainer import heads_per_block
 from temi.pipeline.runs import model
 from temi.pipeline.runs.label_free import FOLDS, LINEAR_ROWS
 from temi.pipeline.runs.novelty import SAMPLE
-from temi.pipeline.start.cuts import MICRO, MICRO_ROWS, ward_rows
-from temi.pipeline.start.find import LARGEST, NEIGHBORS, SPACES
+from temi.pipeline.start.find import LARGEST
+from temi.pipeline.start.layout import ward_rows
+from temi.pipeline.start.pool import NEIGHBORS, SPACES
 
 FLOAT, DOUBLE, INDEX = 4, 8, 4  # bytes
 BLOCK_COPIES = 24  # bytes per value of a block of the cache while it is scaled: as read and chosen, and five in float32
@@ -33,9 +34,7 @@ WRITE_COPIES = 8  # and of the trial that is being written, the bytes of four, t
 KEPT_COPIES = 3  # of what the teachers said: one in use, and as measured two that the C library holds on to
 WORK_COPIES = {"linear": 4, "published": 10, "mlp-bn": 12}  # of a block's widest activation; with a graph, far more
 EDGE = 20  # bytes per neighbor of a fuzzy graph: an edge of 12, and as measured 1.6 of them,
-MOVED = 280  # and while its layout is made
 CUT_COPIES = 5  # of the cuts of all layouts: of each kind, communities, and matched
-MERGE_COPIES = 4  # of the weights between the parts that are merged, in float64
 WARD_COPIES = 2  # of the distances of the pairs of rows that Ward's clusters are made of, in float64
 ASSIGNED_COPIES = 5  # of a block's widest activation while rows are assigned
 LINEAR_COPIES = 3  # in float64 of the sample that a linear classifier is tried on; the table is not given back before
@@ -126,7 +125,7 @@ def predict(
         bank=rows * (1 + views) * width * FLOAT + rows * k * INDEX,
         reading=max(1, views) * block + whitening,
         heads=(HEAD_COPIES * trials + WRITE_COPIES) * first.heads.count * per_head * FLOAT,
-        start=_starting(configs, min(rows, LARGEST), dim, device) if first.start.kind == "layouts" else 0,
+        start=_starting(configs, min(rows, LARGEST), dim, device) if first.start.kind != "random" else 0,
         activations=(kept + work + batch * width) * FLOAT,
         results=block + _assigning(rows, max(rows, images), width, first.heads.count, clusters, widest, device),
     )
@@ -146,14 +145,13 @@ def _searching(rows: int, width: int, k: int, device: torch.device) -> int:
 def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.device) -> int:
     """The most of: learning the cuts, and the graphs of all layouts while one is mined, laid out, or cut."""
     counts = [config.heads.clusters for config in configs]
-    graphs = len(SPACES) * sum(NEIGHBORS) * rows * EDGE
+    spaces = len(SPACES) + 1
+    graphs = spaces * sum(NEIGHBORS) * rows * EDGE
     mining = rows * dim * FLOAT + _searching(rows, dim, max(NEIGHBORS), device)
-    moving = rows * (2 * dim * FLOAT + max(NEIGHBORS) * MOVED)
-    parts = max(max(counts), min(MICRO * max(counts), rows // MICRO_ROWS))
-    merging, ward = MERGE_COPIES * parts**2, WARD_COPIES * min(rows, ward_rows(max(counts))) ** 2 // 2
-    cuts = CUT_COPIES * len(set(counts)) * len(SPACES) * len(NEIGHBORS) * rows * DOUBLE
-    matching = rows * max(counts) * INDEX
-    return max(graphs + max(mining, moving, merging * DOUBLE, ward * DOUBLE), cuts + matching)
+    ward = WARD_COPIES * min(rows, ward_rows(max(counts))) ** 2 // 2
+    cuts = CUT_COPIES * len(set(counts)) * spaces * (len(NEIGHBORS) + 1) * rows * DOUBLE
+    voting = rows * max(counts) * FLOAT
+    return max(graphs + max(mining, ward * DOUBLE), cuts + voting)
 
 
 def _assigning(rows: int, images: int, width: int, heads: int, clusters: int, widest: int, device: torch.device) -> int:

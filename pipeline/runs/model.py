@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from temi.pipeline.features.blocks import Embeddings, blocks_of, collect
 from temi.pipeline.features.scaling import Scaling
 from temi.pipeline.heads.stack import Heads
 
-SHARPNESS = 0.5  # deviations of the losses within which a head's weight falls to 1/e
 BLOCK_ROWS = 8192  # rows per forward pass,
 BLOCK_BYTES = 2**22  # or fewer, where the widest activation of all heads is more than so many bytes
-FORMAT = "temi-heads-2"  # 1: heads were trusted alike
+FORMAT = "temi-heads-3"
 
 
 @dataclass(frozen=True)
@@ -57,21 +55,9 @@ class ClusterModel:
         """C."""
         return self.alignment.shape[1]
 
-    @cached_property
-    def trust(self) -> Float[Tensor, " H"]:
-        """Weight of each head in the consensus, summing to 1: exp(-loss / (SHARPNESS * deviation of the losses)).
-
-        Heads that begin at different clusterings end at different losses, and those of low loss are right more often
-        (benchmarks/RESULTS.md).
-        """
-        scale = SHARPNESS * self.loss.std(correction=0)
-        scale.clamp_min_(torch.finfo(self.loss.dtype).tiny)  # equal losses: 0 / tiny, not 0 / 0
-        return torch.softmax((self.loss.min() - self.loss) / scale, 0)
-
     def consensus(self, probability: Float[Tensor, "H n C"]) -> Float[Tensor, "n C"]:
-        """What the heads say together: the mean of their probabilities by `trust`."""
-        together: Tensor = torch.tensordot(self.trust, probability, 1)
-        return together
+        """What the heads say together: the mean of their probabilities."""
+        return probability.mean(0)
 
     def blocks(self, embedding: Embeddings) -> Iterator[tuple[Tensor, Tensor]]:
         """Block by block the scaled rows, (n, D'), and all heads' probabilities, (H, n, C): all at once would not fit.
@@ -118,7 +104,7 @@ class ClusterModel:
             "format": FORMAT,
             "kind": self.heads.kind,
             "root": json.dumps(self.scaling.root),
-            "unit": json.dumps(self.scaling.unit),
+            "segments": json.dumps(self.scaling.segments),
             "fingerprint": json.dumps(self.fingerprint, sort_keys=True),
         }
         save_tensors(path, tensors, metadata)
@@ -129,12 +115,13 @@ class ClusterModel:
         tensors, metadata = load_tensors(path, device)
         if metadata.get("format") != FORMAT:
             raise UserError(f"{path} is not a file of trained heads; train them with `temi train-heads`")
+        segments = tuple(json.loads(metadata["segments"]))
         named = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
         weights = {name: tensor for name, tensor in named.items() if name not in ("norm.mean", "norm.var")}
         buffers = {name: tensor for name, tensor in named.items() if name in ("norm.mean", "norm.var")}
         return cls(
             Heads(metadata["kind"], weights, buffers, tensors["outputs"]),
-            Scaling(json.loads(metadata["root"]), tensors["shift"], tensors["weight"], json.loads(metadata["unit"])),
+            Scaling(json.loads(metadata["root"]), tensors["shift"], tensors["weight"], segments),
             tensors["temperature"],
             tensors["loss"],
             tensors["alignment"],

@@ -67,10 +67,14 @@ def train_pass(
     began = time.perf_counter()
     device, processes = pick_device(configs[0].train.device), join()
     rows = training_rows(cache, configs[0].train.split)
+    everything = Features.of_cache(cache, rows, scratch, device)
+    features = everything.distinct()
+    if len(features) < len(rows):
+        say(f"{len(rows) - len(features):,} of {len(rows):,} images repeat others: they count once, and are assigned")
     for config in configs:  # before a folder is begun: a mistake must not stand in the way of the corrected command
-        check_settings(cache, config, len(rows))
+        check_settings(config, len(features), cache.views, str(cache.folder))
         check_tracking(config)
-        processes.check(config, min(config.train.batch_size, len(rows)))
+        processes.check(config, min(config.train.batch_size, len(features)))
     environment = describe_environment(cache, device)
     for config, run in zip(configs, runs, strict=True):
         run.start(config, environment, overwrite, plugins)
@@ -78,9 +82,8 @@ def train_pass(
     if not owed:
         return
     configs, runs = zip(*owed, strict=True)
-    footprint = check_memory(configs, cache, len(rows), device)
+    footprint = check_memory(configs, cache, len(features), device)
     say(f"memory: about {footprint}")
-    features = Features.of_cache(cache, rows, scratch, device)
     trainer = HeadTrainer(configs, load_training_set(features, configs[0], footprint.place, scratch), processes)
     return_freed_memory()
     trials = [LoggedTrial(run, trainer, index, config) for index, (config, run) in enumerate(owed)]
@@ -98,18 +101,18 @@ def train_pass(
     for trial in trials:
         if not trial.stopped:
             novelty.save(trial.run.folder / NOVELTY)
-            _finish(trial, cache, features, began)
+            _finish(trial, cache, features, everything, began)
 
 
-def _finish(trial: LoggedTrial, cache: EmbeddingCache, features: Features, began: float) -> None:
+def _finish(trial: LoggedTrial, cache: EmbeddingCache, features: Features, everything: Features, began: float) -> None:
     """Leave the model of a trained trial, its assignments and its scores in its run folder."""
     trainer, run = trial.trainer, trial.run
-    model = build_model(trainer, trial.index, trial.best, features, asdict(cache.manifest.fingerprint))
+    model = build_model(trainer, trial.index, trial.best, everything, asdict(cache.manifest.fingerprint))
     model.save(run.model)
     cluster = write_assignments(cache, model, run.folder)["cluster"].to_numpy()
     summary = {
         "steps": trainer.steps,
-        "images": len(features),
+        "images": len(everything),
         "seconds": round(time.perf_counter() - began, 3),
         "trials_in_pass": trainer.trials,
         "skipped_steps": int(trainer.skipped[trial.index]),
@@ -127,7 +130,7 @@ def follow() -> None:
     while (task := processes.hear()) is not None:
         settings, cache = task.configs[0].train, EmbeddingCache.open(task.cache)
         rows, device = training_rows(cache, settings.split), pick_device(settings.device)
-        features = Features.of_cache(cache, rows, task.scratch, device)
+        features = Features.of_cache(cache, rows, task.scratch, device).distinct()
         data = load_training_set(features, task.configs[0], task.place, task.scratch)
         trainer = HeadTrainer(task.configs, data, processes)
         processes.take_over(trainer.state())

@@ -131,7 +131,8 @@ def train_trials(
     if RunFolder(out).config.exists():
         raise UserError(f"{out} is the folder of a single run; choose another --out for the trials")
     for config in configs:
-        check_settings(cache, config, len(training_rows(cache, config.train.split)))
+        images = len(training_rows(cache, config.train.split))
+        check_settings(config, images, cache.views, str(cache.folder))
     runs = [RunFolder(out / f"trial-{position:03d}") for position in range(len(configs))]
     for group in group_trials(configs):
         chosen = [configs[i] for i in group], [runs[i] for i in group]

@@ -14,13 +14,13 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float32
 from scipy.spatial import KDTree
+from sklearn.cluster import KMeans
 
 from temi.pipeline.config import StartConfig
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import Progress
-from temi.pipeline.start.cuts import k_means
-from temi.pipeline.start.find import graph_layouts
+from temi.pipeline.start.pool import layouts, neighbor_counts, space_graphs, spaces_of
 
 LOWEST, HIGHEST = 2, 200  # number of clusters, where no range is given,
 ROWS_PER_CLUSTER = 10  # and no more than one for so many rows
@@ -89,14 +89,14 @@ def estimate_clusters(
             f"{rows} images are too few to search {lowest} to {highest} clusters; "
             f"give a range that ends at {most} or below, or a number"
         )
-    layouts = graph_layouts(features, lowest, config.seed)
+    laid_out, k = layouts(features, lowest, config.seed), neighbor_counts(rows, lowest)[-1]
     numbers = candidates(lowest, highest)
-    scores = np.zeros((len(layouts), len(numbers), 2))
+    scores = np.zeros((len(laid_out), len(numbers), 2))
     with Progress("numbers of clusters", total=scores[..., 0].size, unit="cut") as progress:
-        for layout, (graph, y) in enumerate(layouts):
-            edges = sp.coo_array(graph)
-            for position, number in enumerate(numbers):
-                scores[layout, position] = cut_scores(y, edges, number, 1000 * config.seed + layout)
+        for number, space in enumerate(spaces_of(features)):
+            ((_, graph),) = space_graphs(features, space, [k])
+            for position, clusters in enumerate(numbers):
+                scores[number, position] = cut_scores(laid_out[space], sp.coo_array(graph), clusters, config.seed)
                 progress.advance()
     return choose(tuple(Score(k, *pair) for k, pair in zip(numbers, scores.mean(0).tolist(), strict=True)))
 
@@ -117,7 +117,7 @@ def cut_scores(y: Layout, edges: sp.coo_array, clusters: int, seed: int) -> tupl
     is Newman's, of the weighted graph.
     """
     sample = y[:: -(-len(y) // SAMPLE)]
-    part = k_means(sample, clusters, seed)
+    part = KMeans(clusters, n_init=1, max_iter=50, random_state=seed).fit_predict(sample)
     size = np.bincount(part, minlength=clusters)
     center = np.stack([np.bincount(part, weights=axis, minlength=clusters) for axis in sample.T], axis=1)
     used = size > 0

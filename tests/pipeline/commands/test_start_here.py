@@ -7,13 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from temi import cli
-from temi.pipeline.commands import doctor
+from temi.pipeline.commands import first
+from temi.pipeline.commands import machine as doctor
 
 
 def test_the_demo_takes_each_step_once_in_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls = []
     for name in ("embed", "train_heads", "evaluate", "report"):
-        monkeypatch.setattr(cli, name, lambda *args, name=name, **_: calls.append((name, args[0])))
+        monkeypatch.setattr(first, name, lambda *args, name=name, **_: calls.append((name, args[0])))
     result = CliRunner().invoke(cli.app, ["demo", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     run = tmp_path / "run"

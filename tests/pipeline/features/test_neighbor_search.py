@@ -1,15 +1,11 @@
 """Neighbor mining: self excluded by row index, across blocks and among duplicates; stored and reused."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixtures import mixture, write_cache
+from mixtures import mixture
 
-from temi.cache import load_neighbors
 from temi.pipeline.errors import UserError
 from temi.pipeline.features import neighbors as mine
 
@@ -72,45 +68,17 @@ def test_drop_self_keeps_the_others_in_order(rows: int, data: st.DataObject) -> 
     assert (kept == score).all()
 
 
-def test_the_graph_is_stored_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = write_cache(tmp_path, mixture()[0])
-    rows = np.arange(cache.rows)
-    first, similarity = mine.mine_neighbors(cache, rows, 5)
-    monkeypatch.setattr(mine, "exact_neighbors", lambda *_: pytest.fail("mined again"))
-    again, similar = mine.mine_neighbors(cache, rows, 5)
-    assert (again == first).all()
-    assert (similar == similarity).all()
-    with pytest.raises(pytest.fail.Exception):
-        mine.mine_neighbors(cache, rows, 5, "whiten50")
-    with pytest.raises(pytest.fail.Exception):
-        mine.mine_neighbors(cache, rows, 6)
-    with pytest.raises(pytest.fail.Exception):
-        mine.mine_neighbors(cache, rows[:-1], 5)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
-def test_a_read_only_cache_gets_its_graph_elsewhere(tmp_path: Path) -> None:
-    cache = write_cache(tmp_path / "cache", mixture()[0])
-    cache.folder.chmod(0o500)
-    mine.mine_neighbors(cache, np.arange(cache.rows), 5, fallback=tmp_path / "run")
-    assert list((tmp_path / "run").glob("*.h5"))
-
-
-def test_beyond_the_exact_limit_recall_is_at_least_95_percent_and_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beyond_the_exact_limit_recall_is_at_least_95_percent_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, _ = mixture(rows=2000, dim=24, clusters=15, noise=1.0)
-    cache, rows = write_cache(tmp_path, embedding), np.arange(2000)
     exact, _ = mine.exact_neighbors(embedding, 10)
     monkeypatch.setattr(mine, "EXACT_ROWS", 1999)
-    found, similarity = mine.mine_neighbors(cache, rows, 10, "l2")
+    found, similarity, attributes = mine.find_neighbors(embedding.astype(np.float32), 10)
     recall = np.mean([len(np.intersect1d(*pair)) for pair in zip(exact, found, strict=True)]) / 10
-    attributes = load_neighbors(cache.folder / "neighbors", mine._graph_key(cache.digest, rows, 10, "l2"))[2]
     assert attributes["backend"] == "faiss-ivf"
     assert 1 < attributes["probes"] < attributes["lists"]
     assert attributes["recall"] >= 0.95
     assert recall == pytest.approx(attributes["recall"], abs=0.02)
-    assert (found != rows[:, None]).all()
+    assert (found != np.arange(2000)[:, None]).all()
     assert (np.diff(similarity.astype(np.float32), axis=1) <= 1e-3).all()
 
 
@@ -123,10 +91,9 @@ def test_cells_with_fewer_rows_than_neighbors_fall_back_on_comparing_with_all() 
         assert len({row, *own.tolist()}) == 31
 
 
-def test_too_many_neighbors_is_one_sentence(tmp_path: Path) -> None:
-    cache = write_cache(tmp_path, mixture(rows=30)[0])
+def test_too_many_neighbors_is_one_sentence() -> None:
     with pytest.raises(UserError, match=r"neighbors.k = 30 needs more than 30 images, but 30"):
-        mine.mine_neighbors(cache, np.arange(30), 30)
+        mine.check_count(30, 30)
 
 
 def test_missing_faiss_names_the_extra_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from mixtures import mixture, write_cache
+from mixtures import mixture
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from temi.pipeline.config import load_config
+from temi.pipeline.features.features import Features
 from temi.pipeline.heads import cuda_graph as graph_module
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
@@ -80,8 +81,7 @@ def test_a_replayed_step_trains_as_the_step_does(tmp_path: Path, cuda: Any, sett
     base = ["heads.clusters=6", "heads.count=2", "heads.hidden=16", "heads.bottleneck=8", "neighbors.k=10"]
     base += ["train.batch_size=64", "train.epochs=0", "train.min_steps=30", "start.kind=random"]
     configs = [load_config(None, [*base, *settings, f"optimizer.clip={clip}"]) for clip in (0, 0.01)]
-    device = torch.device("cpu")
-    data = load_training_set(write_cache(tmp_path, mixture()[0]), configs[0], device, tmp_path)
+    data = load_training_set(Features.of_array(mixture()[0]), configs[0])
     plain, graphed = HeadTrainer(configs, data), HeadTrainer(configs, data)
     graphed.record = graph_module.Replay
     window = graphed.window

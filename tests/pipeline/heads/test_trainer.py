@@ -10,6 +10,7 @@ from mixtures import mixture, write_cache
 
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import Batches, load_training_set
 from temi.pipeline.heads.schedule import learning_rate, teacher_momentum, total_steps
 from temi.pipeline.heads.trainer import HeadTrainer
@@ -36,7 +37,7 @@ def settings(*overrides: str, clusters: int = 6, steps: int = 300) -> Config:
 
 
 def train(folder: Path, config: Config, embedding: np.ndarray, views: np.ndarray | None = None) -> HeadTrainer:
-    data = load_training_set(write_cache(folder, embedding, views=views), config, CPU, folder / "scratch")
+    data = load_training_set(Features.of_array(embedding, views), config)
     trainer = HeadTrainer([config], data)
     for number, rows in enumerate(trainer.batches.bank_rows(0, trainer.steps)):
         trainer.step(number, rows)
@@ -74,7 +75,7 @@ def test_beta_mi_collapses_where_temi_uses_every_cluster(tmp_path: Path) -> None
 def test_every_head_and_objective_lowers_its_loss(tmp_path: Path, kind: str, objective: str) -> None:
     embedding, _ = mixture()
     config = settings(f"heads.kind={kind}", f"objective.name={objective}", "heads.hidden=32", steps=80)
-    data = load_training_set(write_cache(tmp_path, embedding), config, CPU, tmp_path)
+    data = load_training_set(Features.of_array(embedding), config)
     trainer = HeadTrainer([config], data)
     means = []
     for number, rows in enumerate(trainer.batches.bank_rows(0, 80)):
@@ -89,7 +90,7 @@ def test_every_head_and_objective_lowers_its_loss(tmp_path: Path, kind: str, obj
 def test_a_fresh_published_head_starts_at_the_loss_of_uniform_predictions(tmp_path: Path) -> None:
     embedding, _ = mixture(rows=2000, dim=64)
     config = settings("heads.kind=published", clusters=100)
-    data = load_training_set(write_cache(tmp_path, embedding), config, CPU, tmp_path)
+    data = load_training_set(Features.of_array(embedding), config)
     trainer = HeadTrainer([config], data)
     trainer.step(0, next(trainer.batches.bank_rows(0, 1)))
     expected = -(2 - 2 * 0.6) * math.log(100) / 100
@@ -100,7 +101,7 @@ def test_a_fresh_published_head_starts_at_the_loss_of_uniform_predictions(tmp_pa
 def test_a_bad_batch_is_skipped_by_its_trial_alone_and_leaves_no_trace(tmp_path: Path) -> None:
     embedding, _ = mixture()
     good, bad = settings(), settings("objective.beta=1e38")  # beta log q overflows
-    data = load_training_set(write_cache(tmp_path, embedding), good, CPU, tmp_path)
+    data = load_training_set(Features.of_array(embedding), good)
     both, alone = HeadTrainer([good, bad], data), HeadTrainer([good], data)
     before = {name: tensor[4:].detach().clone() for name, tensor in both.student.weights.items()}
     for number, rows in enumerate(alone.batches.bank_rows(0, 5)):
@@ -116,7 +117,7 @@ def test_a_bad_batch_is_skipped_by_its_trial_alone_and_leaves_no_trace(tmp_path:
 def test_gradient_clipping_bounds_the_norm_of_a_trial(tmp_path: Path) -> None:
     embedding, _ = mixture()
     configs = [settings(f"optimizer.clip={clip}", "optimizer.warmup=0") for clip in (0, 1e-4)]
-    data = load_training_set(write_cache(tmp_path, embedding), configs[0], CPU, tmp_path)
+    data = load_training_set(Features.of_array(embedding), configs[0])
     trainer = HeadTrainer(configs, data)
     trainer.step(0, next(trainer.batches.bank_rows(0, 1)))
     free, clipped = (  # after one step from zero, Adam's first moment is a tenth of the gradient
@@ -135,7 +136,7 @@ def test_views_as_partners(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, embedding, views=views)
     for source, own in (("views", True), ("neighbors+views", False)):
         config = settings(f"pairs.source={source}", "heads.scale=none", "train.batch_size=20")
-        data = load_training_set(cache, config, CPU, tmp_path)
+        data = load_training_set(Features.of_cache(cache, np.arange(cache.rows)), config)
         anchor, partner = next(Batches(data, config.pairs, 20).bank_rows(0, 1)).chunk(2)
         assert (anchor // 3 == partner // 3).all() == own
         if own:
@@ -147,7 +148,7 @@ def test_views_as_partners(tmp_path: Path) -> None:
 def test_an_epoch_visits_every_row_once_and_partners_are_mined_neighbors(tmp_path: Path) -> None:
     embedding, _ = mixture(rows=60)
     config = settings("train.batch_size=20")
-    data = load_training_set(write_cache(tmp_path, embedding), config, CPU, tmp_path)
+    data = load_training_set(Features.of_array(embedding), config)
     batches = list(Batches(data, config.pairs, 20).bank_rows(0, 3))
     anchors = torch.cat([batch[:20] for batch in batches])
     assert sorted(anchors.tolist()) == list(range(60))

@@ -16,6 +16,7 @@ from mixtures import mixture, write_cache
 from temi.cache import CacheError
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
+from temi.pipeline.features.features import Features
 from temi.pipeline.heads.bank import Ahead, Place, empty_bank
 from temi.pipeline.heads.batches import Batches, load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
@@ -35,7 +36,7 @@ def settings(*overrides: str) -> Config:
 def test_what_training_holds_is_within_the_prediction_and_most_of_it(tmp_path: Path, kind: str) -> None:
     cache = write_cache(tmp_path, mixture(rows=600, dim=64)[0])
     configs = [settings(f"heads.kind={kind}", f"train.seed={seed}", "heads.scale=none") for seed in range(3)]
-    data = load_training_set(cache, configs[0], CPU, tmp_path)
+    data = load_training_set(Features.of_cache(cache, np.arange(cache.rows)), configs[0])
     trainer = HeadTrainer(configs, data)
     trainer.step(0, next(trainer.batches.bank_rows(0, 1)))
     predicted = memory.predict(configs, 600, 64, 0, CPU)
@@ -141,8 +142,8 @@ def test_a_bank_elsewhere_gives_the_same_batches(tmp_path: Path, place: Place) -
     embedding, _ = mixture(rows=300, dim=16)
     cache = write_cache(tmp_path / "cache", embedding, views=embedding[:, None] + np.float16(0.5))
     config = settings("pairs.source=neighbors+views")
-    near = load_training_set(cache, config, CPU, tmp_path)
-    far = load_training_set(cache, config, CPU, tmp_path, place)
+    near = load_training_set(Features.of_cache(cache, np.arange(cache.rows)), config)
+    far = load_training_set(Features.of_cache(cache, np.arange(cache.rows)), config, place, tmp_path)
     assert torch.equal(near.bank, far.bank)
     seen = []
     for data in (near, far):

@@ -1,17 +1,15 @@
 """Communities of the neighbor graph: modularity against its definition, and as many as are asked for."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.sparse as sp
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mixtures import mixture, write_cache
+from mixtures import mixture
 
 from temi.pipeline.config import StartConfig
 from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.features.features import Features
 from temi.pipeline.features.neighbors import exact_neighbors
 from temi.pipeline.start.communities import at_least, communities, settle
 from temi.pipeline.start.find import find_start
@@ -69,12 +67,12 @@ def test_a_graph_that_does_not_break_is_left_whole() -> None:
     assert communities(whole, 3, seed=0).max() <= 2
 
 
-def test_half_of_many_even_cuts_are_communities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_many_even_cuts_are_communities(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, label = mixture(rows=1500, dim=24, clusters=100, noise=0.9)
-    cache, rows, config = write_cache(tmp_path / "cache", embedding), np.arange(1500), StartConfig(sizes="even")
-    both = find_start(cache, rows, 100, config, torch.device("cpu"), tmp_path)
+    features, config = Features.of_array(embedding), StartConfig(sizes="even")
+    both = find_start(features, 100, config)
     monkeypatch.setattr("temi.pipeline.start.find.MANY", 101)
-    even = find_start(cache, rows, 100, config, torch.device("cpu"), tmp_path)
+    even = find_start(features, 100, config)
     assert both.cut == even.cut == "even"
     assert both.agreement == even.agreement  # the choice of sizes does not see communities
     right = np.array([[hungarian_accuracy(label, cut) for cut in start.cuts] for start in (both, even)])

@@ -16,34 +16,32 @@ from temi.cache import EmbeddingCache
 from temi.cli import app
 from temi.pipeline.config import StartConfig
 from temi.pipeline.errors import UserError
+from temi.pipeline.features.features import Features
 from temi.pipeline.start.count import Score, candidates, choose, cut_scores, estimate_clusters, parse_clusters
 
 CPU = torch.device("cpu")
 
 
-def estimate(folder: Path, embedding: np.ndarray, lowest: int = 2, highest: int | None = None) -> int:
-    cache = write_cache(folder / "cache", embedding)
-    rows = np.arange(len(embedding))
-    return estimate_clusters(cache, rows, StartConfig(), CPU, folder / "scratch", lowest, highest).clusters
+def estimate(embedding: np.ndarray, lowest: int = 2, highest: int | None = None) -> int:
+    return estimate_clusters(Features.of_array(embedding), StartConfig(), lowest, highest).clusters
 
 
 @pytest.mark.parametrize("clusters", [3, 8, 20])
 def test_the_number_of_an_easy_mixture_is_found(tmp_path: Path, clusters: int) -> None:
     embedding, _ = mixture(rows=30 * clusters + 60, dim=32, clusters=clusters, noise=0.3)
-    found = estimate(tmp_path, embedding)
+    found = estimate(embedding)
     assert abs(found - clusters) <= round(0.12 * clusters)
 
 
 def test_the_number_of_an_imbalanced_mixture_is_found(tmp_path: Path) -> None:
     embedding, label = mixture(rows=1200, dim=32, clusters=6, noise=0.3)
     keep = np.concatenate([np.flatnonzero(label == c)[: 200 // (c + 1)] for c in range(6)])
-    assert abs(estimate(tmp_path, embedding[keep]) - 6) <= 1
+    assert abs(estimate(embedding[keep]) - 6) <= 1
 
 
 def test_the_range_is_respected_and_its_end_is_named(tmp_path: Path) -> None:
     embedding, _ = mixture(rows=400, dim=32, clusters=10, noise=0.3)
-    cache = write_cache(tmp_path / "cache", embedding)
-    count = estimate_clusters(cache, np.arange(400), StartConfig(), CPU, tmp_path, 3, 6)
+    count = estimate_clusters(Features.of_array(embedding), StartConfig(), 3, 6)
     assert [score.clusters for score in count.curve] == [3, 4, 5, 6]
     assert count.clusters == 6
     assert "the range ends at 6" in count.reason
@@ -94,7 +92,7 @@ def test_what_the_option_understands() -> None:
 
 def test_too_few_images_are_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="40 images are too few to search 2 to 30 clusters"):
-        estimate(tmp_path, mixture(rows=40)[0], 2, 30)
+        estimate(mixture(rows=40)[0], 2, 30)
     with pytest.raises(UserError, match="12 images are too few"):
         estimate(tmp_path / "tiny", mixture(rows=12)[0])
 

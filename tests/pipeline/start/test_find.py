@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 
 from temi.pipeline.config import StartConfig, load_config
 from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.features.features import Features
 from temi.pipeline.features.neighbors import exact_neighbors
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
@@ -214,23 +215,23 @@ def _blobs(sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
 def test_start_finds_the_clusters_and_its_layouts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, label = mixture(noise=0.6)
     cache = write_cache(tmp_path / "cache", embedding)
-    rows, config = np.arange(cache.rows), StartConfig()
-    found = find_start(cache, rows, 6, config, CPU, tmp_path)
+    features, config = Features.of_cache(cache, np.arange(cache.rows)), StartConfig()
+    found = find_start(features, 6, config)
     assert all(hungarian_accuracy(label, cut) > 0.97 for cut in found.cuts)
     assert not found.free
     monkeypatch.setattr(start_module, "layout", lambda *_: pytest.fail("laid out again"))
-    again = find_start(cache, rows, 6, config, CPU, tmp_path)
+    again = find_start(features, 6, config)
     assert np.array_equal(found.cuts, again.cuts)
     with pytest.raises(pytest.fail.Exception):
-        graph_layouts(cache, rows, 6, 1, CPU, tmp_path)
+        graph_layouts(features, 6, 1)
 
 
-def test_of_many_rows_a_sample_is_cut_and_heads_know_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_rows_a_sample_is_cut_and_heads_know_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, label = mixture(noise=0.6)
-    cache, config = write_cache(tmp_path / "cache", embedding), load_config(None, ["heads.clusters=6"])
+    features, config = Features.of_array(embedding), load_config(None, ["heads.clusters=6"])
     monkeypatch.setattr(start_module, "LARGEST", 250)
-    data = load_training_set(cache, config, CPU, tmp_path)
-    found = find_start(cache, data.rows, 6, config.start, CPU, tmp_path)
+    data = load_training_set(features, config)
+    found = find_start(features, 6, config.start)
     assert found.cuts.shape == (16, 250)
     assert (np.diff(found.rows) > 0).all()
     assert all(hungarian_accuracy(label[found.rows], cut) > 0.97 for cut in found.cuts)
@@ -241,24 +242,24 @@ def test_of_many_rows_a_sample_is_cut_and_heads_know_the_rest(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("kind", ["linear", "published", "mlp-bn"])
-def test_heads_learn_their_cuts(tmp_path: Path, kind: str) -> None:
+def test_heads_learn_their_cuts(kind: str) -> None:
     embedding, label = mixture(noise=0.6)
     config = load_config(None, ["heads.clusters=6", "heads.count=2", f"heads.kind={kind}", "heads.hidden=64"])
-    data = load_training_set(write_cache(tmp_path, embedding), config, CPU, tmp_path)
+    data = load_training_set(Features.of_array(embedding), config)
     trainer = HeadTrainer([config], data)
     start = start_module.Start(np.arange(len(label)), 6, label[None], "merged", {}, {}, {})
     warm_start(trainer, [start], config.start)
     for heads in (trainer.student, trainer.teacher):
         clusters = heads.logits(data.originals).argmax(-1).numpy()
         assert all((own == label).mean() > 0.97 for own in clusters)
-    assert (trainer.marginal_power == 0).all()  # free sizes: the objective stops balancing
+    assert (trainer.settings["marginal_power"] == 0).all()  # free sizes: the objective stops balancing
     torch.testing.assert_close(trainer.marginal.sum(-1), torch.ones(2))
 
 
-def test_every_head_learns_the_cut_dealt_to_it_also_where_trials_differ_in_clusters(tmp_path: Path) -> None:
+def test_every_head_learns_the_cut_dealt_to_it_also_where_trials_differ_in_clusters() -> None:
     embedding, label = mixture(noise=0.6)
     configs = [load_config(None, [f"heads.clusters={clusters}", "heads.count=2"]) for clusters in (6, 3)]
-    data = load_training_set(write_cache(tmp_path, embedding), configs[0], CPU, tmp_path)
+    data = load_training_set(Features.of_array(embedding), configs[0])
     trainer, rows, pairs = HeadTrainer(configs, data), np.arange(len(label)), label // 2
     starts = [
         start_module.Start(rows, 6, np.stack([label, 5 - label]).astype(np.int64), "even", {}, {}, {}),
@@ -268,4 +269,4 @@ def test_every_head_learns_the_cut_dealt_to_it_also_where_trials_differ_in_clust
     clusters = trainer.teacher.logits(data.originals).argmax(-1).numpy()
     for own, wanted in zip(clusters, np.concatenate([start.cuts for start in starts]), strict=True):
         assert (own == wanted).mean() > 0.95
-    assert trainer.marginal_power.tolist() == [1, 1, 0, 0]
+    assert trainer.settings["marginal_power"].tolist() == [1, 1, 0, 0]

@@ -1,0 +1,145 @@
+"""`temi cache`: look at, check, convert, merge and join caches."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from temi.pipeline.commands.console import failures, user_errors
+from temi.pipeline.commands.options import Overwrite
+from temi.pipeline.commands.tables import print_wide
+
+commands = typer.Typer(no_args_is_help=True, help="Look at, check, convert, merge and join embedding caches.")
+
+CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="folder written by `temi embed`")]
+NewCache = Annotated[Path, typer.Option("--out", metavar="CACHE", help="folder of the new cache")]
+
+
+@commands.command("info")
+def cache_info(
+    folder: CacheFolder, json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False
+) -> None:
+    """What is in CACHE and what it was made from, also if it is unfinished."""
+    with user_errors():
+        import json
+
+        from temi.cache.info import summarize
+
+        summary = summarize(folder)
+        if json_:
+            print(json.dumps(summary, indent=1, ensure_ascii=False))
+            return
+        table = Table(show_header=False)
+        for name, value in (summary | summary.pop("fingerprint")).items():
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else escape(str(value)))
+        print_wide(table)
+
+
+@commands.command("verify")
+def cache_verify(folder: CacheFolder) -> None:
+    """Re-read every byte of CACHE and name everything that is wrong; exit code 1 if anything is."""
+    with user_errors():
+        from temi.cache import EmbeddingCache, Manifest
+        from temi.cache.verify import verify
+
+        rows = Manifest.read(folder).rows
+        with _rows_done("verify") as progress:
+            problems = verify(folder, progress)
+        for problem in problems:
+            print(problem)
+        if problems:
+            print(f"temi: {folder} has {len(problems)} problem{'s' * (len(problems) > 1)}", file=sys.stderr)
+            raise typer.Exit(1)
+        print(f"{folder}: {rows:,} rows, every byte as written, digest {EmbeddingCache.open(folder).digest}")
+
+
+@commands.command("export")
+def cache_export(
+    folder: CacheFolder,
+    out: Annotated[Path, typer.Argument(help="FILE.parquet, FILE.safetensors, or a folder for .npy files")],
+    neighbors: Annotated[str, typer.Option(metavar="KEY", help="neighbor graph to put into the Parquet file")] = "",
+) -> None:
+    """Write CACHE in a format of other programs; `temi cache import` makes the same cache of it again."""
+    with user_errors():
+        from temi.cache import EmbeddingCache
+        from temi.cache.convert.export import export_cache
+
+        cache = EmbeddingCache.open(folder)
+        with _rows_done("export") as progress:
+            export_cache(cache, out, neighbors=neighbors, progress=progress)
+        print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each")
+
+
+@commands.command("import")
+def cache_import(
+    source: Annotated[Path, typer.Argument(help="exported cache, or .npy, .parquet, .safetensors made elsewhere")],
+    out: NewCache,
+    keys: Annotated[Path | None, typer.Option(help="text file of one image name per line")] = None,
+    labels: Annotated[Path | None, typer.Option(help=".npy file of one class number or name per image")] = None,
+    backbone: Annotated[str, typer.Option(help="what made the embeddings, for the record")] = "",
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a cache of SOURCE: an exported cache, or embeddings made elsewhere."""
+    with user_errors():
+        from temi.cache.convert.importing import import_embeddings
+
+        with _rows_done("import") as progress:
+            cache = import_embeddings(
+                source, out, keys=keys, labels=labels, backbone=backbone, overwrite=overwrite, progress=progress
+            )
+        _print_made(out, cache)
+
+
+@commands.command("merge")
+def cache_merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="caches of different images")],
+    out: NewCache,
+    overwrite: Overwrite = False,
+) -> None:
+    """Merge caches of different images, made with the same settings, into one."""
+    with user_errors():
+        from temi.cache.convert.merge import merge_caches
+
+        with _rows_done("merge") as progress:
+            cache = merge_caches(folders, out, overwrite=overwrite, progress=progress)
+        _print_made(out, cache)
+
+
+@commands.command("join")
+def cache_join(
+    folders: Annotated[list[Path], typer.Argument(metavar="CACHE...", help="caches of the same images")],
+    out: NewCache,
+    overwrite: Overwrite = False,
+) -> None:
+    """Join caches of the same images, made with different encoders, into one: heads then read all spaces at once."""
+    with user_errors():
+        from temi.cache.convert.join import join_caches
+
+        with _rows_done("join") as progress:
+            cache = join_caches(folders, out, overwrite=overwrite, progress=progress)
+        _print_made(out, cache)
+
+
+def _print_made(out: Path, cache: Any) -> None:
+    print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each{failures(cache)}")
+
+
+@contextmanager
+def _rows_done(description: str) -> Iterator[Callable[[Any, int], None]]:
+    """A callback for `cache` that shows progress once it knows how many rows there are."""
+    from temi.pipeline.progress import Progress
+
+    shown: list[Progress] = []
+    with ExitStack() as stack:
+
+        def advance(shard: Any, rows: int) -> None:
+            if not shown:
+                shown.append(stack.enter_context(Progress(description, rows, "row")))
+            shown[0].advance(shard.rows)
+
+        yield advance

@@ -1,0 +1,59 @@
+"""`temi embed`: images into a cache."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from temi.pipeline.commands.console import failures, user_errors
+from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite
+
+commands = typer.Typer()
+
+
+@commands.command()
+def embed(
+    source: Annotated[str, typer.Argument(help="folder, tar, Parquet or list of images, digits, cifar10, hf:ID")],
+    out: Annotated[Path, typer.Option("--out", metavar="CACHE", help="folder of the cache; resumed if it is there")],
+    root: Annotated[Path | None, typer.Option(help="where torchvision data sets are, or are downloaded to")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="only every N-th shard, from the I-th (0-based); torchrun says which by itself"
+        ),
+    ] = None,
+    digest: Annotated[
+        str | None,
+        typer.Option(metavar="names|content", help="content: refuse to go on where the bytes of an image changed"),
+    ] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Stage one: run a frozen backbone once over SOURCE and its augmented views, into an embedding cache."""
+    with user_errors():
+        from temi.pipeline.config import load_config
+        from temi.pipeline.encode.embed import embed as run_embed
+
+        settings = load_config(config, [*(set_ or ()), *([f"embed.digest={digest}"] if digest else [])]).embed
+        cache = run_embed(source, out, settings, root=root, shard=_parse_shard(shard, overwrite), overwrite=overwrite)
+        if cache is None:
+            print(f"{out}: this worker's shards are done; the cache is complete when the other workers' are")
+            return
+        print(f"{out}: {cache.rows:,} images x {cache.dim}, {cache.views} views each{failures(cache)}")
+        print(f"next: temi train-heads {out} --clusters C --out RUN")
+
+
+def _parse_shard(text: str | None, overwrite: bool) -> tuple[int, int]:
+    """I and N of ``--shard I/N``; without it, those of torchrun."""
+    from temi.pipeline.device import torchrun_rank
+    from temi.pipeline.errors import UserError
+
+    if text is None:
+        if overwrite and torchrun_rank()[1] > 1:  # each process would delete what the others have begun
+            raise UserError("--overwrite does not go with torchrun; delete the cache first, then start torchrun")
+        return torchrun_rank()
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"--shard {text!r} is not of the form I/N with 0 <= I < N, e.g. --shard 0/4")
+    return int(index), int(count)

@@ -1,0 +1,47 @@
+"""`temi evaluate`: scores of a run or of trials."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from temi.pipeline.commands.console import user_errors
+from temi.pipeline.commands.tables import figure, print_table
+
+commands = typer.Typer()
+
+
+@commands.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="folder written by `temi train-heads`, of one run or of trials")],
+    cache: Annotated[Path | None, typer.Argument(help="a held-out cache, or the training cache if it moved")] = None,
+    baselines: Annotated[
+        str,
+        typer.Option(
+            metavar="all|none|NAME,...",
+            help="kmeans, spherical, umap, ward, hdbscan, leiden, turtle, scan, published, seed-recipe",
+        ),
+    ] = "kmeans",
+) -> None:
+    """Score a run beside baselines and the labeled ceilings; without labels, by label-free scores."""
+    with user_errors():
+        from temi.cache import EmbeddingCache
+        from temi.pipeline.evaluate.recipes import parse_baselines
+        from temi.pipeline.evaluate.tables import evaluate_run
+        from temi.pipeline.runs.trials import evaluate_trials, is_trials
+
+        other, chosen = EmbeddingCache.open(cache) if cache else None, parse_baselines(baselines)
+        if is_trials(run):
+            for part in evaluate_trials(run, other, chosen):
+                print_table(f"{part['name']} ({part['images']:,} images)", part["rows"])
+            print(f"written: {run / 'result.json'}")
+            return
+        result = evaluate_run(run, other, chosen)
+        for part in result["parts"]:
+            print_table(f"{part['name']} ({part['images']:,} images)", part["rows"])
+        scores = result["training"]
+        print(
+            f"label-free: loss {min(scores['head_loss']):.4f}, neighbor consistency "
+            f"{figure(scores['neighbor_consistency'])}, head agreement {figure(scores['head_agreement'])}"
+        )
+        print(f"written: {run / 'result.json'}\nnext: temi report {run}")

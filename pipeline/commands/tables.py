@@ -1,0 +1,51 @@
+"""Tables on the terminal: one row a method or a trial, one column a score."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "acc": ("ACC", lambda value: f"{100 * value:.1f}"),
+    "nmi": ("NMI", lambda value: f"{100 * value:.1f}"),
+    "ami": ("AMI", lambda value: f"{100 * value:.1f}"),
+    "ari": ("ARI", lambda value: f"{100 * value:.1f}"),
+    "purity": ("purity", lambda value: f"{100 * value:.1f}"),
+    "loss": ("loss", lambda value: f"{value:.4f}"),
+    "neighbor_consistency": ("neighbors", lambda value: figure(value)),
+    "head_agreement": ("heads agree", lambda value: figure(value)),
+    "stability": ("stable", lambda value: figure(value)),
+    "linear_accuracy": ("linear", lambda value: figure(value)),
+    "mean_confidence": ("confidence", lambda value: figure(value)),
+    "used_clusters": ("used", str),
+    "effective_clusters": ("exp(H)", lambda value: f"{value:.1f}"),
+    "smallest_cluster": ("min size", str),
+    "largest_cluster": ("max size", str),
+    "silhouette": ("silhouette", lambda value: figure(value)),
+    "modularity": ("modularity", lambda value: figure(value)),
+    "seconds": ("seconds", lambda value: f"{value:.1f}"),
+}
+
+
+def print_table(title: str, rows: list[dict[str, Any]]) -> None:
+    columns = {key: column for key, column in _COLUMNS.items() if any(key in row for row in rows)}
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for heading, _ in columns.values():
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = [show(row[key]) if key in row else "" for key, (_, show) in columns.items()]
+        table.add_row(row["method"], *cells, style="dim" if row["kind"] == "ceiling" else "")
+    print_wide(table)
+
+
+def print_wide(shown: Table | Tree) -> None:
+    # A log or a pipe has no width: never wrap a table there.
+    Console(width=None if sys.stdout.isatty() else 120).print(shown)
+
+
+def figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,138 @@
+"""`temi train-heads`: a cache into a run, or into trials."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from temi.pipeline.commands.console import merge_tree, user_errors
+from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
+from temi.pipeline.commands.tables import print_table, print_wide
+
+if TYPE_CHECKING:
+    from temi.cache import EmbeddingCache
+    from temi.pipeline.config import Config
+    from temi.pipeline.plugins import Plugin
+    from temi.pipeline.start.count import ClusterCount
+
+commands = typer.Typer()
+
+
+@commands.command()
+def train_heads(
+    cache: Annotated[Path, typer.Argument(help="folder written by `temi embed`")],
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder; an interrupted run there is resumed")],
+    clusters: Annotated[
+        str | None,
+        typer.Option(
+            metavar="C|C,C,...|auto[:LOW-HIGH]",
+            help="number of clusters; of several, a trial for each and how they join; auto: estimated without labels",
+        ),
+    ] = None,
+    trials: Annotated[Path | None, typer.Option(help="TOML file with a list or grid of trials: many at once")] = None,
+    grid: Annotated[
+        list[str] | None, typer.Option(metavar="SECTION.KEY=V,V", help="a trial for each value; may be repeated")
+    ] = None,
+    plugin: Plugins = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Stage two: train clustering heads on a cache. No label is read."""
+    with user_errors():
+        from temi.cache import EmbeddingCache
+        from temi.pipeline.config import load_config
+        from temi.pipeline.heads.processes import join
+        from temi.pipeline.plugins import load_plugin
+        from temi.pipeline.runs.run_folder import read_json, write_json
+        from temi.pipeline.runs.train import follow, train_heads
+        from temi.pipeline.runs.trials import plan_trials
+
+        plugins = [load_plugin(path) for path in plugin or ()]
+        if join().rank > 0:
+            follow()
+            return
+        overrides, axes, count = list(set_ or ()), list(grid or ()), None
+        if clusters is not None:
+            numbers, count = _count_clusters(clusters, cache, out, config, overrides)
+            setting = f"heads.clusters={','.join(map(str, numbers))}"
+            (axes if len(numbers) > 1 else overrides).append(setting)
+        if trials or axes:
+            configs = plan_trials(trials, axes, config, overrides)
+            _train_trials(EmbeddingCache.open(cache), configs, out, overwrite, plugins)
+        else:
+            settings = load_config(config, overrides)
+            train_heads(EmbeddingCache.open(cache), settings, out, overwrite=overwrite, plugins=plugins)
+        if count is not None:
+            write_json(out / "clusters.json", count.summary())
+        join().dismiss()
+        if trials or axes:
+            return
+        summary = read_json(out / "training.json")
+        _print_training(summary)
+        print(f"assignments: {out / 'assignments.csv'}\nnext: temi evaluate {out}")
+
+
+def _count_clusters(
+    text: str, cache: Path, out: Path, config: Path | None, overrides: list[str]
+) -> tuple[list[int], "ClusterCount | None"]:
+    """The numbers that `--clusters` names, or the estimate it asks for, printed with its curve."""
+    from temi.cache import EmbeddingCache
+    from temi.pipeline.config import load_config
+    from temi.pipeline.device import pick_device
+    from temi.pipeline.features.features import Features
+    from temi.pipeline.runs.checks import training_rows
+    from temi.pipeline.start.count import estimate_clusters, parse_clusters
+
+    asked = parse_clusters(text)
+    if isinstance(asked, list):
+        return asked, None
+    settings, opened = load_config(config, overrides), EmbeddingCache.open(cache)
+    rows, device = training_rows(opened, settings.train.split), pick_device(settings.train.device)
+    features = Features.of_cache(opened, rows, out / "neighbors", device).distinct()
+    count = estimate_clusters(features, settings.start, *asked)
+    curve = [{"method": str(score.clusters), "kind": "clustering", **vars(score)} for score in count.curve]
+    print_table("numbers of clusters, by scores that need no label", curve)
+    print(f"{count.clusters} clusters: {count.reason}")
+    return [count.clusters], count
+
+
+def _train_trials(
+    cache: "EmbeddingCache", configs: "list[Config]", out: Path, overwrite: bool, plugins: "list[Plugin]"
+) -> None:
+    from temi.pipeline.errors import UserError
+    from temi.pipeline.runs.label_free import choose_trial
+    from temi.pipeline.runs.run_folder import read_json
+    from temi.pipeline.runs.trials import MERGES, train_trials, trial_name
+
+    trials = train_trials(cache, configs, out, overwrite=overwrite, plugins=plugins)
+    trained = [trial for trial in trials if "stopped" not in trial]
+    rows = [
+        trial | {"method": trial_name(trial), "kind": "clustering", "loss": min(trial["head_loss"])}
+        for trial in trained
+    ]
+    if rows:
+        print_table(f"{len(trials)} trials, by scores that need no label", rows)
+        chosen = choose_trial(trained)
+        print(f"most trustworthy without labels: {trial_name(chosen)}")
+    for trial in trials:
+        if "stopped" in trial:
+            print(f"note: {trial_name(trial)}: {trial['stopped']}")
+    if not trained:
+        raise UserError(f"none of the {len(trials)} trials in {out} could be trained; see the notes above")
+    for tree in read_json(out / MERGES):
+        print_wide(merge_tree(tree))
+    print(f"written: {out / 'trials.json'}\nnext: temi evaluate {out}, temi report {out}")
+
+
+def _print_training(summary: dict[str, Any]) -> None:
+    empty = summary["clusters"] - summary["used_clusters"]
+    print(
+        f"{summary['images']:,} images, {summary['steps']:,} steps in {summary['seconds']:.1f} s; "
+        f"{summary['used_clusters']} of {summary['clusters']} clusters used, sizes {summary['smallest_cluster']} to "
+        f"{summary['largest_cluster']}, mean confidence {summary['mean_confidence']:.2f}"
+    )
+    if empty:
+        print(f"note: {empty} of the clusters asked for are empty")
+    if summary["skipped_steps"]:
+        print(f"note: {summary['skipped_steps']} steps with a non-finite loss or gradient were skipped")

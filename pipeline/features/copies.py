@@ -1,0 +1,53 @@
+"""Rows that repeat others: one stands for all in graphs, layouts, cuts and scores; the others take its cluster."""
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Float, Int, Int64
+
+from temi.pipeline.features.blocks import Embeddings, blocks_of
+
+SAME = 1e-3  # one minus the cosine, of centered rows, below which two rows are one
+HASHES = 2  # of 64 bits each: two different rows in 10^12 share both with a probability of 10^-15
+
+Groups = tuple[Int64[np.ndarray, " M"], Int64[np.ndarray, " N"]]
+
+
+def exact_copies(embedding: Embeddings) -> Groups:
+    """Positions of the first of every distinct row, in order, and which of them each row equals.
+
+    Rows are compared by HASHES sums of their bits times fixed random odd numbers, modulo 2^64.
+    """
+    width = int(embedding.shape[-1])
+    factor = np.random.default_rng(0).integers(0, 2**63, (width, HASHES), dtype=np.uint64) * 2 + 1
+    hashes = [_bits(block.numpy(force=True)) @ factor for block in blocks_of(embedding)]
+    rows = np.concatenate(hashes)
+    _, group = np.unique(rows, axis=0, return_inverse=True)
+    return in_order(group.ravel())
+
+
+def near_copies(index: Int[np.ndarray, "N K"], distance: Float[np.ndarray, "N K"]) -> Groups:
+    """The same for rows nearer than SAME to one of their neighbors, and chains of such.
+
+    Parameters
+    ----------
+    index : neighbors of rows, centered and of unit norm
+    distance : one minus the cosine to each
+    """
+    rows, place = np.nonzero(distance < SAME)
+    linked = sp.coo_array((np.ones(len(rows)), (rows, index[rows, place])), shape=(len(index), len(index)))
+    return in_order(sp.csgraph.connected_components(linked, directed=False)[1])
+
+
+def in_order(group: Int64[np.ndarray, " N"]) -> Groups:
+    """The first row of every group, rising, and for each row which of these stands for it."""
+    _, first, label = np.unique(group, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    return first[order].astype(np.int64), rank[label].astype(np.int64)
+
+
+def _bits(block: np.ndarray) -> Int64[np.ndarray, "n D"]:
+    """The bits of every value as a whole number; -0 counts as 0."""
+    kind = {2: np.uint16, 4: np.uint32}[block.dtype.itemsize]
+    return (np.ascontiguousarray(block) + 0).view(kind).astype(np.uint64)

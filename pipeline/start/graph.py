@@ -1,0 +1,50 @@
+"""Weighted graphs of neighbor lists: how near an edge's ends are, or how many neighbors they share."""
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Float, Int
+
+BISECTIONS = 32
+
+Index = Int[np.ndarray, "N K"]
+Distance = Float[np.ndarray, "N K"]
+
+
+def fuzzy_graph(index: Index, distance: Distance) -> sp.csr_array:
+    """UMAP's fuzzy union of the neighbor lists (McInnes et al. 2018, algorithms 2 and 3), symmetric, entries in (0, 1].
+
+    w_ij = exp(-(d_ij - rho_i) / sigma_i) with rho_i the nearest distance and sigma_i such that row i sums to
+    log2(K + 1); then w + w^T - w w^T.
+    """
+    rows, k = index.shape
+    excess = np.maximum(distance - distance[:, :1], 0).astype(np.float32)
+    low, high, sigma = np.zeros((rows, 1)), np.full((rows, 1), np.inf), np.ones((rows, 1))
+    for _ in range(BISECTIONS):
+        above = np.exp(-excess / sigma.astype(np.float32)).sum(1, keepdims=True) > np.log2(k + 1)
+        high, low = np.where(above, sigma, high), np.where(above, low, sigma)
+        sigma = np.where(np.isinf(high), 2 * sigma, (low + high) / 2)
+    floor = 1e-3 * max(float(distance.mean()), 1e-12)  # a row of equal distances has no scale of its own
+    weight = np.exp(-excess / np.maximum(sigma, floor))
+    one_way = sp.csr_array((weight.ravel(), index.ravel(), np.arange(0, rows * k + 1, k)), shape=(rows, rows))
+    graph = sp.csr_array(one_way + one_way.T - one_way.multiply(one_way.T))
+    graph.sort_indices()
+    return graph
+
+
+def jaccard_graph(index: Index) -> sp.csr_array:
+    """Edges of the neighbor lists, weighted by |A_i and A_j| / |A_i or A_j|, A_i the list of row i and i itself.
+
+    Levine et al., "Data-driven phenotypic dissection of AML", Cell 2015 (PhenoGraph).
+    """
+    rows, k = index.shape
+    member = np.c_[np.arange(rows), index].ravel()
+    lists = sp.csr_array((np.ones(len(member), np.float32), member, np.arange(0, len(member) + 1, k + 1)))
+    lists.resize((rows, rows))
+    edges = sp.csr_array(lists + lists.T)
+    edges.data[:] = 1
+    shared = sp.csr_array((lists @ lists.T).multiply(edges))
+    shared.setdiag(0)
+    shared.eliminate_zeros()
+    shared.data = shared.data / (2 * (k + 1) - shared.data)
+    shared.sort_indices()
+    return shared.astype(np.float64)

@@ -1,0 +1,118 @@
+"""Many partitions of the same rows at exactly C clusters, and one score that needs no label.
+
+Every space gives two fuzzy graphs, of 10 and 15 neighbors, and every graph its communities; the larger graph of a space
+is laid out in three dimensions, and the layout is cut into parts of similar size. A partition's score is its edge
+information, mean over the larger graphs of all spaces. There is no threshold.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from jaxtyping import Float, Float32, Int64
+
+from temi.pipeline.features.features import Features
+from temi.pipeline.features.scaling import Kind
+from temi.pipeline.progress import Progress
+from temi.pipeline.start.communities import communities
+from temi.pipeline.start.graph import fuzzy_graph
+from temi.pipeline.start.layout import EPOCHS, even_cut, layout
+from temi.pipeline.start.score import edge_information
+
+SPACES: tuple[Kind, ...] = ("root", "whiten50", "joined")  # and `views`, where there are any
+NEIGHBORS = (10, 15)  # of the graphs of a space; the larger is the one that is laid out and that scores
+FEWEST_NEIGHBORS = 5
+COMPONENTS = 4  # principal components that a layout begins at
+
+Labeling = Int64[np.ndarray, " N"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Partitions, the best first.
+
+    Attributes
+    ----------
+    names : kind and space of each, such as "communities whiten50 10"
+    labels : (P, N)
+    score : edge information of each, in nats
+    """
+
+    names: tuple[str, ...]
+    labels: Int64[np.ndarray, "P N"]
+    score: Float[np.ndarray, " P"]
+
+
+def make_pool(features: Features, clusters: int, seed: int) -> Pool:
+    """All partitions of the rows into `clusters`, made once for these features."""
+    spaces, counts = spaces_of(features), neighbor_counts(len(features), clusters)
+    names = [f"communities {space} {k}" for space in spaces for k in counts] + [f"even {space}" for space in spaces]
+
+    def make() -> dict[str, np.ndarray]:
+        graphs: dict[tuple[str, int], sp.csr_array] = {
+            (space, k): graph for space in spaces for k, graph in space_graphs(features, space, counts)
+        }
+        judges = [graphs[space, counts[-1]] for space in spaces]
+        laid_out = layouts(features, clusters, seed)
+        labels = []
+        with Progress("partitions", len(names), "partition") as progress:
+            for name in names:
+                kind, space, *k = name.split()
+                labels.append(
+                    communities(graphs[space, int(k[0])], clusters, seed)
+                    if kind == "communities"
+                    else even_cut(laid_out[space], clusters, seed)
+                )
+                progress.advance()
+        score = [float(np.mean([edge_information(graph, label) for graph in judges])) for label in labels]
+        return {"labels": np.stack(labels).astype(np.int32), "score": np.array(score)}
+
+    kept = features.memo("pool", {"members": " ".join(names), "clusters": clusters, "seed": seed}, make)
+    order = np.argsort(-kept["score"], kind="stable")
+    labels = kept["labels"][order].astype(np.int64)
+    return Pool(tuple(names[place] for place in order), labels, kept["score"][order])
+
+
+def spaces_of(features: Features) -> tuple[Kind, ...]:
+    """The spaces that rows are compared in."""
+    return (*SPACES, "views") if features.view_count else SPACES
+
+
+def neighbor_counts(rows: int, clusters: int) -> list[int]:
+    """Sizes of the graphs of a space, rising: in a small folder of many clusters neighborhoods are smaller."""
+    most = max(FEWEST_NEIGHBORS, rows // (2 * clusters))
+    return sorted({min(k, most, rows - 1) for k in NEIGHBORS})
+
+
+def space_graphs(features: Features, space: Kind, counts: list[int]) -> Iterator[tuple[int, sp.csr_array]]:
+    """The fuzzy graphs of a space."""
+    index, similarity = features.neighbors(counts[-1], space)
+    distance = 1 - similarity.astype(np.float32)
+    for k in counts:
+        yield k, fuzzy_graph(index[:, :k], distance[:, :k])
+
+
+def layouts(features: Features, clusters: int, seed: int) -> dict[str, Float32[np.ndarray, "N 3"]]:
+    """A layout of the larger graph of every space, made once for these features."""
+    spaces, k = spaces_of(features), neighbor_counts(len(features), clusters)[-1]
+
+    def make() -> dict[str, np.ndarray]:
+        made: dict[str, np.ndarray] = {}
+        with Progress("layouts", len(spaces), "layout") as progress:
+            for number, space in enumerate(spaces):
+                ((_, graph),) = space_graphs(features, space, [k])
+                made[space] = layout(graph, leading_components(features.scaled(space)), 1000 * seed + number)
+                progress.advance()
+        return made
+
+    return features.memo("layouts", {"spaces": " ".join(spaces), "neighbors": k, "epochs": EPOCHS, "seed": seed}, make)
+
+
+def leading_components(x: Float[torch.Tensor, "N P"]) -> Float32[np.ndarray, "N 4"]:
+    """The COMPONENTS leading principal components of rows, or as many as there are."""
+    centered = x - x.mean(0)
+    basis = torch.linalg.eigh((centered.mT @ centered).double())[1][:, -COMPONENTS:].float()
+    leading: Float32[np.ndarray, "N 4"] = (centered @ basis).numpy(force=True)
+    return leading

@@ -1,0 +1,33 @@
+"""One partition of several: their cluster ids are matched, and the majority decides every row."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int64
+from scipy.optimize import linear_sum_assignment
+
+ROUNDS = 3  # of matching: first to the first labeling, then to the majority so far
+
+Labeling = Int64[np.ndarray, " N"]
+
+
+def vote(labelings: Sequence[Labeling], clusters: int) -> tuple[Labeling, Float[np.ndarray, "N C"]]:
+    """The cluster that most labelings put each row into, and the share of votes of every cluster.
+
+    Ids are matched one to one (Hungarian) to those of the first labeling, the most trusted, then to the majority's.
+    Of equally many votes the lowest id wins.
+    """
+    reference, rows = labelings[0], np.arange(len(labelings[0]))
+    for _ in range(ROUNDS):
+        share = np.zeros((len(rows), clusters), np.float32)
+        for label in labelings:
+            share[rows, match(label, reference, clusters)[label]] += 1 / len(labelings)
+        reference = share.argmax(1)
+    return reference, share
+
+
+def match(label: Labeling, reference: Labeling, clusters: int) -> Int64[np.ndarray, " C"]:
+    """Entry c is the reference's cluster that cluster c of `label` is matched to, one to one."""
+    count = np.bincount(label * clusters + reference, minlength=clusters * clusters).reshape(clusters, clusters)
+    matched: Int64[np.ndarray, " C"] = linear_sum_assignment(count, maximize=True)[1].astype(np.int64)
+    return matched
