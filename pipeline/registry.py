@@ -35,7 +35,7 @@ class Registry(Generic[T]):
             The name is taken.
         """
         if name in self._entries:
-            raise UserError(f"there is already a {self.kind} {name!r}; choose another name")
+            raise UserError(f"the {self.kind} {name!r} is there already; choose another name")
         self._entries[name] = entry
         return entry
 

@@ -21,7 +21,7 @@ from temi.pipeline.start.graph import fuzzy_graph
 from temi.pipeline.start.layout import EPOCHS, even_cut, layout
 from temi.pipeline.start.score import edge_information
 
-SPACES: tuple[Kind, ...] = ("root", "whiten50", "joined")  # and `views`, where there are any
+SPACES: tuple[Kind, ...] = ("center", "whiten50", "joined")  # and `views`, where there are any
 NEIGHBORS = (10, 15)  # of the graphs of a space; the larger is the one that is laid out and that scores
 FEWEST_NEIGHBORS = 5
 COMPONENTS = 4  # principal components that a layout begins at

@@ -31,19 +31,19 @@ def cache(tmp_path: Path) -> EmbeddingCache:
 
 def train_with_a_kill(cache: EmbeddingCache, run: Path, monkeypatch: pytest.MonkeyPatch, *settings: str) -> list[dict]:
     """Train to step 60, killed at step 50 after the checkpoint of step 40; the lines of metrics.jsonl."""
-    record = loop_module.TrialLog.record
+    record = loop_module.LoggedTrial.record
 
-    def dying(log: loop_module.TrialLog, done: int, metrics: loop_module.Metrics) -> None:
+    def dying(log: loop_module.LoggedTrial, done: int, metrics: loop_module.Metrics) -> None:
         record(log, done, metrics)
         if done == 50:
             for tracker in log.trackers:
                 tracker.close(None)
             raise Killed
 
-    monkeypatch.setattr(loop_module.TrialLog, "record", dying)
+    monkeypatch.setattr(loop_module.LoggedTrial, "record", dying)
     with pytest.raises(Killed):
         train_heads(cache, short(LENGTH, *settings), run)
-    monkeypatch.setattr(loop_module.TrialLog, "record", record)
+    monkeypatch.setattr(loop_module.LoggedTrial, "record", record)
     train_heads(cache, short(LENGTH, *settings), run)
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 

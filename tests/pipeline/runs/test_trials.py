@@ -129,18 +129,18 @@ def test_killed_between_two_trials_checkpoints_it_resumes_bit_exactly(
 ) -> None:
     cache, configs = write_cache(tmp_path / "cache", mixture()[0]), trials("objective.beta=0.5,0.6,0.8")
     train_trials(cache, configs, tmp_path / "whole")
-    checkpoint, saved = loop_module.TrialLog.checkpoint, []
+    checkpoint, saved = loop_module.LoggedTrial.checkpoint, []
 
-    def dying(log: loop_module.TrialLog, done: int) -> None:
+    def dying(log: loop_module.LoggedTrial, done: int) -> None:
         if len(saved) == saves_before:
             raise Killed
         saved.append(done)
         checkpoint(log, done)
 
-    monkeypatch.setattr(loop_module.TrialLog, "checkpoint", dying)
+    monkeypatch.setattr(loop_module.LoggedTrial, "checkpoint", dying)
     with pytest.raises(Killed):
         train_trials(cache, configs, tmp_path / "parts")
-    monkeypatch.setattr(loop_module.TrialLog, "checkpoint", checkpoint)
+    monkeypatch.setattr(loop_module.LoggedTrial, "checkpoint", checkpoint)
     train_trials(cache, configs, tmp_path / "parts")
     for trial in ("trial-000", "trial-001", "trial-002"):
         for file in ("heads.safetensors", "metrics.jsonl"):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
-import torch
 from mixtures import mixture, write_cache
 from sklearn.metrics import silhouette_score
 from typer.testing import CliRunner
@@ -19,27 +18,25 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
 from temi.pipeline.start.count import Score, candidates, choose, cut_scores, estimate_clusters, parse_clusters
 
-CPU = torch.device("cpu")
-
 
 def estimate(embedding: np.ndarray, lowest: int = 2, highest: int | None = None) -> int:
     return estimate_clusters(Features.of_array(embedding), StartConfig(), lowest, highest).clusters
 
 
 @pytest.mark.parametrize("clusters", [3, 8, 20])
-def test_the_number_of_an_easy_mixture_is_found(tmp_path: Path, clusters: int) -> None:
+def test_the_number_of_an_easy_mixture_is_found(clusters: int) -> None:
     embedding, _ = mixture(rows=30 * clusters + 60, dim=32, clusters=clusters, noise=0.3)
     found = estimate(embedding)
     assert abs(found - clusters) <= round(0.12 * clusters)
 
 
-def test_the_number_of_an_imbalanced_mixture_is_found(tmp_path: Path) -> None:
+def test_the_number_of_an_imbalanced_mixture_is_found() -> None:
     embedding, label = mixture(rows=1200, dim=32, clusters=6, noise=0.3)
     keep = np.concatenate([np.flatnonzero(label == c)[: 200 // (c + 1)] for c in range(6)])
     assert abs(estimate(embedding[keep]) - 6) <= 1
 
 
-def test_the_range_is_respected_and_its_end_is_named(tmp_path: Path) -> None:
+def test_the_range_is_respected_and_its_end_is_named() -> None:
     embedding, _ = mixture(rows=400, dim=32, clusters=10, noise=0.3)
     count = estimate_clusters(Features.of_array(embedding), StartConfig(), 3, 6)
     assert [score.clusters for score in count.curve] == [3, 4, 5, 6]
@@ -90,11 +87,11 @@ def test_what_the_option_understands() -> None:
             parse_clusters(text)
 
 
-def test_too_few_images_are_a_sentence(tmp_path: Path) -> None:
+def test_too_few_images_are_a_sentence() -> None:
     with pytest.raises(UserError, match="40 images are too few to search 2 to 30 clusters"):
         estimate(mixture(rows=40)[0], 2, 30)
     with pytest.raises(UserError, match="12 images are too few"):
-        estimate(tmp_path / "tiny", mixture(rows=12)[0])
+        estimate(mixture(rows=12)[0])
 
 
 def test_labels_do_not_count(tmp_path: Path) -> None:
@@ -102,7 +99,7 @@ def test_labels_do_not_count(tmp_path: Path) -> None:
     counts = []
     for name, given in (("true", label), ("shuffled", np.random.default_rng(0).permutation(label))):
         cache = write_cache(tmp_path / name, embedding, given)
-        counts.append(estimate_clusters(cache, np.arange(300), StartConfig(), CPU, tmp_path))
+        counts.append(estimate_clusters(Features.of_cache(cache, np.arange(300)), StartConfig()))
     assert counts[0] == counts[1]
 
 

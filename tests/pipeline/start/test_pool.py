@@ -1,0 +1,205 @@
+"""The parts of the pool against a few lines of numpy, and the start as a whole."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from mixtures import mixture, write_cache
+
+from temi.pipeline.config import StartConfig, load_config
+from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.features.features import Features
+from temi.pipeline.heads.batches import load_training_set
+from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.heads.warm_start import _dealt, warm_start
+from temi.pipeline.start import find, pool
+from temi.pipeline.start.communities import communities, edge_counts
+from temi.pipeline.start.find import Start, pool_start
+from temi.pipeline.start.graph import fuzzy_graph
+from temi.pipeline.start.kernels import contract, lloyd, louvain, move_nodes
+from temi.pipeline.start.layout import even_cut, layout
+from temi.pipeline.start.score import edge_information
+from temi.pipeline.start.vote import vote
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def neighbors(u: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    near = u @ u.T
+    np.fill_diagonal(near, -2)
+    index = np.argsort(-near, 1)[:, :k]
+    return index, 1 - np.take_along_axis(near, index, 1)
+
+
+def blobs(random: np.random.Generator, sizes: tuple[int, ...], width: int = 24) -> tuple[np.ndarray, np.ndarray]:
+    truth = np.repeat(np.arange(len(sizes)), sizes)
+    centers = 3.0 * random.normal(size=(len(sizes), width))
+    return (centers[truth] + random.normal(size=(len(truth), width))).astype(np.float32), truth
+
+
+def test_fuzzy_graph_sums_to_log2_before_the_union(random: np.random.Generator) -> None:
+    index, distance = neighbors(unit(random.normal(size=(60, 8)).astype(np.float32)), 7)
+    graph = fuzzy_graph(index, distance).toarray()
+    one = np.zeros((60, 60))
+    for i in range(60):
+        excess, low, high = distance[i] - distance[i, 0], 1e-9, 1e3
+        for _ in range(80):
+            middle = (low + high) / 2
+            low, high = (low, middle) if np.exp(-excess / middle).sum() > np.log2(8) else (middle, high)
+        one[i, index[i]] = np.exp(-excess / low)
+    np.testing.assert_allclose(graph, one + one.T - one * one.T, atol=1e-4)
+
+
+def test_edge_information_is_that_of_the_joint_distribution(random: np.random.Generator) -> None:
+    weight = random.random((30, 30))
+    weight += weight.T
+    label = random.integers(0, 4, 30)
+    joint = (
+        np.array([[weight[np.ix_(label == a, label == b)].sum() for b in range(4)] for a in range(4)]) / weight.sum()
+    )
+    expected = (joint * np.log(joint / np.outer(joint.sum(0), joint.sum(0)))).sum()
+    assert edge_information(sp.csr_array(weight), label) == pytest.approx(expected)
+
+
+def test_contraction_sums_weights(random: np.random.Generator) -> None:
+    weight = sp.random_array((20, 20), density=0.3, rng=random)
+    weight = sp.csr_array(weight + weight.T)
+    label = random.integers(0, 4, 20)
+    arrays = weight.indptr.astype(np.int64), weight.indices.astype(np.int64), weight.data
+    pointer, ends, sums = contract(*arrays, label, 4)
+    np.testing.assert_allclose(sp.csr_array((sums, ends, pointer), shape=(4, 4)).toarray(), edge_counts(weight, label))
+
+
+def test_moves_never_lower_modularity(random: np.random.Generator) -> None:
+    index, distance = neighbors(unit(random.normal(size=(80, 5)).astype(np.float32)), 6)
+    graph = fuzzy_graph(index, distance)
+    arrays = graph.indptr.astype(np.int64), graph.indices.astype(np.int64), graph.data
+
+    def modularity(label: np.ndarray) -> float:
+        joint = edge_counts(graph, label) / graph.sum()
+        return float(np.trace(joint) - 1.3 * (joint.sum(0) ** 2).sum())
+
+    label = random.integers(0, 8, 80)
+    before = modularity(label.copy())
+    move_nodes(*arrays, np.asarray(graph.sum(1)), label, 1.3, random.permutation(80))
+    assert modularity(label) > before
+    assert modularity(louvain(*arrays, 1.3, 4, 0)) >= modularity(label) - 0.02
+
+
+def test_lloyd_is_k_means(random: np.random.Generator) -> None:
+    x, _ = blobs(random, (20, 20, 20), 3)
+    center = x[[0, 20, 40]].copy()
+    label, inertia = lloyd(x, center, 50)
+    distance = ((x[:, None] - center) ** 2).sum(-1)
+    np.testing.assert_array_equal(label, distance.argmin(1))
+    assert inertia == pytest.approx(distance.min(1).sum(), rel=1e-4)
+
+
+def test_vote_matches_ids(random: np.random.Generator) -> None:
+    truth = random.integers(0, 3, 90)
+    noisy = [np.where(random.random(90) < 0.2, random.integers(0, 3, 90), truth) for _ in range(9)]
+    turned = [np.array([1, 2, 0])[label] if i % 2 else label for i, label in enumerate(noisy)]
+    voted, share = vote(turned, 3)
+    assert (voted == truth).mean() > 0.95
+    np.testing.assert_allclose(share.sum(1), 1, rtol=1e-5)
+
+
+def test_communities_are_as_many_as_asked(random: np.random.Generator) -> None:
+    x, _ = blobs(random, (40,) * 6)
+    graph = fuzzy_graph(*neighbors(unit(x - x.mean(0)), 10))
+    assert communities(graph, 6, 0).max() == 5
+    assert len(np.unique(even_cut(layout(graph, x[:, :4], 0), 6, 0))) == 6
+
+
+def test_the_start_finds_the_clusters_and_is_made_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, label = mixture(noise=0.6)
+    cache = write_cache(tmp_path / "cache", embedding)
+    features, config = Features.of_cache(cache, np.arange(cache.rows)), StartConfig()
+    found = pool_start(features, 6, config)
+    assert hungarian_accuracy(label, found.voted) > 0.97
+    assert all(hungarian_accuracy(label, cut) > 0.9 for cut in found.cuts)
+    assert all((cut == found.voted).mean() > 0.9 for cut in found.cuts)  # their ids are matched
+    assert (np.diff(found.score) <= 0).all()
+    for part in ("layout", "communities", "even_cut"):
+        monkeypatch.setattr(pool, part, lambda *_: pytest.fail("made again"))
+    again = pool_start(Features.of_cache(cache, np.arange(cache.rows)), 6, config)
+    assert np.array_equal(found.cuts, again.cuts)
+    with pytest.raises(pytest.fail.Exception):
+        pool_start(features, 6, StartConfig(seed=1))
+
+
+def test_views_are_one_more_space() -> None:
+    embedding, _ = mixture(rows=300)
+    noise = np.random.default_rng(1).standard_normal((300, 2, 16)) / 8
+    plain, seen = Features.of_array(embedding), Features.of_array(embedding, (embedding[:, None] + noise).astype("f2"))
+    assert pool.spaces_of(seen) == (*pool.spaces_of(plain), "views")
+    assert any("views" in name for name in pool.make_pool(seen, 6, 0).names)
+
+
+@pytest.mark.parametrize("copies", [200, 500])
+def test_a_lump_of_copies_counts_once(copies: int) -> None:
+    embedding, label = mixture(rows=600, noise=0.6)
+    lump = np.concatenate([embedding, np.repeat(embedding[:1] + np.float16(0.5), copies, 0)])
+    distinct = Features.of_array(lump).distinct()
+    assert len(distinct) == 601
+    jitter = 1e-4 * np.random.default_rng(0).standard_normal(lump.shape)  # near-copies do not decide either
+    near = Features.of_array((lump + jitter * (np.arange(len(lump)) >= 600)[:, None]).astype(np.float32))
+    for features in (distinct, near):
+        found = pool_start(features, 6, StartConfig())
+        assert len(found.voted) == len(features)
+        assert hungarian_accuracy(label, found.voted[:600]) > 0.95
+
+
+def test_of_many_rows_a_sample_is_cut_and_heads_know_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, label = mixture(noise=0.6)
+    features, config = Features.of_array(embedding), load_config(None, ["heads.clusters=6"])
+    monkeypatch.setattr(find, "LARGEST", 250)
+    found = pool_start(features, 6, config.start)
+    assert found.voted.shape == (250,)
+    assert (np.diff(found.rows) > 0).all()
+    assert hungarian_accuracy(label[found.rows], found.voted) > 0.97
+    trainer = HeadTrainer([config], load_training_set(features, config))
+    warm_start(trainer, [found], config.start)
+    clusters = trainer.teacher.logits(trainer.data.originals).argmax(-1).numpy()
+    assert all(hungarian_accuracy(label, own) > 0.95 for own in clusters)
+
+
+def start_of(clusters: int, *cuts: np.ndarray) -> Start:
+    names = tuple(str(number) for number in range(len(cuts)))
+    return Start(np.arange(len(cuts[0])), clusters, names, np.zeros(len(cuts)), np.stack(cuts).astype("i8"), cuts[0])
+
+
+@pytest.mark.parametrize("kind", ["linear", "published", "mlp-bn"])
+def test_heads_learn_their_cuts(kind: str) -> None:
+    embedding, label = mixture(noise=0.6)
+    config = load_config(None, ["heads.clusters=6", "heads.count=2", f"heads.kind={kind}", "heads.hidden=64"])
+    trainer = HeadTrainer([config], load_training_set(Features.of_array(embedding), config))
+    warm_start(trainer, [start_of(6, label)], config.start)
+    for heads in (trainer.student, trainer.teacher):
+        clusters = heads.logits(trainer.data.originals).argmax(-1).numpy()
+        assert all((own == label).mean() > 0.97 for own in clusters)
+    assert np.allclose(trainer.marginal.sum(-1), 1)
+
+
+def test_every_head_learns_the_cut_dealt_to_it_also_where_trials_differ_in_clusters() -> None:
+    embedding, label = mixture(noise=0.6)
+    configs = [load_config(None, [f"heads.clusters={clusters}", "heads.count=2"]) for clusters in (6, 3)]
+    trainer, pairs = HeadTrainer(configs, load_training_set(Features.of_array(embedding), configs[0])), label // 2
+    starts = [start_of(6, label, 5 - label), start_of(3, pairs, 2 - pairs)]
+    warm_start(trainer, starts, configs[0].start)
+    clusters = trainer.teacher.logits(trainer.data.originals).argmax(-1).numpy()
+    for own, wanted in zip(clusters, np.concatenate([start.cuts for start in starts]), strict=True):
+        assert (own == wanted).mean() > 0.95
+
+
+@pytest.mark.parametrize(("heads", "cuts"), [(16, 12), (4, 12), (1, 12), (5, 3)])
+def test_every_cut_is_dealt_to_a_head_and_every_head_has_one(heads: int, cuts: int) -> None:
+    dealt = [_dealt(heads, cuts, step) for step in range(cuts)]
+    assert all(len(hand) == heads for hand in dealt)
+    assert {cut for hand in dealt for cut in hand} == set(range(cuts))
