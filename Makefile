@@ -21,6 +21,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: $(VENV)/installed
 	$(BIN)/typer temi.cli utils docs --name temi --title Commands --output docs/commands.md

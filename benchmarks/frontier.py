@@ -20,7 +20,7 @@ import torch
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config, load_config
-from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features import scaling
 from temi.pipeline.features.scaling import Scaling, signed_root
 from temi.pipeline.heads.batches import TrainingSet, load_training_set

@@ -35,8 +35,8 @@ from temi.cache.schema import MANIFEST
 from temi.pipeline.config import load_config
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.evaluate.baselines import BASELINES, run_baseline
+from temi.pipeline.evaluate.metrics import cluster_scores, confident_accuracy, knn_accuracy, probe_accuracy
 from temi.pipeline.evaluate.recipes import CONFIGS, RECIPES, TITLES, load_recipe
-from temi.pipeline.evaluate.tables import cluster_scores, confident_accuracy, knn_accuracy, probe_accuracy
 from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.train import assign, train_heads
 

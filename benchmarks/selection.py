@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import load_config
-from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.train import assign

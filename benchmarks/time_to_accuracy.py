@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from temi.cache import EmbeddingCache
-from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.evaluate.metrics import hungarian_accuracy
 
 PUBLISHED = Path(__file__).parent.parent / "configs" / "published.toml"
 TEMI = [sys.executable, "-c", "from temi.cli import app; app()"]

@@ -28,20 +28,17 @@ def evaluate(
         from temi.cache import EmbeddingCache
         from temi.pipeline.evaluate.recipes import parse_baselines
         from temi.pipeline.evaluate.tables import evaluate_run
-        from temi.pipeline.runs.trials import evaluate_trials, is_trials
+        from temi.pipeline.evaluate.trials import evaluate_trials
+        from temi.pipeline.runs.trials import is_trials
 
         other, chosen = EmbeddingCache.open(cache) if cache else None, parse_baselines(baselines)
-        if is_trials(run):
-            for part in evaluate_trials(run, other, chosen):
-                print_table(f"{part['name']} ({part['images']:,} images)", part["rows"])
-            print(f"written: {run / 'result.json'}")
-            return
-        result = evaluate_run(run, other, chosen)
-        for part in result["parts"]:
-            print_table(f"{part['name']} ({part['images']:,} images)", part["rows"])
-        scores = result["training"]
-        print(
-            f"label-free: loss {min(scores['head_loss']):.4f}, neighbor consistency "
-            f"{figure(scores['neighbor_consistency'])}, head agreement {figure(scores['head_agreement'])}"
-        )
+        result = evaluate_trials(run, other, chosen) if is_trials(run) else evaluate_run(run, other, chosen)
+        for part in result.parts:
+            print_table(f"{part.name} ({part.images:,} images)", [row.model_dump() for row in part.rows])
+        if result.training is not None:
+            scores = result.training
+            print(
+                f"label-free: loss {scores.loss:.4f}, neighbor consistency {figure(scores.neighbor_consistency)}, "
+                f"head agreement {figure(scores.head_agreement)}"
+            )
         print(f"written: {run / 'result.json'}\nnext: temi report {run}")

@@ -31,13 +31,13 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 
 
 def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    columns = {key: column for key, column in _COLUMNS.items() if any(key in row for row in rows)}
+    columns = {key: column for key, column in _COLUMNS.items() if any(row.get(key) is not None for row in rows)}
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for heading, _ in columns.values():
         table.add_column(heading, justify="right")
     for row in rows:
-        cells = [show(row[key]) if key in row else "" for key, (_, show) in columns.items()]
+        cells = [show(row[key]) if row.get(key) is not None else "" for key, (_, show) in columns.items()]
         table.add_row(row["method"], *cells, style="dim" if row["kind"] == "ceiling" else "")
     print_wide(table)
 

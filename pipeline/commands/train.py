@@ -1,7 +1,7 @@
 """`temi train-heads`: a cache into a run, or into trials."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from temi.cache import EmbeddingCache
     from temi.pipeline.config import Config
     from temi.pipeline.plugins import Plugin
+    from temi.pipeline.runs.records import Training
     from temi.pipeline.start.count import ClusterCount
 
 commands = typer.Typer()
@@ -44,7 +45,8 @@ def train_heads(
         from temi.pipeline.config import load_config
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugin
-        from temi.pipeline.runs.run_folder import read_json, write_json
+        from temi.pipeline.runs.records import Training, read_record
+        from temi.pipeline.runs.run_folder import write_json
         from temi.pipeline.runs.train import follow, train_heads
         from temi.pipeline.runs.trials import plan_trials
 
@@ -68,8 +70,7 @@ def train_heads(
         join().dismiss()
         if trials or axes:
             return
-        summary = read_json(out / "training.json")
-        _print_training(summary)
+        _print_training(read_record(Training, out / "training.json"))
         print(f"assignments: {out / 'assignments.csv'}\nnext: temi evaluate {out}")
 
 
@@ -102,37 +103,36 @@ def _train_trials(
 ) -> None:
     from temi.pipeline.errors import UserError
     from temi.pipeline.runs.label_free import choose_trial
-    from temi.pipeline.runs.run_folder import read_json
-    from temi.pipeline.runs.trials import MERGES, train_trials, trial_name
+    from temi.pipeline.runs.records import MergeTree, read_record
+    from temi.pipeline.runs.trials import MERGES, train_trials
 
     trials = train_trials(cache, configs, out, overwrite=overwrite, plugins=plugins)
-    trained = [trial for trial in trials if "stopped" not in trial]
     rows = [
-        trial | {"method": trial_name(trial), "kind": "clustering", "loss": min(trial["head_loss"])}
-        for trial in trained
+        {**trial.training.model_dump(), "method": trial.name, "kind": "clustering", "loss": trial.training.loss}
+        for trial in trials
+        if trial.training is not None
     ]
     if rows:
         print_table(f"{len(trials)} trials, by scores that need no label", rows)
-        chosen = choose_trial(trained)
-        print(f"most trustworthy without labels: {trial_name(chosen)}")
+        print(f"most trustworthy without labels: {choose_trial(trials).name}")
     for trial in trials:
-        if "stopped" in trial:
-            print(f"note: {trial_name(trial)}: {trial['stopped']}")
-    if not trained:
+        if trial.stopped:
+            print(f"note: {trial.name}: {trial.stopped}")
+    if not rows:
         raise UserError(f"none of the {len(trials)} trials in {out} could be trained; see the notes above")
-    for tree in read_json(out / MERGES):
+    for tree in read_record(list[MergeTree], out / MERGES):
         print_wide(merge_tree(tree))
     print(f"written: {out / 'trials.json'}\nnext: temi evaluate {out}, temi report {out}")
 
 
-def _print_training(summary: dict[str, Any]) -> None:
-    empty = summary["clusters"] - summary["used_clusters"]
+def _print_training(training: "Training") -> None:
+    empty = training.clusters - training.used_clusters
     print(
-        f"{summary['images']:,} images, {summary['steps']:,} steps in {summary['seconds']:.1f} s; "
-        f"{summary['used_clusters']} of {summary['clusters']} clusters used, sizes {summary['smallest_cluster']} to "
-        f"{summary['largest_cluster']}, mean confidence {summary['mean_confidence']:.2f}"
+        f"{training.images:,} images, {training.steps:,} steps in {training.seconds:.1f} s; "
+        f"{training.used_clusters} of {training.clusters} clusters used, sizes {training.smallest_cluster} to "
+        f"{training.largest_cluster}, mean confidence {training.mean_confidence:.2f}"
     )
     if empty:
         print(f"note: {empty} of the clusters asked for are empty")
-    if summary["skipped_steps"]:
-        print(f"note: {summary['skipped_steps']} steps with a non-finite loss or gradient were skipped")
+    if training.skipped_steps:
+        print(f"note: {training.skipped_steps} steps with a non-finite loss or gradient were skipped")

@@ -15,7 +15,7 @@ from temi.pipeline.images.recorded import open_images
 from temi.pipeline.results.names import display_name, read_names
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.run_folder import RunFolder
-from temi.pipeline.runs.trials import is_trials, list_trials
+from temi.pipeline.runs.trials import choose_among, is_trials
 
 COLUMNS = ["key", "row", "cluster", "confidence"]
 
@@ -30,7 +30,7 @@ class FinishedRun:
         self.folder, self._cache = folder, cache
         self.files = RunFolder(folder)
         if is_trials(folder):
-            raise UserError(f"{folder} holds {list_trials(folder)}")
+            raise UserError(f"{folder} holds {choose_among(folder)}")
         if not self.files.finished:
             raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
 

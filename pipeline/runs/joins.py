@@ -5,25 +5,15 @@ joins the coarser cluster that holds most of its images, and the share of them s
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from sklearn.metrics.cluster import contingency_matrix
 
+from temi.pipeline.runs.records import Join, Level, MergeTree, Setting, Top
+
 Assignment = Int64[np.ndarray, " n"]
-
-
-@dataclass(frozen=True)
-class Join:
-    """A cluster, its number of images, and the coarser cluster that holds the share `share` of them, the most."""
-
-    cluster: int
-    images: int
-    into: int
-    share: float
 
 
 def joins(finer: Assignment, coarser: Assignment) -> list[Join]:
@@ -32,19 +22,13 @@ def joins(finer: Assignment, coarser: Assignment) -> list[Join]:
     into, images = table.argmax(1), table.sum(1)
     names = np.unique(finer), np.unique(coarser)
     return [
-        Join(int(cluster), int(size), int(names[1][best]), round(float(row[best] / size), 4))
+        Join(cluster=int(cluster), images=int(size), into=int(names[1][best]), share=round(float(row[best] / size), 4))
         for cluster, size, best, row in zip(names[0], images, into, table, strict=True)
     ]
 
 
-def merge_tree(assignments: Sequence[Assignment]) -> dict[str, Any]:
-    """The clusters of each assignment, from the finest to the coarsest, with what they join in the next.
-
-    Returns
-    -------
-    ``joins``: for each assignment but the last a list of `Join` as dicts; ``top``: cluster -> images of the last;
-    ``together``: share of all images that lie, from each assignment to the next, where their cluster joins.
-    """
+def merge_tree(settings: dict[str, Setting], levels: Sequence[Level], assignments: Sequence[Assignment]) -> MergeTree:
+    """The clusters of the assignment of each level, the finest first, with what they join in the next."""
     steps = [joins(finer, coarser) for finer, coarser in pairwise(assignments)]
     together = np.ones(len(assignments[0]), dtype=bool)
     for step, finer, coarser in zip(steps, assignments, assignments[1:], strict=False):
@@ -52,8 +36,10 @@ def merge_tree(assignments: Sequence[Assignment]) -> dict[str, Any]:
         into[[join.cluster for join in step]] = [join.into for join in step]
         together &= into[finer] == coarser
     cluster, images = np.unique(assignments[-1], return_counts=True)
-    return {
-        "joins": [[asdict(join) for join in step] for step in steps],
-        "top": [{"cluster": int(c), "images": int(size)} for c, size in zip(cluster, images, strict=True)],
-        "together": round(float(together.mean()), 4),
-    }
+    return MergeTree(
+        settings=settings,
+        levels=tuple(levels),
+        joins=tuple(map(tuple, steps)),
+        top=tuple(Top(cluster=int(c), images=int(size)) for c, size in zip(cluster, images, strict=True)),
+        together=round(float(together.mean()), 4),
+    )

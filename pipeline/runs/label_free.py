@@ -1,7 +1,6 @@
 """Scores that never see a label: what heads and trials are compared by before anybody evaluates."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from temi.pipeline.features.blocks import BLOCK_ROWS, Embeddings, collect
 from temi.pipeline.runs.model import ClusterModel
+from temi.pipeline.runs.records import LabelFree, Sizes, Training, TrialRecord
 from temi.pipeline.start.agreement import mean_agreement, mutual_information
 
 AGREEMENT_HEADS = 8  # heads compared pairwise, or a few more: 28 pairs tell as much as 1,225
@@ -19,29 +19,21 @@ FOLDS = 3
 RIDGE = 1e-2  # penalty, as a share of the mean variance of a coordinate
 
 
-def label_free_scores(
-    model: ClusterModel, embedding: Embeddings, neighbors: Int32[Tensor, "N K"] | None
-) -> dict[str, Any]:
-    """What can be said of a trained model without a label.
-
-    Returns
-    -------
-    dict with the size scores of `size_scores`, ``mean_confidence``, ``head_agreement`` and ``stability`` (None with
-    one head), ``neighbor_consistency`` (None without a graph) and ``linear_accuracy``.
-    """
+def label_free_scores(model: ClusterModel, embedding: Embeddings, neighbors: Int32[Tensor, "N K"] | None) -> LabelFree:
+    """What can be said of a trained model without a label."""
     rows, step = len(embedding), -(-len(embedding) // LINEAR_ROWS)
     lengths = [rows] * 4 + [-(-rows // step)]
     cluster, confidence, own, halves, sample = collect(_observed(model, embedding, step), lengths)
-    return {
-        **size_scores(cluster, model.clusters),
-        "mean_confidence": confidence.mean().item(),
-        "head_agreement": head_agreement(own.mT),
-        "stability": None if len(model.loss) < 2 else stability(halves.mT),
-        "neighbor_consistency": None
-        if neighbors is None or not neighbors.shape[1]
-        else neighbor_consistency(cluster, neighbors),
-        "linear_accuracy": linear_accuracy(sample, cluster[::step], model.clusters),
-    }
+    mined = neighbors is not None and neighbors.shape[1] > 0
+    consistency = neighbor_consistency(cluster, neighbors) if neighbors is not None and mined else None
+    return LabelFree(
+        **size_scores(cluster, model.clusters).model_dump(),
+        mean_confidence=confidence.mean().item(),
+        head_agreement=head_agreement(own.mT),
+        stability=None if len(model.loss) < 2 else stability(halves.mT),
+        neighbor_consistency=consistency,
+        linear_accuracy=linear_accuracy(sample, cluster[::step], model.clusters),
+    )
 
 
 def _observed(model: ClusterModel, embedding: Embeddings, step: int) -> Iterator[tuple[Tensor, ...]]:
@@ -57,27 +49,32 @@ def _observed(model: ClusterModel, embedding: Embeddings, step: int) -> Iterator
         passed += len(scaled)
 
 
-def choose_trial(trials: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def choose_trial(trials: Sequence[TrialRecord]) -> TrialRecord:
     """The trial to trust: the highest agreement of heads, or mean confidence where trials have a single head.
 
     The first follows ACC best of all scores, with a rank correlation of 0.89 over 48 trials on each of four sets; the
     second (0.73) never chose a trial that had collapsed (benchmarks/RESULTS.md).
     """
-    score = "mean_confidence" if any(trial["head_agreement"] is None for trial in trials) else "head_agreement"
-    return max(trials, key=lambda trial: trial[score])
+    trained = [(trial, trial.training) for trial in trials if trial.training is not None]
+    single = any(training.head_agreement is None for _, training in trained)
+
+    def trust(pair: tuple[TrialRecord, Training]) -> float:
+        return pair[1].mean_confidence if single else pair[1].head_agreement or 0.0
+
+    return max(trained, key=trust)[0]
 
 
-def size_scores(cluster: Int64[Tensor, " N"], clusters: int) -> dict[str, Any]:
+def size_scores(cluster: Int64[Tensor, " N"], clusters: int) -> Sizes:
     """Used clusters, exp of the entropy of the sizes (C when all are equal), smallest and largest size."""
     sizes = cluster.bincount(minlength=clusters)
     share = sizes / sizes.sum()
-    return {
-        "clusters": clusters,
-        "used_clusters": int((sizes > 0).sum()),
-        "effective_clusters": torch.special.entr(share).sum().exp().item(),
-        "smallest_cluster": int(sizes.min()),
-        "largest_cluster": int(sizes.max()),
-    }
+    return Sizes(
+        clusters=clusters,
+        used_clusters=int((sizes > 0).sum()),
+        effective_clusters=torch.special.entr(share).sum().exp().item(),
+        smallest_cluster=int(sizes.min()),
+        largest_cluster=int(sizes.max()),
+    )
 
 
 def neighbor_consistency(cluster: Int64[Tensor, " N"], neighbors: Int32[Tensor, "N K"]) -> float:

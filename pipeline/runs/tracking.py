@@ -16,6 +16,7 @@ from torch import Tensor
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.extras import import_extra
+from temi.pipeline.runs.records import Training
 from temi.pipeline.runs.run_folder import RunFolder, read_json, write_json
 
 EXPERIMENT = "temi"
@@ -54,13 +55,13 @@ def check_tracking(config: Config) -> None:
             _experiment(_client(config.train.mlflow))
 
 
-def log_result(run: RunFolder, config: Config, summary: Mapping[str, Any], sizes: Sequence[int]) -> None:
-    """Give the trackers a finished trial: all settings of stage two, and every number in `summary`."""
+def log_result(run: RunFolder, config: Config, training: Training, sizes: Sequence[int]) -> None:
+    """Give the trackers a finished trial: all settings of stage two, and every number in `training`."""
     sections = config.model_dump(mode="json", exclude={"embed"})
     settings = {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
-    scores = {name: float(value) for name, value in summary.items() if isinstance(value, int | float)}
-    for tracker in open_trackers(run, config, summary["steps"]):
-        tracker.finish(settings, scores | {"loss": min(summary["head_loss"])}, sizes)
+    scores = {name: float(value) for name, value in training if isinstance(value, int | float)}
+    for tracker in open_trackers(run, config, training.steps):
+        tracker.finish(settings, scores | {"loss": training.loss}, sizes)
 
 
 class TensorBoard:

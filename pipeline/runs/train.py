@@ -29,7 +29,8 @@ from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
 from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
-from temi.pipeline.runs.run_folder import RunFolder, describe_environment, read_json, write_json
+from temi.pipeline.runs.records import Training, write_record
+from temi.pipeline.runs.run_folder import RunFolder, describe_environment, write_json
 from temi.pipeline.runs.tracking import check_tracking, log_result
 
 
@@ -110,18 +111,18 @@ def _finish(trial: LoggedTrial, cache: EmbeddingCache, features: Features, every
     model = build_model(trainer, trial.index, trial.best, everything, asdict(cache.manifest.fingerprint))
     model.save(run.model)
     cluster = write_assignments(cache, model, run.folder)["cluster"].to_numpy()
-    summary = {
-        "steps": trainer.steps,
-        "images": len(everything),
-        "seconds": round(time.perf_counter() - began, 3),
-        "trials_in_pass": trainer.trials,
-        "skipped_steps": int(trainer.skipped[trial.index]),
-        "head_loss": model.loss.tolist(),
-        "selected_head": model.selected,
-        **label_free_scores(model, features.embedding, trainer.data.neighbors),
-    }
-    log_result(run, trial.config, summary, np.bincount(cluster, minlength=model.clusters).tolist())
-    write_json(run.training, summary | ({"start": read_json(run.start_file)} if run.start_file.exists() else {}))
+    training = Training(
+        steps=trainer.steps,
+        images=len(everything),
+        seconds=round(time.perf_counter() - began, 3),
+        trials_in_pass=trainer.trials,
+        skipped_steps=int(trainer.skipped[trial.index]),
+        head_loss=tuple(model.loss.tolist()),
+        selected_head=model.selected,
+        **label_free_scores(model, features.embedding, trainer.data.neighbors).model_dump(),
+    )
+    log_result(run, trial.config, training, np.bincount(cluster, minlength=model.clusters).tolist())
+    write_record(run.training, training)
 
 
 def follow() -> None:

@@ -20,17 +20,26 @@ import pandas as pd
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config, load_config, per_trial
 from temi.pipeline.errors import UserError
-from temi.pipeline.evaluate.tables import cluster_scores, open_training_cache, run_rivals, scored_parts
 from temi.pipeline.heads.objectives import Loss
 from temi.pipeline.plugins import Plugin
 from temi.pipeline.registry import OBJECTIVES
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.joins import merge_tree
-from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.runs.run_folder import RunFolder, read_json, write_json
-from temi.pipeline.runs.train import assign, train_pass
+from temi.pipeline.runs.records import (
+    Level,
+    MergeTree,
+    Setting,
+    Training,
+    TrialRecord,
+    read_record,
+    read_trials,
+    write_record,
+    write_trials,
+)
+from temi.pipeline.runs.run_folder import RunFolder
+from temi.pipeline.runs.train import train_pass
 
-MERGES = "merge.json"
+TRIALS, MERGES = "trials.json", "merge.json"
 LISTED = 6  # trials named where one is to be chosen
 
 
@@ -120,13 +129,10 @@ def train_trials(
     *,
     overwrite: bool = False,
     plugins: Sequence[Plugin] = (),
-) -> list[dict[str, Any]]:
+) -> list[TrialRecord]:
     """Train all trials, a pass per group, into ``OUT/trial-NNN``; finished ones are kept, interrupted ones resumed.
 
-    Returns
-    -------
-    One dict per trial, also in ``OUT/trials.json``: ``trial``, ``settings`` in which it differs, and its summary, or
-    ``stopped``, the sentence that says why it could not go on.
+    What is returned stands in ``OUT/trials.json``, too.
     """
     if RunFolder(out).config.exists():
         raise UserError(f"{out} is the folder of a single run; choose another --out for the trials")
@@ -137,92 +143,63 @@ def train_trials(
     for group in group_trials(configs):
         chosen = [configs[i] for i in group], [runs[i] for i in group]
         train_pass(cache, *chosen, out / "neighbors", overwrite=overwrite, plugins=plugins)
-    rows = []
-    for run, settings in zip(runs, differences(configs), strict=True):
-        summary = {"stopped": run.stopped} if run.stopped else read_json(run.training)
-        rows.append({"trial": run.folder.name, "settings": settings, **summary})
-    write_json(out / "trials.json", rows)
-    write_json(out / MERGES, merge_trees(out, rows))
-    return rows
+    trials = [
+        TrialRecord(
+            trial=run.folder.name,
+            settings=settings,
+            training=None if run.stopped else read_record(Training, run.training),
+            stopped=run.stopped,
+        )
+        for run, settings in zip(runs, differences(configs), strict=True)
+    ]
+    write_trials(out / TRIALS, trials)
+    write_record(out / MERGES, merge_trees(out, trials))
+    return trials
 
 
-def merge_trees(folder: Path, trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def merge_trees(folder: Path, trials: Sequence[TrialRecord]) -> list[MergeTree]:
     """How clusters join from each number of clusters to the next lower one, as ``OUT/merge.json`` holds it.
 
-    Trials that agree in all settings but the number of clusters make a tree: ``settings``, what sets its trials apart
-    from others; ``levels``, trial and number of clusters of each from the finest on; and what `merge_tree` returns.
+    Trials that agree in all settings but the number of clusters make a tree.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[TrialRecord]] = {}
     for trial in trials:
-        if "stopped" not in trial:
+        if trial.training is not None:
             groups.setdefault(json.dumps(_without_clusters(trial)), []).append(trial)
     trees = []
     for group in groups.values():
-        levels = sorted(group, key=lambda trial: -trial["clusters"])
+        levels = sorted((Level(trial=t.trial, clusters=t.training.clusters) for t in group if t.training), key=_finest)
         if len(levels) > 1:
-            tables = [pd.read_parquet(folder / trial["trial"] / "assignments.parquet") for trial in levels]
-            names = [{"trial": trial["trial"], "clusters": trial["clusters"]} for trial in levels]
-            tree = merge_tree([table["cluster"].to_numpy("int64") for table in tables])
-            trees.append({"settings": _without_clusters(group[0]), "levels": names, **tree})
+            tables = [pd.read_parquet(folder / level.trial / "assignments.parquet") for level in levels]
+            assignments = [table["cluster"].to_numpy("int64") for table in tables]
+            trees.append(merge_tree(_without_clusters(group[0]), levels, assignments))
     return trees
 
 
-def _without_clusters(trial: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in trial["settings"].items() if name != "heads.clusters"}
+def _finest(level: Level) -> int:
+    return -level.clusters
 
 
-def trial_name(row: dict[str, Any]) -> str:
-    """The trial's folder and what sets it apart."""
-    return " ".join([row["trial"], *(f"{name}={value}" for name, value in row["settings"].items())])
+def _without_clusters(trial: TrialRecord) -> dict[str, Setting]:
+    return {name: value for name, value in trial.settings.items() if name != "heads.clusters"}
 
 
 def is_trials(folder: Path) -> bool:
     """Whether `folder` was written by `train_trials`."""
-    return (folder / "trials.json").exists()
+    return (folder / TRIALS).exists()
 
 
-def list_trials(folder: Path) -> str:
+def list_trained(folder: Path) -> list[TrialRecord]:
+    """The trials in `folder` that were trained to their end."""
+    return [trial for trial in read_trials(folder / TRIALS) if trial.training is not None]
+
+
+def choose_among(folder: Path) -> str:
     """What a command says that takes one run and was given a folder of trials."""
-    trials = [trial for trial in read_json(folder / "trials.json") if "stopped" not in trial]
+    trials = list_trained(folder)
     named = [
-        f"{folder / trial['trial']} ({', '.join(f'{name}={value}' for name, value in trial['settings'].items())})"
+        f"{folder / trial.trial} ({', '.join(f'{name}={value}' for name, value in trial.settings.items())})"
         for trial in trials[:LISTED]
     ]
-    more = [f"{len(trials) - LISTED} more, see {folder / 'trials.json'}"] if len(trials) > LISTED else []
+    more = [f"{len(trials) - LISTED} more, see {folder / TRIALS}"] if len(trials) > LISTED else []
     return f"{len(trials)} trials; give one of them: {', '.join([*named, *more])}"
-
-
-def evaluate_trials(
-    folder: Path, other: EmbeddingCache | None = None, baselines: Sequence[str] = ("kmeans",)
-) -> list[dict[str, Any]]:
-    """Score every finished trial against the labels, beside baselines once for every number of clusters.
-
-    Returns
-    -------
-    The parts that were scored, as `evaluate_run` returns them: name, number of images, rows of the table. Also written
-    to ``OUT/result.json``.
-    """
-    trials = [row for row in read_json(folder / "trials.json") if "stopped" not in row]
-    parts: dict[str, dict[str, Any]] = {}
-    compared: set[tuple[str, int]] = set()
-    for trial in trials:
-        run = RunFolder(folder / trial["trial"])
-        model = ClusterModel.load(run.model)
-        home = open_training_cache(run, other)
-        scored = scored_parts(run, home, None if other is None or other.digest == home.digest else other, model)
-        method = trial_name(trial)
-        for part in scored:
-            table = parts.setdefault(part.name, {"name": part.name, "images": len(part.label), "rows": []})
-            scores = cluster_scores(part.label, assign(model, part.embedding)[0], model.clusters)
-            table["rows"].append({"method": method, "kind": "clustering", **scores})
-        if (scored[0].name, model.clusters) not in compared:
-            compared.add((scored[0].name, model.clusters))
-            for rival in run_rivals(run, home, scored, baselines, model.clusters):
-                row = {"method": f"{rival.title}, {model.clusters} clusters", "kind": "baseline"}
-                for part, cluster in zip(scored, rival.clusters, strict=True):
-                    parts[part.name]["rows"].append(row | cluster_scores(part.label, cluster, model.clusters))
-    for table in parts.values():
-        table["rows"].sort(key=lambda row: -row.get("acc", 0.0))
-    result = list(parts.values())
-    write_json(folder / "result.json", {"run": str(folder), "parts": result})
-    return result

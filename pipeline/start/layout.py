@@ -25,7 +25,7 @@ def layout(graph: sp.csr_array, leading: Float32[np.ndarray, "N P"], seed: int, 
     `leading` principal components, turned at random into so many dimensions, are where it begins.
     """
     draw = np.random.default_rng(seed)
-    y = leading @ draw.normal(size=(leading.shape[1], dimensions))
+    y: Layout = leading @ draw.normal(size=(leading.shape[1], dimensions))
     y = (10 * y / max(np.abs(y).max(), 1e-12) + 1e-2 * draw.normal(size=y.shape)).astype(np.float32)
     epochs = EPOCHS * (2 if len(y) <= SMALL else 1)
     edges = sp.coo_array(sp.triu(graph, 1))

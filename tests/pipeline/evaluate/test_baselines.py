@@ -17,8 +17,8 @@ from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate import baselines
 from temi.pipeline.evaluate.baselines import BASELINES, EXTRAS, run_baseline
+from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.evaluate.recipes import RECIPES, load_recipe, parse_baselines
-from temi.pipeline.evaluate.tables import hungarian_accuracy
 from temi.pipeline.features.neighbors import unit_rows
 from temi.pipeline.runs.train import train_heads
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from temi.pipeline.config import load_config, per_trial
 from temi.pipeline.errors import UserError
-from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.batches import load_training_set

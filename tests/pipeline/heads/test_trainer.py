@@ -9,7 +9,7 @@ import torch
 from mixtures import mixture, write_cache
 
 from temi.pipeline.config import Config, load_config
-from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import Batches, load_training_set
 from temi.pipeline.heads.schedule import learning_rate, teacher_momentum, total_steps

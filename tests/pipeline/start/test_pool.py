@@ -6,7 +6,7 @@ import scipy.sparse as sp
 from mixtures import mixture, write_cache
 
 from temi.pipeline.config import StartConfig, load_config
-from temi.pipeline.evaluate.tables import hungarian_accuracy
+from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer

@@ -1,0 +1,43 @@
+"""Many trials against the labels, beside baselines once for every number of clusters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from temi.cache import EmbeddingCache
+from temi.pipeline.evaluate.tables import Part, open_training_cache, run_rivals, score_row, scored_parts
+from temi.pipeline.runs.model import ClusterModel
+from temi.pipeline.runs.records import Result, ScoredPart, ScoreRow, write_record
+from temi.pipeline.runs.run_folder import RunFolder
+from temi.pipeline.runs.train import assign
+from temi.pipeline.runs.trials import list_trained
+
+
+def evaluate_trials(
+    folder: Path, other: EmbeddingCache | None = None, baselines: Sequence[str] = ("kmeans",)
+) -> Result:
+    """Score every finished trial in `folder`; also written to ``result.json``, the best of every part first."""
+    parts: dict[str, Part] = {}
+    rows: dict[str, list[ScoreRow]] = {}
+    compared: set[tuple[str, int]] = set()
+    for trial in list_trained(folder):
+        run = RunFolder(folder / trial.trial)
+        model = ClusterModel.load(run.model)
+        home = open_training_cache(run, other)
+        scored = scored_parts(run, home, None if other is None or other.digest == home.digest else other, model)
+        for part in scored:
+            parts.setdefault(part.name, part)
+            own = score_row(trial.name, part, assign(model, part.embedding)[0], model.clusters)
+            rows.setdefault(part.name, []).append(own)
+        if (scored[0].name, model.clusters) not in compared:
+            compared.add((scored[0].name, model.clusters))
+            for rival in run_rivals(run, home, scored, baselines, model.clusters):
+                title = f"{rival.title}, {model.clusters} clusters"
+                for part, cluster in zip(scored, rival.clusters, strict=True):
+                    rows[part.name].append(score_row(title, part, cluster, model.clusters, kind="baseline"))
+    tables = tuple(
+        ScoredPart(name=name, images=len(part.label), rows=tuple(sorted(rows[name], key=lambda row: -(row.acc or 0))))
+        for name, part in parts.items()
+    )
+    result = Result(run=str(folder), parts=tables)
+    write_record(folder / "result.json", result)
+    return result

@@ -1,0 +1,195 @@
+"""What runs and trials leave behind, as types: written and read here, so that no other file handles loose dictionaries.
+
+::
+
+    RUN/training.json     Training
+    RUN/start.json        the cuts that heads began at, and their scores
+    OUT/trials.json       a list of TrialRecord
+    OUT/merge.json        a list of MergeTree
+    RUN/result.json       Result, as `temi evaluate` leaves it
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from temi.pipeline.errors import UserError
+from temi.pipeline.runs.run_folder import read_json, write_json
+
+T = TypeVar("T")
+Setting = bool | int | float | str | tuple[Any, ...] | None
+
+
+class Record(BaseModel):
+    """A frozen record; a field that an older version wrote and this one lacks is passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Sizes(Record):
+    """Clusters of an assignment: how many, how many in use, exp of the entropy of their sizes, and the extremes."""
+
+    clusters: int
+    used_clusters: int
+    effective_clusters: float
+    smallest_cluster: int
+    largest_cluster: int
+
+
+class LabelFree(Sizes):
+    """What can be said of a trained model without a label; None where a score needs more than one head, or a graph."""
+
+    mean_confidence: float
+    head_agreement: float | None
+    stability: float | None
+    neighbor_consistency: float | None
+    linear_accuracy: float
+
+
+class Training(LabelFree):
+    """A finished trial: its length, its losses, and its label-free scores."""
+
+    steps: int
+    images: int
+    seconds: float
+    trials_in_pass: int
+    skipped_steps: int
+    head_loss: tuple[float, ...]
+    selected_head: int
+
+    @property
+    def loss(self) -> float:
+        """The lowest mean loss of a head."""
+        return min(self.head_loss)
+
+
+class TrialRecord(Record):
+    """One of many trials: its folder, the settings in which it differs, and how it ended: `training` or `stopped`."""
+
+    trial: str
+    settings: dict[str, Setting]
+    training: Training | None = None
+    stopped: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The folder and what sets the trial apart."""
+        return " ".join([self.trial, *(f"{name}={value}" for name, value in self.settings.items())])
+
+
+class Level(Record):
+    """One trial of a merge tree."""
+
+    trial: str
+    clusters: int
+
+
+class Join(Record):
+    """A cluster, its number of images, and the coarser cluster that holds the share `share` of them, the most."""
+
+    cluster: int
+    images: int
+    into: int
+    share: float
+
+
+class Top(Record):
+    """A cluster of the coarsest level."""
+
+    cluster: int
+    images: int
+
+
+class MergeTree(Record):
+    """How the clusters of trials with different numbers of clusters join.
+
+    Attributes
+    ----------
+    settings : what sets its trials apart from those of other trees
+    levels : the trials, the finest first
+    joins : for each level but the last
+    top : the clusters of the last
+    together : share of all images that lie, from each level to the next, where their cluster joins
+    """
+
+    settings: dict[str, Setting]
+    levels: tuple[Level, ...]
+    joins: tuple[tuple[Join, ...], ...]
+    top: tuple[Top, ...]
+    together: float
+
+
+class ScoreRow(Record):
+    """One row of a table of scores; what does not apply is None and is not written."""
+
+    method: str
+    kind: Literal["clustering", "baseline", "ceiling"]
+    acc: float | None = None
+    nmi: float | None = None
+    ami: float | None = None
+    ari: float | None = None
+    purity: float | None = None
+    clusters: int | None = None
+    used_clusters: int | None = None
+    effective_clusters: float | None = None
+    smallest_cluster: int | None = None
+    largest_cluster: int | None = None
+    confidence: float | None = None
+    acc_of_most_confident: dict[str, float] | None = None
+    seconds: float | None = None
+
+
+class ScoredPart(Record):
+    """Rows of one table: those that were trained on, a held-out split, or another cache."""
+
+    name: str
+    images: int
+    rows: tuple[ScoreRow, ...]
+
+
+class Result(Record):
+    """What `temi evaluate` found; `training` is None for a folder of trials."""
+
+    run: str
+    parts: tuple[ScoredPart, ...]
+    training: Training | None = None
+
+
+def write_record(path: Path, record: Record | Sequence[Record]) -> None:
+    """Write a record, or a list of them, as JSON, without what is None."""
+    write_json(path, _plain(record))
+
+
+def read_record(kind: type[T], path: Path) -> T:
+    """The `kind` in `path`; UserError where the file is missing, damaged, or of a version that cannot be read."""
+    try:
+        return TypeAdapter(kind).validate_python(read_json(path), strict=False)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise UserError(
+            f"{path} is damaged or from an older version ({where}: {problem['msg'].lower()}); train or evaluate again"
+        ) from None
+
+
+def write_trials(path: Path, trials: Sequence[TrialRecord]) -> None:
+    """``trials.json``: the scores of a trial stand beside its name, as tables want them."""
+    rows = [_plain(trial) for trial in trials]
+    write_json(path, [{**row, **row.pop("training", {})} for row in rows])
+
+
+def read_trials(path: Path) -> list[TrialRecord]:
+    """What `write_trials` wrote."""
+    rows = read_json(path)
+    try:
+        return [TrialRecord(**row, training=None if "stopped" in row else Training(**row)) for row in rows]
+    except (ValidationError, TypeError):
+        raise UserError(f"{path} is damaged or from an older version; train the trials again") from None
+
+
+def _plain(record: Record | Sequence[Record]) -> Any:
+    if isinstance(record, Record):
+        return record.model_dump(mode="json", exclude_none=True)
+    return [_plain(one) for one in record]
