@@ -1,6 +1,5 @@
 """Metrics against hand-made cases and laws; a run evaluated on what it saw and what it did not."""
 
-import json
 from itertools import permutations
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from temi.pipeline.evaluate.tables import (
     probe_accuracy,
     purity,
 )
+from temi.pipeline.runs.records import Result, read_record
 from temi.pipeline.runs.train import train_heads
 
 labelings = st.integers(2, 30).flatmap(
@@ -85,15 +85,15 @@ def test_a_run_is_scored_on_training_rows_and_its_held_out_split(tmp_path: Path)
     cache = write_cache(tmp_path / "cache", embedding, label, splits={"train": (0, 400), "test": (400, 600)})
     train_heads(cache, load_config(None, QUICK), tmp_path / "run")
     result = evaluate_run(tmp_path / "run")
-    assert result == json.loads((tmp_path / "run/result.json").read_text())
-    assert [(part["name"], part["images"]) for part in result["parts"]] == [
+    assert result == read_record(Result, tmp_path / "run/result.json")
+    assert [(part.name, part.images) for part in result.parts] == [
         ("training rows", 400),
         ("held out: test", 200),
     ]
-    for part in result["parts"]:
-        rows = {row["method"]: row for row in part["rows"]}
+    for part in result.parts:
+        rows = {row.method: row for row in part.rows}
         assert {"TEMI", "best head", "k-means", "20-NN on labels", "linear probe"} <= set(rows)
-        assert rows["TEMI"]["acc"] > 0.95
+        assert rows["TEMI"].acc > 0.95
     assert (tmp_path / "run/assignments.csv").read_text().count("\n") == 601
 
 
@@ -102,10 +102,10 @@ def test_a_run_is_scored_on_another_cache_of_the_same_backbone_only(tmp_path: Pa
     home = write_cache(tmp_path / "home", embedding[:400])
     train_heads(home, load_config(None, QUICK), tmp_path / "run")
     other = write_cache(tmp_path / "other", embedding[400:], label[400:])
-    parts = evaluate_run(tmp_path / "run", other)["parts"]
-    assert [part["name"] for part in parts] == ["training rows", "held out: other"]
-    assert "acc" not in parts[0]["rows"][0]  # no labels there: label-free scores only
-    assert parts[1]["rows"][0]["acc"] > 0.95
+    parts = evaluate_run(tmp_path / "run", other).parts
+    assert [part.name for part in parts] == ["training rows", "held out: other"]
+    assert parts[0].rows[0].acc is None  # no labels there: label-free scores only
+    assert parts[1].rows[0].acc > 0.95
     assert (tmp_path / "run/held-out/assignments.csv").exists()
     foreign = write_cache(tmp_path / "foreign", embedding, backbone="another")
     with pytest.raises(UserError, match="was embedded with backbone 'another' and the run with 'made-up'"):

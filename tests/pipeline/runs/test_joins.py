@@ -11,7 +11,13 @@ from temi.cli import app
 from temi.pipeline.commands.console import merge_tree as drawn
 from temi.pipeline.config import load_config
 from temi.pipeline.runs.joins import joins, merge_tree
+from temi.pipeline.runs.records import Join, Level, MergeTree
 from temi.pipeline.runs.trials import plan_trials, train_trials
+
+
+def tree_of(*assignments: np.ndarray) -> MergeTree:
+    levels = [Level(trial=str(own), clusters=int(cut.max()) + 1) for own, cut in enumerate(assignments)]
+    return merge_tree({}, levels, assignments)
 
 
 def test_each_cluster_joins_the_one_that_holds_most_of_its_images() -> None:
@@ -30,19 +36,19 @@ def test_each_cluster_joins_the_one_that_holds_most_of_its_images() -> None:
 
 def test_clusterings_that_nest_join_whole() -> None:
     finest = np.arange(120) % 12
-    tree = merge_tree([finest, finest // 3, finest // 6])
-    assert tree["together"] == 1.0
-    assert [[join["into"] for join in step] for step in tree["joins"]] == [[c // 3 for c in range(12)], [0, 0, 1, 1]]
-    assert {join["share"] for step in tree["joins"] for join in step} == {1.0}
-    assert tree["top"] == [{"cluster": 0, "images": 60}, {"cluster": 1, "images": 60}]
+    tree = tree_of(finest, finest // 3, finest // 6)
+    assert tree.together == 1.0
+    assert [[join.into for join in step] for step in tree.joins] == [[c // 3 for c in range(12)], [0, 0, 1, 1]]
+    assert {join.share for step in tree.joins for join in step} == {1.0}
+    assert [(top.cluster, top.images) for top in tree.top] == [(0, 60), (1, 60)]
 
 
 def test_images_that_do_not_go_along_are_counted_over_all_steps() -> None:
     finest, middle, coarse = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 2, 2]), np.array([0, 1, 1, 1, 1])
-    tree = merge_tree([finest, middle, coarse])
+    tree = tree_of(finest, middle, coarse)
     # Image 2 leaves its cluster at the first step; of middle cluster 0, image 1 leaves at the second.
-    assert tree["together"] == 0.6
-    assert tree["joins"][1][0] == {"cluster": 0, "images": 2, "into": 0, "share": 0.5}
+    assert tree.together == 0.6
+    assert tree.joins[1][0] == Join(cluster=0, images=2, into=0, share=0.5)
 
 
 def test_several_numbers_of_clusters_train_in_one_pass_and_join(tmp_path: Path) -> None:
@@ -83,7 +89,7 @@ def test_trials_that_differ_in_more_make_a_tree_each_and_those_of_one_number_non
 
 def test_a_tree_of_too_many_clusters_is_left_to_the_report() -> None:
     finest = np.arange(2000) % 500
-    levels = [{"trial": "trial-000", "clusters": 500}, {"trial": "trial-001", "clusters": 250}]
-    tree = {"settings": {"train.seed": 1}, "levels": levels, **merge_tree([finest, finest // 2])}
+    levels = [Level(trial="trial-000", clusters=500), Level(trial="trial-001", clusters=250)]
+    tree = merge_tree({"train.seed": 1}, levels, [finest, finest // 2])
     assert len(drawn(tree).children) == 1
     assert "train.seed=1" in str(drawn(tree).label)

@@ -19,6 +19,7 @@ from temi.pipeline.runs.label_free import (
     size_scores,
 )
 from temi.pipeline.runs.model import ClusterModel
+from temi.pipeline.runs.records import Sizes, Training, TrialRecord
 from temi.pipeline.runs.train import train_heads
 
 
@@ -70,15 +71,14 @@ def test_scores_of_one_pass_are_those_of_a_pass_for_each(
     neighbors = torch.randint(rows, (rows, 7), generator=generator, dtype=torch.int32)
     own = model.heads.probabilities(model.scaling(embedding), model.temperature)
     aligned = own.gather(2, model.alignment[:, None].expand(-1, rows, -1))
-    consensus, step = torch.einsum("h,hnc->nc", model.trust, aligned), -(-rows // 250)
+    consensus, step = aligned.mean(0), -(-rows // 250)
     cluster = consensus.argmax(-1)
     labels = model.alignment.argsort(1).gather(1, own.argmax(-1)).numpy()
     nmi = normalized_mutual_info_score
     pairs = [nmi(labels[a], labels[b]) for a in range(heads) for b in range(a + 1, heads)]
-    weighted = model.trust[:, None, None] * aligned
-    halves = [weighted[part::2].sum(0).argmax(-1).numpy() for part in (0, 1)]
-    assert label_free_scores(model, embedding, neighbors) == {
-        **size_scores(cluster, model.clusters),
+    halves = [aligned[part::2].sum(0).argmax(-1).numpy() for part in (0, 1)]
+    assert label_free_scores(model, embedding, neighbors).model_dump() == {
+        **size_scores(cluster, model.clusters).model_dump(),
         "mean_confidence": pytest.approx(consensus.amax(-1).mean().item(), abs=1e-6),
         "head_agreement": pytest.approx(np.mean(pairs)) if heads > 1 else None,
         "stability": pytest.approx(nmi(*halves)) if heads > 1 else None,
@@ -88,7 +88,7 @@ def test_scores_of_one_pass_are_those_of_a_pass_for_each(
 
 
 def stability(model: ClusterModel, embedding: torch.Tensor) -> float:
-    return label_free_scores(model, embedding, None)["stability"]
+    return label_free_scores(model, embedding, None).stability
 
 
 def some_heads(model: ClusterModel, count: int) -> ClusterModel:
@@ -117,14 +117,22 @@ def test_a_sample_of_many_rows_is_the_same_whatever_the_blocks(
     whole = label_free_scores(model, embedding, None)
     monkeypatch.setattr("temi.pipeline.runs.model.BLOCK_ROWS", 17)
     parts = label_free_scores(model, embedding, None)
-    assert parts["linear_accuracy"] == whole["linear_accuracy"]
-    assert whole["neighbor_consistency"] is None
+    assert parts.linear_accuracy == whole.linear_accuracy
+    assert whole.neighbor_consistency is None
 
 
 def test_the_trial_whose_heads_agree_is_chosen_or_the_most_confident_of_single_heads() -> None:
-    one, two = {"head_agreement": 0.9, "mean_confidence": 0.7}, {"head_agreement": 0.8, "mean_confidence": 0.9}
+    one, two, single = trial(0.9, 0.7), trial(0.8, 0.9), trial(None, 0.7)
     assert choose_trial([one, two]) is one
-    assert choose_trial([one | {"head_agreement": None}, two]) is two
+    assert choose_trial([single, two]) is two
+
+
+def trial(agreement: float | None, confidence: float) -> TrialRecord:
+    sizes = Sizes(clusters=2, used_clusters=2, effective_clusters=2, smallest_cluster=1, largest_cluster=1)
+    rest = {"steps": 1, "images": 2, "seconds": 1, "trials_in_pass": 1, "skipped_steps": 0, "head_loss": (0.0,)}
+    scores = {"stability": None, "neighbor_consistency": None, "linear_accuracy": 1, "selected_head": 0}
+    own = {"head_agreement": agreement, "mean_confidence": confidence}
+    return TrialRecord(trial="t", settings={}, training=Training(**sizes.model_dump(), **rest, **scores, **own))
 
 
 def test_heads_compared_are_spread_evenly() -> None:

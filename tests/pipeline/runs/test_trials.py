@@ -1,6 +1,5 @@
 """Many trials in one pass: each equals itself alone, survives a kill between checkpoints, and stops alone."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.trials import evaluate_trials, group_trials, plan_trials, train_trials
 from temi.pipeline.runs import loop as loop_module
 from temi.pipeline.runs.model import load_tensors
+from temi.pipeline.runs.records import Result, read_record
 from temi.pipeline.runs.train import train_heads
 
 BASE = [
@@ -91,7 +91,7 @@ def test_trials_that_are_none(tmp_path: Path, text: str | None, grid: list[str],
 
 
 @pytest.mark.parametrize(
-    ("kind", "start"), [("linear", "random"), ("published", "random"), ("mlp-bn", "random"), ("linear", "layouts")]
+    ("kind", "start"), [("linear", "random"), ("published", "random"), ("mlp-bn", "random"), ("linear", "pool")]
 )
 def test_a_trial_equals_itself_alone_to_the_bit(tmp_path: Path, kind: str, start: str) -> None:
     cache = write_cache(tmp_path / "cache", mixture()[0])
@@ -152,14 +152,14 @@ def test_a_trial_that_cannot_go_on_stops_alone_with_its_sentence(tmp_path: Path)
     configs = plan_trials(None, ["objective.beta=0.6,1e38"], None, [*BASE, "train.max_skipped=20"])
     for _ in range(2):  # the second time nothing is trained, and the sentence is still there
         good, bad = train_trials(cache, configs, tmp_path / "out")
-        assert good["settings"] == {"objective.beta": 0.6}
-        assert good["neighbor_consistency"] > 0.5
-        assert "cannot go on: the last 20 steps before step 20" in bad["stopped"]
-    [part] = evaluate_trials(tmp_path / "out")
-    methods = [row["method"] for row in part["rows"]]
+        assert good.settings == {"objective.beta": 0.6}
+        assert good.training.neighbor_consistency > 0.5
+        assert "cannot go on: the last 20 steps before step 20" in bad.stopped
+    [part] = evaluate_trials(tmp_path / "out").parts
+    methods = [row.method for row in part.rows]
     assert sorted(methods) == ["k-means, 6 clusters", "trial-000 objective.beta=0.6"]
-    assert all(row["acc"] > 0.2 for row in part["rows"])
-    assert json.loads((tmp_path / "out/result.json").read_text())["parts"] == [part]
+    assert all(row.acc > 0.2 for row in part.rows)
+    assert read_record(Result, tmp_path / "out/result.json").parts == (part,)
 
 
 def test_settings_that_fit_no_trial_are_refused_before_any_folder_is_made(tmp_path: Path) -> None:
