@@ -2,6 +2,9 @@
 
 >>> import temi
 >>> labels = temi.TemiClusterer(n_clusters=10).fit_predict(embeddings)
+>>> cache = temi.embed("photos", "cache")
+>>> run = temi.train_heads(cache, "run", clusters=10)
+>>> run.assignments
 
 ``temi.cache`` is the embedding cache on disk, ``temi.pipeline`` the two stages, ``temi.cli`` the command line.
 """
@@ -11,7 +14,13 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-_HOMES = {"TemiClusterer": "temi.pipeline.clusterer"}
+_HOMES = {
+    "TemiClusterer": "temi.pipeline.clusterer",
+    "embed": "temi.pipeline.api",
+    "train_heads": "temi.pipeline.api",
+    "open_cache": "temi.pipeline.api",
+    "open_run": "temi.pipeline.api",
+}
 
 __all__ = [*_HOMES, "__version__"]
 

@@ -35,7 +35,7 @@ class EmbeddingCache:
         self._structures: Structures = {}
 
     @classmethod
-    def open(cls, folder: Path) -> "EmbeddingCache":
+    def open(cls, folder: Path | str) -> "EmbeddingCache":
         """Open the cache in `folder`.
 
         Raises
@@ -43,11 +43,16 @@ class EmbeddingCache:
         CacheError
             `folder` is no cache, an unfinished, a damaged one, or one of another schema version.
         """
+        folder = Path(folder)
         with os_errors(folder, "read"):
             manifest = Manifest.read(folder)
             _refuse_unfinished(folder, manifest)
             sidecars = tuple(_read_sidecar(folder, manifest, shard) for shard in manifest.shards)
         return cls(folder, manifest, sidecars)
+
+    def __repr__(self) -> str:
+        made_by = self.manifest.fingerprint.backbone
+        return f"EmbeddingCache({str(self.folder)!r}: {self.rows:,} images x {self.dim}, {self.views} views, {made_by})"
 
     @property
     def rows(self) -> int:

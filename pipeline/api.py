@@ -1,0 +1,77 @@
+"""What `import temi` offers: the two stages and their results as functions, beside the scikit-learn estimator."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from temi.cache import EmbeddingCache
+from temi.pipeline.config import load_config
+from temi.pipeline.encode.embed import embed as embed_images
+from temi.pipeline.errors import UserError
+from temi.pipeline.plugins import load_plugin
+from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.runs.train import train_heads as train
+
+Place = str | Path
+
+
+def embed(
+    source: Place,
+    out: Place,
+    settings: Sequence[str] = (),
+    *,
+    config: Place | None = None,
+    root: Place | None = None,
+    overwrite: bool = False,
+) -> EmbeddingCache:
+    """Stage one: `source`, images of any kind that `temi embed` reads, into the cache `out`; resumed if it is there.
+
+    Parameters
+    ----------
+    settings : as ``--set`` takes them, e.g. ``["embed.backbone=efficientnet-lite0", "embed.pooling=mean"]``
+    config : TOML file of settings
+    root : where torchvision data sets are, or are downloaded to
+    """
+    chosen = load_config(Path(config) if config else None, settings).embed
+    made = embed_images(str(source), Path(out), chosen, root=Path(root) if root else None, overwrite=overwrite)
+    if made is None:
+        raise UserError(f"{out} is being filled by several processes; open it with temi.open_cache when all are done")
+    return made
+
+
+def train_heads(
+    cache: EmbeddingCache | Place,
+    out: Place,
+    clusters: int | None = None,
+    settings: Sequence[str] = (),
+    *,
+    config: Place | None = None,
+    plugins: Sequence[Place] = (),
+    overwrite: bool = False,
+) -> FinishedRun:
+    """Stage two: clustering heads on a cache, into the run folder `out`; an interrupted run is resumed.
+
+    Parameters
+    ----------
+    clusters : number of clusters, C; None: that of the settings
+    settings, config : as for `embed`
+    plugins : files of your own that register what the settings name; they are code and are run
+    """
+    loaded = [load_plugin(Path(path)) for path in plugins]
+    own = [] if clusters is None else [f"heads.clusters={clusters}"]
+    chosen = load_config(Path(config) if config else None, [*settings, *own])
+    opened = cache if isinstance(cache, EmbeddingCache) else open_cache(cache)
+    train(opened, chosen, Path(out), overwrite=overwrite, plugins=loaded)
+    return FinishedRun(Path(out))
+
+
+def open_cache(folder: Place) -> EmbeddingCache:
+    """A finished cache: `embedding()`, `view_embedding()`, `keys`, `labels`, `splits`."""
+    return EmbeddingCache.open(Path(folder))
+
+
+def open_run(folder: Place, cache: Place | None = None) -> FinishedRun:
+    """A finished run: `assignments`, `probabilities`, `embeddings`, `neighbors`, `clusters`, `names`.
+
+    `cache` is where the training cache is now, if it moved.
+    """
+    return FinishedRun(Path(folder), Path(cache) if cache else None)
