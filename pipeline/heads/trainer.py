@@ -6,6 +6,7 @@ finite sits the step out; the others go on.
 """
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -140,7 +141,8 @@ class HeadTrainer:
             dropout_mask_(self.keep, self.config.heads.dropout, generator)
         frozen = LAST_LAYER if number < self.config.optimizer.freeze_last * self.steps else ()
         if frozen not in self._computes:
-            self._computes[frozen] = self.record(partial(self._compute, frozen))
+            me = weakref.proxy(self)  # without a circle of references, a pass's bank and heads are freed when it ends
+            self._computes[frozen] = self.record(partial(HeadTrainer._compute, me, frozen))
         self._computes[frozen]()
 
     def _compute(self, frozen: Sequence[str]) -> None:

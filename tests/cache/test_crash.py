@@ -26,10 +26,10 @@ class Killable:
         arguments = [sys.executable, str(Path(__file__).with_name("killable.py"))]
         self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def start(self, folder: Path, worker: int = 0, workers: int = 1) -> int:
-        """Start writing in a child; its process id."""
+    def start(self, folder: Path, worker: int = 0, workers: int = 1, signal: Path | str = "") -> int:
+        """Start writing in a child; its process id. It claims its shards and waits until the file `signal` exists."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{folder} {worker} {workers}\n")
+        self.process.stdin.write(f"{folder} {worker} {workers} {signal}\n")
         self.process.stdin.flush()
         return self._answer()
 
@@ -137,15 +137,14 @@ def test_three_workers_one_killed_and_rerun_give_the_bytes_of_one(tmp_path: Path
 def test_a_second_run_of_the_same_command_is_refused_while_the_first_works(
     tmp_path: Path, processes: list[Killable]
 ) -> None:
-    child = processes[0].start(tmp_path / "cache")
+    processes[0].start(tmp_path / "cache", signal=tmp_path / "proceed")
     while not list((tmp_path / "cache").glob("shard-*.lock")):
         time.sleep(0.0005)
-    os.kill(child, signal.SIGSTOP)  # at work, but slow
     try:
         with pytest.raises(CacheError, match="another process is writing"):
             write(str(tmp_path / "cache"), "0", "1")
     finally:
-        os.kill(child, signal.SIGCONT)
+        (tmp_path / "proceed").touch()
     assert processes[0].wait() == 0
     write(str(tmp_path / "cache"), "0", "1")  # complete: nothing to do
     assert EmbeddingCache.open(tmp_path / "cache").verify() == []

@@ -1,6 +1,8 @@
 """Training: what learns, what cannot, what collapses, and that a bad batch or another trial changes nothing."""
 
+import gc
 import math
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +188,14 @@ def test_a_small_folder_gets_the_floor_of_steps_and_a_large_one_its_epochs() -> 
     config = load_config(None, ["train.min_steps=2000", "train.epochs=100", "train.batch_size=500"])
     assert total_steps(config, rows=2000) == 2000
     assert total_steps(config, rows=50_000) == 10_000
+
+
+def test_a_trainer_is_freed_with_its_bank_when_nobody_holds_it(tmp_path: Path) -> None:
+    gc.disable()  # the collector comes late, and the next pass of a process needs the memory
+    try:
+        trainer = train(tmp_path, settings(steps=2), mixture()[0])
+        left = [weakref.ref(trainer), weakref.ref(trainer.data.bank)]
+        del trainer
+        assert [reference() for reference in left] == [None, None]
+    finally:
+        gc.enable()

@@ -2,12 +2,15 @@
 
     python limited.py CACHE SMALL_CACHE FOLDER MEGABYTES
 
-Memory is what the system counts as data (RLIMIT_DATA): a mapped file is none, as the system may drop its pages.
+Memory is what the system counts as data (RLIMIT_DATA): a mapped file is none, as the system may drop its pages. The
+stacks of threads and what the C library keeps of freed blocks would be: see returning.py.
 """
 
 import resource
 import sys
 from pathlib import Path
+
+from returning import return_what_is_freed
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import load_config
@@ -23,6 +26,7 @@ def data_bytes() -> int:
 
 
 def main() -> None:
+    return_what_is_freed()
     big, small, folder, megabytes = *map(Path, sys.argv[1:4]), int(sys.argv[4])
     plain = load_config(None, [*SETTINGS, *LENGTH])
     frugal = load_config(None, [*SETTINGS, *LENGTH, f"train.memory={megabytes / 1000}"])

@@ -1,11 +1,15 @@
 """A process of its own for test_footprint.py: prints by how many bytes its memory grows while it trains.
 
-python measured.py CACHE SMALL_CACHE FOLDER TRIALS [SETTING ...]
+    python measured.py (asked|taken) CACHE SMALL_CACHE FOLDER TRIALS [SETTING ...]
+
+What is asked for is the same in every process; what is taken is that and the freed blocks that the C library keeps.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from returning import return_what_is_freed
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import load_config
@@ -30,7 +34,9 @@ def resident(name: str) -> int:
 
 
 def main() -> None:
-    cache, small, folder, trials, *settings = sys.argv[1:]
+    what, cache, small, folder, trials, *settings = sys.argv[1:]
+    if what == "asked":
+        return_what_is_freed()
     train(Path(small), Path(folder) / "warm", 1, ["heads.clusters=6"])  # libraries and pools are in memory now
     return_freed_memory()
     before = resident("VmRSS")

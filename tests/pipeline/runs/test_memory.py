@@ -126,10 +126,8 @@ def test_a_cache_larger_than_the_memory_is_trained_from_to_the_same_bytes(tmp_pa
     stored, megabytes = sum(path.stat().st_size for path in cache.folder.glob("*.h5")), 105
     assert stored > 1.2e6 * megabytes
     script = [Path(__file__).with_name("limited.py"), cache.folder, small.folder, tmp_path, megabytes]
-    path = os.pathsep.join(sys.path)
-    child = subprocess.run(
-        [sys.executable, *map(str, script)], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
-    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    child = subprocess.run([sys.executable, *map(str, script)], capture_output=True, text=True, env=environment)
     assert child.returncode == 0, child.stderr
     assert "refused:" in child.stdout  # without the setting the same memory is not enough
     frugal, plain = (tmp_path / name / "heads.safetensors" for name in ("frugal", "plain"))
