@@ -1,0 +1,83 @@
+"""A user's own file of Python: a backbone, an image source, an objective, a baseline or a start, registered by it.
+
+The file is code. It runs only where a command line or a call names it, never because a cache or a run folder does.
+"""
+
+import hashlib
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from temi.pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A file that ran.
+
+    Attributes
+    ----------
+    module
+        What the file defines.
+    path
+        Where it lies, absolute.
+    digest
+        SHA-256 of its bytes, 64 hexadecimal digits.
+    """
+
+    module: ModuleType
+    path: Path
+    digest: str
+
+
+_loaded: dict[tuple[Path, str], Plugin] = {}
+
+
+def load_plugin(path: Path) -> Plugin:
+    """Run the file `path` as a module of its own; what it registers stays registered in this process.
+
+    The same bytes at the same path run once, so that naming a file twice registers nothing twice.
+
+    Raises
+    ------
+    UserError
+        The file is missing, cannot be read, is not Python, or raises.
+    """
+    path = Path(path).expanduser().resolve()
+    code = _read(path)
+    digest = hashlib.sha256(code).hexdigest()
+    if (path, digest) not in _loaded:
+        _loaded[path, digest] = Plugin(_run(path, code, digest), path, digest)
+    return _loaded[path, digest]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"plugin {path} does not exist; give an existing Python file") from None
+    except OSError as error:
+        raise UserError(f"plugin {path} cannot be read ({error.strerror}); give a Python file") from None
+
+
+def _run(path: Path, code: bytes, digest: str) -> ModuleType:
+    module = ModuleType(f"_temi_plugin_{path.stem}_{digest[:16]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look a class's module up there
+    try:
+        exec(compile(code, str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[module.__name__]
+        raise UserError(f"plugin {path} cannot be loaded ({_reason(error, path)}); correct the file") from None
+    return module
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    """Type, message and, where it is known, the line of the plugin that was running."""
+    own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else None
+    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())[:200]
+    where = f"line {line}: " if line else ""
+    return f"{where}{type(error).__name__}{': ' if text else ''}{text}"
