@@ -50,6 +50,10 @@ def embed(
         str | None,
         typer.Option(metavar="names|content", help="content: refuse to go on where the bytes of an image changed"),
     ] = None,
+    plugin: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Python file of yours that registers a backbone or a source; it is run"),
+    ] = None,
     config: ConfigFile = None,
     set_: Overrides = None,
     overwrite: Overwrite = False,
@@ -58,7 +62,10 @@ def embed(
     with user_errors():
         from temi.pipeline.config import load_config
         from temi.pipeline.encode.embed import embed as run_embed
+        from temi.pipeline.plugins import load_plugin
 
+        for path in plugin or ():
+            load_plugin(path)
         settings = load_config(config, [*(set_ or ()), *([f"embed.digest={digest}"] if digest else [])]).embed
         cache = run_embed(source, out, settings, root=root, shard=_parse_shard(shard, overwrite), overwrite=overwrite)
         if cache is None:

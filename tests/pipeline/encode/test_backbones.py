@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from temi.pipeline.config import EmbedConfig
-from temi.pipeline.encode.backbones import load_backbone, pool
+from temi.pipeline.encode.backbones import load_backbone
+from temi.pipeline.encode.hugging_face import pool
 from temi.pipeline.encode.preprocessing import Preprocessing, from_processor
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.decode import decode_image
