@@ -39,7 +39,8 @@ class EmbedConfig(Section):
     """Stage one: what changes the numbers in a cache, and how fast it is filled."""
 
     backbone: str = Field(
-        "facebook/dinov2-base", description="Hugging Face id, local folder, or efficientnet-lite0, 1 or 2"
+        "facebook/dinov2-base",
+        description="Hugging Face id, local folder, efficientnet-lite0, 1 or 2, or a name that a --plugin registers",
     )
     revision: str | None = Field(None, description="Hugging Face revision; empty: the newest, resolved to a commit")
     pooling: Literal["cls", "mean", "cls+mean"] = Field("cls", description="how tokens become one vector")
@@ -52,6 +53,9 @@ class EmbedConfig(Section):
     jitter: Fraction = Field(0.4, description="strength of a view's color jitter: brightness, contrast, saturation")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="view v of row r depends on (seed, r, v) alone")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the forward; auto: bf16 on GPU")
+    engine: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="computes the forward; auto: on an x86 CPU openvino if it is installed, else torch"
+    )
     compile: bool = Field(False, description="run the encoder through torch.compile; needs a C++ compiler")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     batch_size: Literal["auto"] | Count = Field("auto", description="images per forward pass; auto: by device")

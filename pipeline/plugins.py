@@ -53,6 +53,12 @@ def load_plugin(path: Path) -> Plugin:
     return _loaded[path, digest]
 
 
+def plugin_of(thing: object) -> Plugin | None:
+    """The plugin that defines a function or class, if one does."""
+    module = getattr(thing, "__module__", None)
+    return next((plugin for plugin in _loaded.values() if plugin.module.__name__ == module), None)
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

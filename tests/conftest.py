@@ -1,11 +1,16 @@
-"""Shapes in annotations are checked while tests run, and only then."""
+"""Shapes in annotations are checked while tests run, and only then; nothing is written to the user's own cache."""
 
+from collections.abc import Iterator
+
+import pytest
 from jaxtyping import install_import_hook
 
 STAGE_ONE = [
     "temi.pipeline.images",
     "temi.pipeline.encode.views",
-    "temi.pipeline.encode.backbones",
+    "temi.pipeline.encode.backbone",
+    "temi.pipeline.encode.hugging_face",
+    "temi.pipeline.encode.openvino",
     "temi.pipeline.encode.preprocessing",
     "temi.pipeline.encode.workers",
 ]
@@ -19,3 +24,10 @@ STAGE_TWO = [
     "temi.pipeline.runs.joins",
 ]
 HOOK = install_import_hook([*STAGE_ONE, "temi.pipeline.encode.embed", *STAGE_TWO], "beartype.beartype")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user cache")))
+        yield

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import failures, user_errors
-from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite
+from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
 
 commands = typer.Typer()
 
@@ -26,6 +26,7 @@ def embed(
         str | None,
         typer.Option(metavar="names|content", help="content: refuse to go on where the bytes of an image changed"),
     ] = None,
+    plugin: Plugins = None,
     config: ConfigFile = None,
     set_: Overrides = None,
     overwrite: Overwrite = False,
@@ -34,7 +35,10 @@ def embed(
     with user_errors():
         from temi.pipeline.config import load_config
         from temi.pipeline.encode.embed import embed as run_embed
+        from temi.pipeline.plugins import load_plugin
 
+        for path in plugin or ():
+            load_plugin(path)
         settings = load_config(config, [*(set_ or ()), *([f"embed.digest={digest}"] if digest else [])]).embed
         cache = run_embed(source, out, settings, root=root, shard=_parse_shard(shard, overwrite), overwrite=overwrite)
         if cache is None:

@@ -1,17 +1,18 @@
 """Stage one: every image once through a frozen backbone, into a cache.
 
-Worker processes decode, resize and crop (pipeline/encode/workers.py) while this process runs the backbone; a thread
-writes finished shards. The batches of a shard depend on the shard alone, so a resumed cache equals an uninterrupted
-one.
+Worker processes decode, resize and crop (pipeline/encode/workers.py) while this process runs the backbone, on several
+batches at once where its engine does (`Backbone.lanes`); a thread writes finished shards. The batches of a shard depend
+on the shard alone, so a resumed cache equals an uninterrupted one.
 """
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from jaxtyping import Float16
 from torch import Tensor
 
 from temi.cache import EmbeddingCache, Fingerprint, Manifest, Shard, ShardWriter, plan_shards
+from temi.cache.schema import MANIFEST
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import Backbone, load_backbone
 from temi.pipeline.encode.views import ViewPolicy, jitter
@@ -45,9 +47,11 @@ class EmbeddedBatch:
 
 @dataclass
 class Clock:
-    """Seconds per named part."""
+    """Seconds per named part, of one lane: where `lanes` threads run the backbone, their mean."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    lanes: int = 1
+    _lock: Lock = field(default_factory=Lock)
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
@@ -55,7 +59,8 @@ class Clock:
         try:
             yield
         finally:
-            self.seconds[part] += time.perf_counter() - start
+            with self._lock:
+                self.seconds[part] += (time.perf_counter() - start) / self.lanes
 
 
 def embed(
@@ -92,13 +97,21 @@ def embed(
     if not 0 <= worker < workers:
         raise UserError(f"shard {worker}/{workers} does not exist; count from 0/{workers} to {workers - 1}/{workers}")
     images = open_source(source, root=root, max_pixels=config.max_pixels)
-    backbone = load_backbone(config)
+    backbone = load_backbone(config if overwrite else _same_engine(config, out))
     policy = view_policy(config)
     with ShardWriter.open(out, plan(images, backbone, policy, config), overwrite=overwrite) as writer:
         if worker == 0:
             record_origin(out, source, root)
         fill(writer, writer.pending(worker, workers), images, backbone, policy, config)
         return writer.finish()
+
+
+def _same_engine(config: EmbedConfig, out: Path) -> EmbedConfig:
+    """`config` with torch in place of auto where torch began the cache: OpenVINO may have been installed since."""
+    if config.engine != "auto" or not (out / MANIFEST).exists():
+        return config
+    began = Manifest.read(out).fingerprint.precision
+    return config if "openvino" in began else config.model_copy(update={"engine": "torch"})
 
 
 def view_policy(config: EmbedConfig) -> ViewPolicy:
@@ -135,7 +148,7 @@ def fill(
     """Make the `pending` shards; each is written while the next one is computed."""
     size = batch_size(config, backbone.device)
     batches = [batch for shard in pending for batch in cut(shard.start, shard.stop, size)]
-    clock, written, unreadable = Clock(), _done(), 0
+    clock, written, unreadable = Clock(lanes=backbone.lanes), _done(), 0
     stream = embed_rows(backbone, images, batches, policy=policy, workers=config.workers, clock=clock)
     total = sum(shard.rows for shard in pending)
     with Progress("embed", total, "img") as progress, ThreadPoolExecutor(1) as background:
@@ -174,17 +187,52 @@ def embed_rows(
 
     The inner loop of `embed`, for callers that want embeddings and no cache.
     """
-    clock = clock or Clock()
+    clock = clock or Clock(lanes=backbone.lanes)
     count = default_workers(backbone.device) if workers == "auto" else int(workers)
-    forward = Forward(backbone, clock)
-    pin = backbone.device.type == "cuda"
+    forward, pin = Forward(backbone, clock), backbone.device.type == "cuda"
     decoded = decode_batches(images, backbone.preprocessing, batches, policy, workers=count, pin=pin)
-    while True:
-        with clock("decode wait"):
+    reading = Lock()
+
+    def embed_next() -> EmbeddedBatch | None:
+        with clock("decode wait"), reading:
             batch = next(decoded, None)
-        if batch is None:
-            return
-        yield forward(batch)
+        return None if batch is None else forward(batch)
+
+    if backbone.lanes == 1:
+        yield from iter(embed_next, None)
+    else:
+        with single_torch_thread():
+            yield from _in_order(embed_next, batches, backbone.lanes)
+
+
+def _in_order(
+    embed_next: Callable[[], EmbeddedBatch | None], batches: Sequence[range], lanes: int
+) -> Iterator[EmbeddedBatch]:
+    """What `embed_next` returns in `lanes` threads at once, in the order of `batches`."""
+    pool, finished = ThreadPoolExecutor(lanes), dict[range, EmbeddedBatch]()
+    running = {pool.submit(embed_next) for _ in range(2 * lanes)}  # as many wait as run: a lane is never idle
+    try:
+        for rows in batches:
+            while rows not in finished:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for task in done:
+                    if batch := task.result():
+                        finished[batch.rows] = batch
+                        running.add(pool.submit(embed_next))
+            yield finished.pop(rows)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def single_torch_thread() -> Iterator[None]:
+    """One torch thread in this thread and those it starts: the lanes are as many as the cores already."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def batch_size(config: EmbedConfig, device: torch.device) -> int:

@@ -170,6 +170,7 @@ def recorded_settings(run: FinishedRun, backbone: str | None, device: str) -> Em
         revision=made["revision"] if from_hub else None,
         pooling=made["pooling"],
         precision=made["precision"].partition(",")[0],  # without "compiled": a few images are not worth it
+        engine="auto" if "openvino" in made["precision"] else "torch",
         views=0,
         device=device,
     )

@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from temi.pipeline.config import EmbedConfig
-from temi.pipeline.encode.backbones import load_backbone, pool
+from temi.pipeline.encode.backbones import load_backbone
+from temi.pipeline.encode.hugging_face import pool
 from temi.pipeline.encode.preprocessing import Preprocessing, from_processor
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.decode import decode_image
@@ -128,7 +129,7 @@ def test_the_forward_gets_channels_last_pixels_and_fused_attention(dinov2, monke
     monkeypatch.setattr(
         torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or attention(*a, **k)
     )
-    backbone = load_backbone(EmbedConfig(backbone=dinov2))
+    backbone = load_backbone(EmbedConfig(backbone=dinov2, engine="torch"))
     calls.clear()
     seen = []
     look = replace(backbone, encode=lambda pixels: seen.append(pixels) or backbone.encode(pixels))

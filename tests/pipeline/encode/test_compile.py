@@ -24,7 +24,7 @@ def config(tmp_path: Path) -> EmbedConfig:
     Dinov2Model(Dinov2Config(image_size=28, patch_size=14, **small)).save_pretrained(tmp_path / "model")
     sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 28, "width": 28}}
     BitImageProcessor(**sizes).save_pretrained(tmp_path / "model")
-    return EmbedConfig(backbone=str(tmp_path / "model"), views=0, batch_size=8, device="cpu", workers=0)
+    return EmbedConfig(backbone=str(tmp_path / "model"), views=0, batch_size=8, device="cpu", engine="torch", workers=0)
 
 
 @pytest.mark.slow

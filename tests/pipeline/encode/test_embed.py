@@ -75,7 +75,7 @@ def test_rows_are_the_models_own_output(photos, model, config, tmp_path):
     assert cache.keys == images.keys
     assert cache.labels.tolist() == images.labels.tolist()
     assert cache.classes == ("cat", "dog")
-    assert cache.manifest.fingerprint.precision == "fp32"
+    assert cache.manifest.fingerprint.precision == backbone.arithmetic
 
 
 def test_unreadable_images_keep_their_row_and_are_listed(photos, config, tmp_path):
@@ -164,10 +164,11 @@ REFUSED = {
 # What changes no number; max_pixels decides which images are read, and failures.csv says which were not.
 FREE = {"device": "auto", "batch_size": 8, "workers": 1, "max_pixels": 10**6}
 HUB_ONLY = {"revision"}  # resolved to a commit, which is in the fingerprint
+ENGINE = {"engine"}  # tests/pipeline/encode/test_openvino.py
 
 
 def test_every_setting_is_tested_one_way_or_the_other():
-    assert REFUSED.keys() | FREE.keys() | HUB_ONLY == EmbedConfig.model_fields.keys()
+    assert REFUSED.keys() | FREE.keys() | HUB_ONLY | ENGINE == EmbedConfig.model_fields.keys()
 
 
 @pytest.fixture(scope="module")

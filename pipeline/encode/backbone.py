@@ -1,0 +1,66 @@
+"""What stage one needs to know of a frozen encoder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from jaxtyping import Float
+from torch import Tensor
+
+from temi.pipeline.encode.preprocessing import Preprocessing
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen encoder on its device.
+
+    Attributes
+    ----------
+    name, revision
+        Which weights: an id and the commit it was resolved to, or a digest of the weights.
+    encode
+        Normalized pixels (B, 3, h, w) -> (B, D).
+    precision
+        Of the forward pass: fp32, or bf16 / fp16 by autocast.
+    compiled
+        Whether `encode` went through torch.compile, which changes the last bits of its results.
+    lanes
+        Batches that may be computed at once, each in a thread of its own.
+    """
+
+    name: str
+    revision: str
+    pooling: str
+    precision: str
+    dim: int
+    preprocessing: Preprocessing
+    device: torch.device
+    encode: Callable[[Tensor], Tensor]
+    compiled: bool = False
+    lanes: int = 1
+
+    @property
+    def arithmetic(self) -> str:
+        """What rounds the numbers, for the fingerprint: the precision, and "compiled" where that is so."""
+        return f"{self.precision}, compiled" if self.compiled else self.precision
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
+        """Embed pixels in [0, 1], already resized and cropped, on `device`."""
+        inputs = self.preprocessing.normalize(pixels).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
+            return self.encode(inputs).float()
+
+
+def digest_files(paths: list[Path]) -> str:
+    """Of the bytes of `paths` in that order: the `revision` of weights that have no commit."""
+    digest = xxhash.xxh3_128()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return f"xxh3:{digest.hexdigest()}"

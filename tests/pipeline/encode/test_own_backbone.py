@@ -1,0 +1,62 @@
+"""A backbone in a user's own file: the one of docs/adding-a-backbone.md, run from a temporary file."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from temi.cache import CacheError, EmbeddingCache
+from temi.pipeline.config import EmbedConfig
+from temi.pipeline.encode import backbones
+from temi.pipeline.encode.backbones import load_backbone, register_backbone
+from temi.pipeline.encode.embed import embed
+from temi.pipeline.errors import UserError
+from temi.pipeline.plugins import load_plugin
+
+TEMI = Path(sys.executable).with_name("temi")
+PAGE = Path(__file__).parents[3] / "docs/adding-a-backbone.md"
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The first Python block of the page, as a file; what it registers is forgotten afterwards."""
+    monkeypatch.setattr(backbones, "_LOADERS", dict(backbones._LOADERS))
+    path = tmp_path / "mine.py"
+    path.write_text(re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1])
+    return path
+
+
+def test_the_command_line_runs_the_file_it_is_given(plugin: Path, tmp_path: Path) -> None:
+    settings = ["embed.backbone=mean-color", "embed.views=0", "embed.workers=0", "embed.device=cpu"]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    command = [TEMI, "embed", "digits", "--out", tmp_path / "cache", "--plugin", plugin, *sets]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    cache = EmbeddingCache.open(tmp_path / "cache")
+    assert (cache.rows, cache.dim, cache.manifest.fingerprint.backbone) == (1797, 3, "mean-color")
+
+
+def test_a_changed_file_does_not_go_on_with_the_cache(
+    plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = EmbedConfig(backbone="mean-color", views=0, workers=0, device="cpu", engine="torch")
+    digest = load_plugin(plugin).digest
+    cache = embed("digits", tmp_path / "cache", config)
+    assert cache.manifest.fingerprint.revision.endswith(f"plugin sha256:{digest}")
+    assert np.isfinite(cache.embedding()).all()
+    del backbones._LOADERS["mean-color"]
+    plugin.write_text(plugin.read_text() + "\n# changed\n")
+    load_plugin(plugin)
+    with pytest.raises(CacheError, match="revision"):
+        embed("digits", tmp_path / "cache", config)
+
+
+def test_a_name_is_registered_once(plugin: Path) -> None:
+    load_plugin(plugin)
+    with pytest.raises(UserError, match="mean-color is already registered"):
+        register_backbone("mean-color")(load_backbone)
+    with pytest.raises(UserError, match="efficientnet-lite0 is already registered"):
+        register_backbone("efficientnet-lite0")(load_backbone)
