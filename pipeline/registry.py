@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from temi.pipeline.errors import UserError
 
 if TYPE_CHECKING:
+    from temi.pipeline.evaluate.baselines import Baseline
     from temi.pipeline.heads.objectives import Objective, Regularizer
     from temi.pipeline.start.find import FindStart
 
@@ -49,6 +50,10 @@ class Registry(Generic[T]):
             )
         return self._entries[name]
 
+    def __contains__(self, name: object) -> bool:
+        import_module(self._home)
+        return name in self._entries
+
     def __iter__(self) -> Iterator[str]:
         """The names, in the order of registration."""
         import_module(self._home)
@@ -58,3 +63,4 @@ class Registry(Generic[T]):
 OBJECTIVES: "Registry[Objective]" = Registry("objective", "temi.pipeline.heads.objectives")
 REGULARIZERS: "Registry[Regularizer]" = Registry("regularizer", "temi.pipeline.heads.objectives")
 STARTS: "Registry[FindStart]" = Registry("start", "temi.pipeline.start.find")
+BASELINES: "Registry[Baseline]" = Registry("baseline", "temi.pipeline.evaluate.baselines")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import user_errors
+from temi.pipeline.commands.options import Plugins
 from temi.pipeline.commands.tables import figure, print_table
 
 commands = typer.Typer()
@@ -19,9 +20,11 @@ def evaluate(
         str,
         typer.Option(
             metavar="all|none|NAME,...",
-            help="kmeans, spherical, umap, ward, hdbscan, leiden, turtle, scan, published, seed-recipe",
+            help="kmeans, spherical, umap, ward, hdbscan, plscan, evoc, spectral, louvain, leiden, turtle, "
+            "scan, published, seed-recipe, or those of a plugin",
         ),
     ] = "kmeans",
+    plugin: Plugins = None,
 ) -> None:
     """Score a run beside baselines and the labeled ceilings; without labels, by label-free scores."""
     with user_errors():
@@ -29,8 +32,11 @@ def evaluate(
         from temi.pipeline.evaluate.recipes import parse_baselines
         from temi.pipeline.evaluate.tables import evaluate_run
         from temi.pipeline.evaluate.trials import evaluate_trials
+        from temi.pipeline.plugins import load_plugin
         from temi.pipeline.runs.trials import is_trials
 
+        for path in plugin or ():
+            load_plugin(path)
         other, chosen = EmbeddingCache.open(cache) if cache else None, parse_baselines(baselines)
         result = evaluate_trials(run, other, chosen) if is_trials(run) else evaluate_run(run, other, chosen)
         for part in result.parts:

@@ -6,13 +6,15 @@ All but TURTLE see rows of unit norm. UMAP and Leiden are extras, imported where
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
-from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
+from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -20,6 +22,8 @@ from temi.pipeline.device import pick_device
 from temi.pipeline.extras import import_extra
 from temi.pipeline.features.neighbors import exact_neighbors, nearest, unit_rows
 from temi.pipeline.progress import Progress
+from temi.pipeline.registry import BASELINES
+from temi.pipeline.start.communities import communities
 from temi.pipeline.start.graph import fuzzy_graph
 
 STARTS = 10  # of k-means on embeddings
@@ -27,7 +31,8 @@ UMAP_STARTS = 200  # of k-means on a UMAP layout; a tenth from MANY_CLUSTERS on
 MANY_CLUSTERS = 500
 SPHERICAL_ROUNDS = 100
 GRAPH_NEIGHBORS = 15  # of the graphs that Ward and Leiden follow
-SMALLEST_CLUSTER = 10  # of HDBSCAN
+# Smallest clusters that HDBSCAN tries: shares of the mean cluster, and sizes.
+SMALLEST_SHARES, SMALLEST_SIZES = (0.1, 0.25, 0.5), (5, 10, 15, 30)
 RESOLUTIONS = 12  # that Leiden tries on the way to the number of clusters
 VOTERS = 20  # training rows that decide the cluster of a held-out row
 TURTLE_STEPS, TURTLE_INNER, TURTLE_ROWS, TURTLE_LR, TURTLE_ENTROPY = 6000, 10, 10_000, 1e-3, 10.0
@@ -91,18 +96,62 @@ def ward(embedding: Embedding, clusters: int, seed: int) -> Labeling:
 
 
 def hdbscan(embedding: Embedding, clusters: int, seed: int) -> Labeling:
-    """HDBSCAN in UMAP to five dimensions; it finds its own number of clusters, `clusters` has no effect.
+    """HDBSCAN in UMAP to five dimensions, of several smallest sizes that whose number of clusters is nearest.
 
-    Rows that it calls noise join the nearest cluster mean, as every other method must assign all rows.
+    Rows that it calls noise join the majority of their 15 nearest rows in a cluster, as every other method must assign
+    all rows.
     """
     y = _umap(embedding, seed, n_components=5, n_neighbors=GRAPH_NEIGHBORS, min_dist=0.0)
-    label = HDBSCAN(min_cluster_size=SMALLEST_CLUSTER, copy=True).fit_predict(y).astype(np.int64)
+    sizes = sorted({max(2, round(share * len(y) / clusters)) for share in SMALLEST_SHARES} | set(SMALLEST_SIZES))
+    found = [HDBSCAN(min_cluster_size=size, copy=True).fit_predict(y) for size in sizes if size < len(y)]
+    label = min(found, key=lambda own: abs(int(own.max()) + 1 - clusters)).astype(np.int64)
+    return without_noise(y, label)
+
+
+def without_noise(y: Float32[np.ndarray, "N P"], label: Labeling) -> Labeling:
+    """Rows labeled -1 join the majority of their nearest rows that are not; all are 0 where every row is noise."""
     noise = label < 0
     if noise.all():
         return np.zeros(len(y), np.int64)
-    label[noise] = nearest_mean(y[~noise], label[~noise], y[noise])
-    labels: Labeling = label
+    label = label.copy()
+    voters = KNeighborsClassifier(min(GRAPH_NEIGHBORS, int((~noise).sum()))).fit(y[~noise], label[~noise])
+    if noise.any():
+        label[noise] = voters.predict(y[noise])
+    return label
+
+
+def plscan(embedding: Embedding, clusters: int, seed: int) -> Labeling:
+    """PLSCAN (Bot et al. 2025) in UMAP to five dimensions; it finds its own number, `clusters` has no effect."""
+    y = _umap(embedding, seed, n_components=5, n_neighbors=GRAPH_NEIGHBORS, min_dist=0.0)
+    label = import_extra("fast_plscan", "baselines").PLSCAN().fit_predict(y.astype(np.float32))
+    return without_noise(y, np.asarray(label, np.int64))
+
+
+def evoc(embedding: Embedding, clusters: int, seed: int) -> Labeling:
+    """EVoC (McInnes), asked for about so many clusters; noise joins its nearest rows."""
+    x = unit_rows(embedding)
+    found = import_extra("evoc", "baselines").EVoC(approx_n_clusters=clusters, random_state=seed).fit_predict(x)
+    return without_noise(x, np.asarray(found, np.int64))
+
+
+def louvain(embedding: Embedding, clusters: int, seed: int) -> Labeling:
+    """Louvain (Blondel et al. 2008) on the fuzzy 15-neighbor graph, its resolution searched, the surplus merged."""
+    return communities(_neighbor_graph(embedding), clusters, seed)
+
+
+def spectral(embedding: Embedding, clusters: int, seed: int) -> Labeling:
+    """Spectral clustering (Ng, Jordan, Weiss 2001) of the fuzzy 15-neighbor graph, assigned by cluster_qr."""
+    graph = sp.csr_matrix(_neighbor_graph(embedding))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Graph is not fully connected")
+        model = SpectralClustering(clusters, affinity="precomputed", assign_labels="cluster_qr", random_state=seed)
+        labels: Labeling = model.fit_predict(graph).astype(np.int64)
     return labels
+
+
+def _neighbor_graph(embedding: Embedding) -> sp.csr_array:
+    index, similarity = exact_neighbors(unit_rows(embedding), min(GRAPH_NEIGHBORS, len(embedding) - 1))
+    return fuzzy_graph(index, 1 - similarity.astype(np.float32))
 
 
 def leiden(embedding: Embedding, clusters: int, seed: int) -> Labeling:
@@ -111,8 +160,7 @@ def leiden(embedding: Embedding, clusters: int, seed: int) -> Labeling:
     The number of communities it ends with may differ.
     """
     igraph, leidenalg = import_extra("igraph", "leiden"), import_extra("leidenalg", "leiden")
-    index, similarity = exact_neighbors(unit_rows(embedding), min(GRAPH_NEIGHBORS, len(embedding) - 1))
-    edges = sp.coo_array(sp.triu(fuzzy_graph(index, 1 - similarity.astype(np.float32)), 1))
+    edges = sp.coo_array(sp.triu(_neighbor_graph(embedding), 1))
     graph = igraph.Graph(n=len(embedding), edges=np.c_[edges.row, edges.col].tolist())
     kind, weights = leidenalg.RBConfigurationVertexPartition, edges.data.tolist()
     low, high = 1e-2, float(len(embedding))
@@ -185,17 +233,41 @@ def _fitted_logits(x: Float[Tensor, "B D"], target: Float[Tensor, "B C"]) -> Flo
     return logits
 
 
-BASELINES: dict[str, tuple[str, Callable[[Embedding, int, int], Labeling]]] = {
-    "kmeans": ("k-means", k_means),
-    "spherical": ("spherical k-means", spherical_k_means),
-    "umap": ("UMAP + k-means", umap_k_means),
-    "ward": ("Ward", ward),
-    "hdbscan": ("UMAP + HDBSCAN", hdbscan),
-    "leiden": ("Leiden", leiden),
-    "turtle": ("TURTLE", turtle),
-}
-CENTERED = ("kmeans", "spherical")  # a new row belongs to the nearest center; elsewhere its neighbors vote
-EXTRAS = {"umap": ("umap", ["umap"]), "hdbscan": ("umap", ["umap"]), "leiden": ("leiden", ["igraph", "leidenalg"])}
+@dataclass(frozen=True)
+class Baseline:
+    """What `--baselines` names.
+
+    Attributes
+    ----------
+    title : in tables
+    cluster : (N, D) embeddings, a number of clusters and a seed -> (N,) labels
+    extra, modules : the extra of this package that brings what it needs, and these modules; none: nothing more
+    centered : whether a new row belongs to the nearest center; else its neighbors vote
+    """
+
+    title: str
+    cluster: Callable[[Embedding, int, int], Labeling]
+    extra: str = ""
+    modules: tuple[str, ...] = ()
+    centered: bool = False
+
+
+def register_baseline(name: str, baseline: Baseline) -> None:
+    """Make `baseline` available as ``--baselines NAME``."""
+    BASELINES.register(name, baseline)
+
+
+register_baseline("kmeans", Baseline("k-means", k_means, centered=True))
+register_baseline("spherical", Baseline("spherical k-means", spherical_k_means, centered=True))
+register_baseline("umap", Baseline("UMAP + k-means", umap_k_means, "umap", ("umap",)))
+register_baseline("ward", Baseline("Ward", ward))
+register_baseline("hdbscan", Baseline("UMAP + HDBSCAN", hdbscan, "umap", ("umap",)))
+register_baseline("plscan", Baseline("UMAP + PLSCAN", plscan, "baselines", ("umap", "fast_plscan")))
+register_baseline("evoc", Baseline("EVoC", evoc, "baselines", ("evoc",)))
+register_baseline("spectral", Baseline("spectral clustering", spectral))
+register_baseline("louvain", Baseline("Louvain", louvain))
+register_baseline("leiden", Baseline("Leiden", leiden, "leiden", ("igraph", "leidenalg")))
+register_baseline("turtle", Baseline("TURTLE", turtle))
 
 
 def run_baseline(
@@ -210,9 +282,9 @@ def run_baseline(
     if name == "turtle" and len(widths) > 1:
         cluster = turtle(split_spaces(train, widths), clusters, seed)
     else:
-        cluster = BASELINES[name][1](train, clusters, seed)
+        cluster = BASELINES[name].cluster(train, clusters, seed)
     seconds = time.perf_counter() - began
-    extend = nearest_mean if name in CENTERED else neighbor_vote
+    extend = nearest_mean if BASELINES[name].centered else neighbor_vote
     return [cluster, *(extend(unit_rows(train), cluster, unit_rows(other)) for other in others)], seconds
 
 
@@ -244,9 +316,8 @@ def neighbor_vote(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D
 
 def import_needed(name: str) -> None:
     """Import what the baseline `name` needs; UserError where an extra is not installed."""
-    extra, modules = EXTRAS.get(name, ("", []))
-    for module in modules:
-        import_extra(module, extra)
+    for module in BASELINES[name].modules:
+        import_extra(module, BASELINES[name].extra)
 
 
 def _umap(embedding: Embedding, seed: int, *, n_neighbors: int, **settings: float) -> Float32[np.ndarray, "N P"]:

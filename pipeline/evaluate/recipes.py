@@ -12,21 +12,28 @@ from temi.cache import EmbeddingCache
 from temi.cache.convert.join import spaces_of
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.evaluate.baselines import BASELINES, import_needed, run_baseline
+from temi.pipeline.evaluate.baselines import import_needed, run_baseline
+from temi.pipeline.registry import BASELINES
 from temi.pipeline.runs.train import assign, train_heads
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = {"scan": "SCAN", "published": "TEMI, published", "seed-recipe": "the first system's recipe"}
-TITLES = {name: title for name, (title, _) in BASELINES.items()} | RECIPES
+
+
+def title_of(name: str) -> str:
+    """What a baseline or a recipe is called in tables."""
+    return RECIPES[name] if name in RECIPES else BASELINES[name].title
 
 
 def parse_baselines(text: str) -> list[str]:
     """Names of ``all``, ``none`` or a comma-separated list; what they need is imported now rather than in an hour."""
-    names = {"all": list(TITLES), "none": []}.get(text, text.split(","))
+    there = [*BASELINES, *RECIPES]
+    names = {"all": there, "none": []}.get(text, text.split(","))
     for name in names:
-        if name not in TITLES:
-            raise UserError(f"--baselines has no {name!r}; give all, none or some of {','.join(TITLES)}")
-        import_needed(name)
+        if name not in there:
+            raise UserError(f"--baselines has no {name!r}; give all, none or some of {','.join(there)}")
+        if name in BASELINES:
+            import_needed(name)
     return names
 
 

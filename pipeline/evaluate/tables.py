@@ -21,7 +21,7 @@ from temi.pipeline.evaluate.metrics import (
     knn_accuracy,
     probe_accuracy,
 )
-from temi.pipeline.evaluate.recipes import TITLES, run_rival
+from temi.pipeline.evaluate.recipes import run_rival, title_of
 from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.records import Result, ScoredPart, ScoreRow, Training, read_record, write_record
@@ -137,7 +137,7 @@ def run_rivals(
     split = recorded_config(run.config).train.split
     embeddings = [part.embedding for part in parts]
     found = [run_rival(name, home, split, embeddings, clusters) for name in names]
-    return [Rival(TITLES[name], *clustered) for name, clustered in zip(names, found, strict=True)]
+    return [Rival(title_of(name), *clustered) for name, clustered in zip(names, found, strict=True)]
 
 
 def _tables(model: ClusterModel, parts: list[Part], rivals: Sequence[Rival], seconds: float) -> list[list[ScoreRow]]:

@@ -11,15 +11,15 @@ from mixtures import mixture, write_cache
 
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.evaluate.tables import (
+from temi.pipeline.evaluate.metrics import (
     cluster_scores,
     confident_accuracy,
-    evaluate_run,
     hungarian_accuracy,
     knn_accuracy,
     probe_accuracy,
     purity,
 )
+from temi.pipeline.evaluate.tables import evaluate_run
 from temi.pipeline.runs.records import Result, read_record
 from temi.pipeline.runs.train import train_heads
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 from mixtures import mixture, write_cache
 
@@ -22,7 +21,7 @@ from temi.pipeline.heads.batches import Batches, load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.runs import memory
 from temi.pipeline.runs.train import train_heads
-from temi.pipeline.start.cuts import even_sizes
+from temi.pipeline.start.layout import even_cut
 
 CPU = torch.device("cpu")
 
@@ -71,7 +70,7 @@ def test_layouts_and_images_that_are_only_assigned_are_counted() -> None:
 def test_the_cuts_of_many_clusters_are_counted() -> None:
     y = np.random.default_rng(0).normal(size=(3000, 3)).astype(np.float32)
     tracemalloc.start()
-    even_sizes(y, sp.csr_array((3000, 3000)), 150, seed=0)
+    even_cut(y, 150, seed=0)
     _, seen = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     predicted = memory.predict([settings("start.kind=layouts", "heads.clusters=150")], 3000, 8, 0, CPU).start

@@ -8,11 +8,12 @@ from mixtures import mixture, write_cache
 
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.evaluate.trials import evaluate_trials, group_trials, plan_trials, train_trials
+from temi.pipeline.evaluate.trials import evaluate_trials
 from temi.pipeline.runs import loop as loop_module
 from temi.pipeline.runs.model import load_tensors
 from temi.pipeline.runs.records import Result, read_record
 from temi.pipeline.runs.train import train_heads
+from temi.pipeline.runs.trials import group_trials, plan_trials, train_trials
 
 BASE = [
     "heads.clusters=6",
