@@ -94,13 +94,13 @@ def test_a_signal_ends_all_processes_and_the_run_goes_on_later(tmp_path: Path) -
     process = subprocess.Popen(
         [*TORCHRUN, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while not (tmp_path / "run/checkpoints/previous.safetensors").exists():
         assert time.monotonic() < until
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) != 0
+    assert process.wait(300) != 0
     assert not (tmp_path / "run/training.json").exists()
     done = run(TORCHRUN, words)
     assert done.returncode == 0, done.stderr
