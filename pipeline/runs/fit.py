@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from temi.pipeline.config import Config
@@ -19,8 +20,11 @@ from temi.pipeline.registry import STARTS
 from temi.pipeline.runs.checks import check_settings
 from temi.pipeline.runs.loop import TrainingLoop, Trial
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.start.find import Start
+from temi.pipeline.start.find import Start, sample
+from temi.pipeline.start.pool import judges, mean_information
 from temi.pipeline.start.vote import match
+
+TOLERANCE = 0.01  # a head whose score is lower by this share of the best weighs 1/e
 
 
 def fit_model(features: Features, config: Config) -> ClusterModel:
@@ -34,12 +38,12 @@ def fit_model(features: Features, config: Config) -> ClusterModel:
     distinct = features.distinct()
     check_settings(config, len(distinct), features.view_count, "the array")
     trainer = HeadTrainer([config], load_training_set(distinct, config))
-    begin_heads(trainer, distinct, [config])
+    starts = begin_heads(trainer, distinct, [config])
     trial = Trial(trainer, 0, config)
     TrainingLoop([trial], trainer).run()
     if trial.stopped:
         raise UserError(trial.stopped)
-    return build_model(trainer, 0, trial.best, features, {})
+    return build_model(trial, distinct, features.embedding, {}, begun=bool(starts))
 
 
 def begin_heads(trainer: HeadTrainer, features: Features, configs: Sequence[Config]) -> list[Start]:
@@ -54,21 +58,41 @@ def begin_heads(trainer: HeadTrainer, features: Features, configs: Sequence[Conf
 
 
 def build_model(
-    trainer: HeadTrainer, trial: int, best: dict[str, Tensor], features: Features, fingerprint: Mapping[str, Any]
+    trial: Trial, features: Features, everything: Embeddings, fingerprint: Mapping[str, Any], *, begun: bool
 ) -> ClusterModel:
     """The best checkpoint's teachers, aligned to one another, with clusters numbered by falling size.
 
-    `fingerprint` says what the embeddings were made from.
+    Parameters
+    ----------
+    features : the distinct rows that were trained on
+    everything : all rows, by which clusters are counted
+    fingerprint : what the embeddings were made from
+    begun : heads began at cuts, so that some are better than others; of heads that began at random all count alike
     """
-    heads = trainer.teacher.select(trainer.heads_of(trial))
+    trainer, best = trial.trainer, trial.best
+    heads = trainer.teacher.select(trainer.heads_of(trial.index))
     weights = {name: best[f"teacher.{name}"] for name in heads.weights}
     buffers = {name: best[f"teacher.{name}"] for name in heads.buffers}
     heads = replace(heads, weights=weights, buffers=buffers).without_absent()
     loss = best["loss"].to(trainer.device)
     plain = torch.arange(heads.outputs.shape[1], device=trainer.device).repeat(len(loss), 1)
-    temperature = trainer.teacher_temperature[trainer.heads_of(trial)]
-    model = ClusterModel(heads, trainer.data.scaling, temperature, loss, plain, dict(fingerprint))
-    return _number_by_size(_align_heads(model, features.embedding), features.embedding)
+    temperature = trainer.teacher_temperature[trainer.heads_of(trial.index)]
+    alike = torch.full_like(loss, 1 / len(loss))
+    model = ClusterModel(heads, trainer.data.scaling, temperature, loss, alike, plain, dict(fingerprint))
+    if begun:
+        model = replace(model, trust=_trust(model, features))
+    return _number_by_size(_align_heads(model, everything), everything)
+
+
+def _trust(model: ClusterModel, features: Features) -> Float[Tensor, " H"]:
+    """softmax(s_h / (TOLERANCE max s)), s_h the edge information of a head's clusters (see start/score.py)."""
+    rows = sample(len(features))
+    seen = features if len(rows) == len(features) else features.sample(rows)
+    graphs = judges(seen, model.clusters)
+    labels = model.head_clusters(seen.embedding).cpu().numpy().astype(np.int64)
+    score = torch.tensor([mean_information(graphs, own) for own in labels], device=model.loss.device)
+    scale = (TOLERANCE * score.max()).clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.softmax((score - score.max()) / scale, 0).float()
 
 
 def _align_heads(model: ClusterModel, embedding: Embeddings) -> ClusterModel:

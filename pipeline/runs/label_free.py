@@ -44,7 +44,7 @@ def _observed(model: ClusterModel, embedding: Embeddings, step: int) -> Iterator
     for scaled, probability in model.blocks(embedding):
         confidence, cluster = model.consensus(probability).max(-1)
         own = probability[compared(len(probability))].argmax(-1).int().mT
-        halves = [model.consensus(probability[part::2]).argmax(-1).int() for part in (0, 1)]
+        halves = [torch.tensordot(model.trust[part::2], probability[part::2], 1).argmax(-1).int() for part in (0, 1)]
         yield cluster, confidence, own, torch.stack(halves, 1), scaled[-passed % step :: step]
         passed += len(scaled)
 

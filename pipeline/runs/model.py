@@ -34,6 +34,7 @@ class ClusterModel:
     scaling : of an embedding before the heads
     temperature : (H,) of the softmax
     loss : (H,) mean training loss of each head in the window that chose this checkpoint
+    trust : (H,) weight of each head in the consensus, summing to 1
     alignment : (H, C) output of each head that is cluster 0, 1, ...; clusters are numbered by falling size
     fingerprint : what the embeddings were made from, field by field
     """
@@ -42,6 +43,7 @@ class ClusterModel:
     scaling: Scaling
     temperature: Float[Tensor, " H"]
     loss: Float[Tensor, " H"]
+    trust: Float[Tensor, " H"]
     alignment: Int64[Tensor, "H C"]
     fingerprint: dict[str, Any]
 
@@ -56,8 +58,9 @@ class ClusterModel:
         return self.alignment.shape[1]
 
     def consensus(self, probability: Float[Tensor, "H n C"]) -> Float[Tensor, "n C"]:
-        """What the heads say together: the mean of their probabilities."""
-        return probability.mean(0)
+        """What the heads say together: the mean of their probabilities by `trust`."""
+        together: Tensor = torch.tensordot(self.trust, probability, 1)
+        return together
 
     def blocks(self, embedding: Embeddings) -> Iterator[tuple[Tensor, Tensor]]:
         """Block by block the scaled rows, (n, D'), and all heads' probabilities, (H, n, C): all at once would not fit.
@@ -99,7 +102,12 @@ class ClusterModel:
         """Write one safetensors file, atomically."""
         tensors = {f"head.{name}": tensor for name, tensor in self.heads.tensors().items()}
         tensors |= {"shift": self.scaling.shift, "weight": self.scaling.weight, "outputs": self.heads.outputs}
-        tensors |= {"temperature": self.temperature, "loss": self.loss, "alignment": self.alignment}
+        tensors |= {
+            "temperature": self.temperature,
+            "loss": self.loss,
+            "trust": self.trust,
+            "alignment": self.alignment,
+        }
         metadata = {
             "format": FORMAT,
             "kind": self.heads.kind,
@@ -124,6 +132,7 @@ class ClusterModel:
             Scaling(json.loads(metadata["root"]), tensors["shift"], tensors["weight"], segments),
             tensors["temperature"],
             tensors["loss"],
+            tensors["trust"],
             tensors["alignment"],
             json.loads(metadata["fingerprint"]),
         )

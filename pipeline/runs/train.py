@@ -108,7 +108,9 @@ def train_pass(
 def _finish(trial: LoggedTrial, cache: EmbeddingCache, features: Features, everything: Features, began: float) -> None:
     """Leave the model of a trained trial, its assignments and its scores in its run folder."""
     trainer, run = trial.trainer, trial.run
-    model = build_model(trainer, trial.index, trial.best, everything, asdict(cache.manifest.fingerprint))
+    begun = run.start_file.exists()
+    made_from = asdict(cache.manifest.fingerprint)
+    model = build_model(trial, features, everything.embedding, made_from, begun=begun)
     model.save(run.model)
     cluster = write_assignments(cache, model, run.folder)["cluster"].to_numpy()
     training = Training(

@@ -1,25 +1,29 @@
-"""Where heads begin: at partitions of a pool, the best by a score that needs no label, and at their vote.
+"""Where heads begin: at partitions of a pool, chosen without a label and without a threshold.
 
 From a random start a few thousand steps of TEMI lose to k-means on small folders. So the rows are first cut into
-clusters in several ways (pool.py), and the heads learn these cuts before the first step of the objective. Rows that
-repeat others count once.
+clusters in several ways (pool.py), and the heads learn these cuts before the first step of the objective.
+
+Clusters of very different size that lie apart are found by density alone, and overlapping ones only by cuts that keep
+sizes alike. What the data have is told by agreement: dense parts are what heads learn where those of different spaces
+agree more than communities do, and more than even cuts; elsewhere heads learn communities and even cuts.
+
+Rows that repeat others count once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 
 from temi.pipeline.config import StartConfig
 from temi.pipeline.features.copies import near_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.registry import STARTS
-from temi.pipeline.start.pool import make_pool, neighbor_counts
+from temi.pipeline.start.pool import KINDS, make_pool, neighbor_counts
 from temi.pipeline.start.vote import match, vote
 
-VOTERS = 12  # partitions of the highest score that vote
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
 LARGEST = 100_000
 
@@ -34,22 +38,20 @@ class Start:
     ----------
     rows : (M,) positions of the training rows that were cut: all, or a sample of LARGEST
     clusters : C
-    names : kind and space of each cut, the best first
-    score : (L,) edge information of each, in nats
-    cuts : (L, M) cluster of each row in each cut, ids matched to those of `voted`
-    voted : (M,) the cluster that most of the cuts put each row into
+    agreement : of the cuts of each kind, mean normalized mutual information of two of them
+    names : kind and space of each cut
+    cuts : (L, M) cluster of each row in each cut, ids matched
     """
 
     rows: Int64[np.ndarray, " M"]
     clusters: int
+    agreement: Mapping[str, float]
     names: tuple[str, ...]
-    score: Float[np.ndarray, " L"]
     cuts: Int64[np.ndarray, "L M"]
-    voted: Int64[np.ndarray, " M"]
 
     def summary(self) -> dict[str, Any]:
-        """The cuts and their scores, for the run folder."""
-        return {"cuts": [{"name": name, "score": float(s)} for name, s in zip(self.names, self.score, strict=True)]}
+        """What heads learned, and why, for the run folder."""
+        return {"agreement": dict(self.agreement), "cuts": list(self.names)}
 
 
 FindStart = Callable[[Features, int, StartConfig], Start | None]
@@ -57,7 +59,7 @@ FindStart = Callable[[Features, int, StartConfig], Start | None]
 
 
 def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
-    """Cut the rows and let the best cuts vote. Labels are not read."""
+    """Cut the rows in every way, and choose the cuts that heads learn. Labels are not read."""
     rows = sample(len(features))
     cut = features if len(rows) == len(features) else features.sample(rows)
     index, similarity = cut.neighbors(neighbor_counts(len(cut), clusters)[-1], "center")
@@ -65,10 +67,12 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     if len(first) < clusters:  # so few differ: every row counts
         first, group = np.arange(len(cut)), np.arange(len(cut))
     pool = make_pool(cut if len(first) == len(cut) else cut.sample(first), clusters, config.seed)
-    best = pool.labels[:VOTERS]
-    voted, _ = vote(list(best), clusters)
-    cuts = np.stack([match(label, voted, clusters)[label][group] for label in best])
-    return Start(rows, clusters, pool.names[:VOTERS], pool.score[:VOTERS], cuts, voted[group])
+    agreement = {kind: pool.of(kind).agreement() for kind in KINDS}
+    chosen = pool.of("dense") if agreement["dense"] == max(agreement.values()) else pool.of("communities", "even")
+    best = chosen.labels[chosen.score.argmax()]
+    aligned = vote([best, *chosen.labels], clusters)[0]
+    cuts = np.stack([match(label, aligned, clusters)[label][group] for label in chosen.labels])
+    return Start(rows, clusters, agreement, chosen.names, cuts)
 
 
 def sample(count: int) -> Rows:

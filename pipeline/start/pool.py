@@ -1,8 +1,8 @@
 """Many partitions of the same rows at exactly C clusters, and one score that needs no label.
 
 Every space gives two fuzzy graphs, of 10 and 15 neighbors, and every graph its communities; the larger graph of a space
-is laid out in three dimensions, and the layout is cut into parts of similar size. A partition's score is its edge
-information, mean over the larger graphs of all spaces. There is no threshold.
+is laid out in three dimensions, and the layout is cut into parts of similar size and into dense parts of any size. A
+partition's score is its edge information, mean over the larger graphs of all spaces. There is no threshold.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,9 @@ from jaxtyping import Float, Float32, Int64
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.scaling import Kind
 from temi.pipeline.progress import Progress
+from temi.pipeline.start.agreement import mean_agreement, mutual_information
 from temi.pipeline.start.communities import communities
+from temi.pipeline.start.density import dense_cut
 from temi.pipeline.start.graph import fuzzy_graph
 from temi.pipeline.start.layout import EPOCHS, even_cut, layout
 from temi.pipeline.start.score import edge_information
@@ -24,14 +26,18 @@ from temi.pipeline.start.score import edge_information
 SPACES: tuple[Kind, ...] = ("center", "whiten50", "joined")  # and `views`, where there are any
 NEIGHBORS = (10, 15)  # of the graphs of a space; the larger is the one that is laid out and that scores
 FEWEST_NEIGHBORS = 5
+AGREEMENT_ROWS = 4_000  # rows that partitions are compared on
 COMPONENTS = 4  # principal components that a layout begins at
 
 Labeling = Int64[np.ndarray, " N"]
 
 
+KINDS = ("communities", "even", "dense")
+
+
 @dataclass(frozen=True)
 class Pool:
-    """Partitions, the best first.
+    """Partitions at one number of clusters.
 
     Attributes
     ----------
@@ -44,35 +50,57 @@ class Pool:
     labels: Int64[np.ndarray, "P N"]
     score: Float[np.ndarray, " P"]
 
+    def of(self, *kinds: str) -> "Pool":
+        """Those of these kinds."""
+        kept = [place for place, name in enumerate(self.names) if name.split()[0] in kinds]
+        return Pool(tuple(self.names[place] for place in kept), self.labels[kept], self.score[kept])
+
+    def agreement(self) -> float:
+        """Mean normalized mutual information of two partitions: how far they do not depend on the space."""
+        step = -(-self.labels.shape[1] // AGREEMENT_ROWS)
+        return mean_agreement(mutual_information(self.labels[:, ::step]))
+
 
 def make_pool(features: Features, clusters: int, seed: int) -> Pool:
     """All partitions of the rows into `clusters`, made once for these features."""
     spaces, counts = spaces_of(features), neighbor_counts(len(features), clusters)
-    names = [f"communities {space} {k}" for space in spaces for k in counts] + [f"even {space}" for space in spaces]
+    names = [f"communities {space} {k}" for space in spaces for k in counts]
+    names += [f"{kind} {space}" for kind in ("even", "dense") for space in spaces]
 
     def make() -> dict[str, np.ndarray]:
-        graphs: dict[tuple[str, int], sp.csr_array] = {
-            (space, k): graph for space in spaces for k, graph in space_graphs(features, space, counts)
-        }
-        judges = [graphs[space, counts[-1]] for space in spaces]
-        laid_out = layouts(features, clusters, seed)
-        labels = []
+        graphs: dict[tuple[str, int], sp.csr_array] = {}
+        for space in spaces:
+            graphs |= {(space, k): graph for k, graph in space_graphs(features, space, counts)}
+        laid_out, labels = layouts(features, clusters, seed), []
         with Progress("partitions", len(names), "partition") as progress:
             for name in names:
-                kind, space, *k = name.split()
-                labels.append(
-                    communities(graphs[space, int(k[0])], clusters, seed)
-                    if kind == "communities"
-                    else even_cut(laid_out[space], clusters, seed)
-                )
+                kind, own, *k = name.split()
+                graph = graphs[own, int(k[0]) if k else counts[-1]]
+                match kind:
+                    case "communities":
+                        label = communities(graph, clusters, seed)
+                    case "even":
+                        label = even_cut(laid_out[own], clusters, seed)
+                    case _:
+                        label = dense_cut(laid_out[own], graph, clusters, seed)
+                labels.append(label)
                 progress.advance()
-        score = [float(np.mean([edge_information(graph, label) for graph in judges])) for label in labels]
+        score = [mean_information([graphs[space, counts[-1]] for space in spaces], label) for label in labels]
         return {"labels": np.stack(labels).astype(np.int32), "score": np.array(score)}
 
     kept = features.memo("pool", {"members": " ".join(names), "clusters": clusters, "seed": seed}, make)
-    order = np.argsort(-kept["score"], kind="stable")
-    labels = kept["labels"][order].astype(np.int64)
-    return Pool(tuple(names[place] for place in order), labels, kept["score"][order])
+    return Pool(tuple(names), kept["labels"].astype(np.int64), kept["score"])
+
+
+def judges(features: Features, clusters: int) -> list[sp.csr_array]:
+    """The graphs by which partitions are scored: the larger one of every space."""
+    k = neighbor_counts(len(features), clusters)[-1]
+    return [graph for space in spaces_of(features) for _, graph in space_graphs(features, space, [k])]
+
+
+def mean_information(graphs: list[sp.csr_array], label: Labeling) -> float:
+    """Edge information of a partition, mean over graphs."""
+    return float(np.mean([edge_information(graph, label) for graph in graphs]))
 
 
 def spaces_of(features: Features) -> tuple[Kind, ...]:

@@ -71,12 +71,13 @@ def test_scores_of_one_pass_are_those_of_a_pass_for_each(
     neighbors = torch.randint(rows, (rows, 7), generator=generator, dtype=torch.int32)
     own = model.heads.probabilities(model.scaling(embedding), model.temperature)
     aligned = own.gather(2, model.alignment[:, None].expand(-1, rows, -1))
-    consensus, step = aligned.mean(0), -(-rows // 250)
+    consensus, step = torch.einsum("h,hnc->nc", model.trust, aligned), -(-rows // 250)
     cluster = consensus.argmax(-1)
     labels = model.alignment.argsort(1).gather(1, own.argmax(-1)).numpy()
     nmi = normalized_mutual_info_score
     pairs = [nmi(labels[a], labels[b]) for a in range(heads) for b in range(a + 1, heads)]
-    halves = [aligned[part::2].sum(0).argmax(-1).numpy() for part in (0, 1)]
+    weighted = model.trust[:, None, None] * aligned
+    halves = [weighted[part::2].sum(0).argmax(-1).numpy() for part in (0, 1)]
     assert label_free_scores(model, embedding, neighbors).model_dump() == {
         **size_scores(cluster, model.clusters).model_dump(),
         "mean_confidence": pytest.approx(consensus.amax(-1).mean().item(), abs=1e-6),
@@ -92,7 +93,7 @@ def stability(model: ClusterModel, embedding: torch.Tensor) -> float:
 
 
 def some_heads(model: ClusterModel, count: int) -> ClusterModel:
-    parts = {name: getattr(model, name)[:count] for name in ("loss", "alignment", "temperature")}
+    parts = {name: getattr(model, name)[:count] for name in ("loss", "trust", "alignment", "temperature")}
     return replace(model, heads=model.heads.select(slice(0, count)), **parts)
 
 

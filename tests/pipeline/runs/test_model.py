@@ -19,7 +19,8 @@ def make_model(kind: str) -> ClusterModel:
     temperature, loss = torch.full((HEADS,), 0.1), torch.rand(HEADS, generator=generator)
     alignment = torch.stack([torch.randperm(CLUSTERS, generator=generator) for _ in range(HEADS)])
     scaling = Scaling.fit("center", torch.randn(ROWS, DIM, generator=generator))
-    return ClusterModel(heads, scaling, temperature, loss, alignment, {})
+    trust = torch.softmax(loss, 0)
+    return ClusterModel(heads, scaling, temperature, loss, trust, alignment, {})
 
 
 @pytest.mark.parametrize(("kind", "widest"), [("linear", CLUSTERS), ("published", 24), ("mlp-bn", 24)])
@@ -41,7 +42,7 @@ def test_answers_are_those_of_the_definition() -> None:
     model, embedding = make_model("linear"), torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(1))
     own = model.heads.probabilities(model.scaling(embedding), model.temperature)
     aligned = torch.stack([p[:, order] for p, order in zip(own, model.alignment, strict=True)])
-    consensus = aligned.mean(0)
+    consensus = torch.einsum("h,hnc->nc", model.trust, aligned)
     cluster, confidence = model.assign(embedding)
     torch.testing.assert_close(model.predict_proba(embedding), consensus)
     assert torch.equal(cluster, consensus.argmax(1))
