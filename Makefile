@@ -1,4 +1,5 @@
 # `make demo` and `make test` set up everything they need in .venv, from PyPI alone.
+.DEFAULT_GOAL := demo
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -6,27 +7,30 @@ BIN    := $(VENV)/bin
 FAISS  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 DEMO   := demo
 
-.PHONY: demo test check docs bench clean
+.PHONY: help demo test check docs bench clean
 
-demo: $(VENV)/installed
+help:
+	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/installed ## embed, train and evaluate on 1,797 digits
 	$(BIN)/temi embed digits --out $(DEMO)/cache --config configs/demo.toml
 	$(BIN)/temi train-heads $(DEMO)/cache --out $(DEMO)/run --config configs/demo.toml
 	$(BIN)/temi evaluate $(DEMO)/run
 
 # One thread: the tests' matrices are tiny, and threads that wait for each other cost more than they bring.
-test: $(VENV)/installed
+test: $(VENV)/installed ## run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-check: $(VENV)/installed
+check: $(VENV)/installed ## format, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-docs: $(VENV)/installed
+docs: $(VENV)/installed ## write docs/commands.md anew
 	$(BIN)/typer temi.cli utils docs --name temi --title Commands --output docs/commands.md
 
-bench: $(VENV)/installed
+bench: $(VENV)/installed ## accuracy on three sets that need no download
 	$(BIN)/python benchmarks/quality.py --results quality.jsonl --sets digits,balanced,imbalanced
 	$(BIN)/python benchmarks/quality.py --results quality.jsonl --table
 

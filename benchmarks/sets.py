@@ -38,7 +38,7 @@ def read_sets(folder: Path, names: list[str]) -> Iterator[tuple[str, np.ndarray,
         if not names or name in names:
             table = np.load(file, allow_pickle=False)
             label = np.unique(table["label"], return_inverse=True)[1]
-            yield name, table["embedding"], table["views"] if "views" in table else None, label
+            yield name, table["embedding"], table.get("views"), label
 
 
 def run(method: str, embedding: np.ndarray, views: np.ndarray | None, clusters: int, seed: int) -> np.ndarray:

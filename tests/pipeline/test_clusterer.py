@@ -44,11 +44,25 @@ def test_it_is_the_command_lines_run(tmp_path: Path) -> None:
     assert np.bincount(found).tolist() == sorted(np.bincount(found), reverse=True)
 
 
-def test_mistakes_are_value_errors() -> None:
+def test_mistakes_are_value_errors(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).standard_normal((20, 4))
     with pytest.raises(ValueError, match=r"heads.clusters = 21 is more than the 20 images"):
         TemiClusterer(21, settings=SHORT).fit(rows)
     with pytest.raises(ValueError, match=r"unknown setting heads.colour"):
         TemiClusterer(2, settings=("heads.colour=1",)).fit(rows)
     with pytest.raises(ValueError, match=r"the largest float16"):
-        TemiClusterer(2, settings=SHORT).fit(rows * 1e6)
+        TemiClusterer(2, settings=SHORT, run=tmp_path).fit(rows * 1e6)
+
+
+def test_it_is_silent_and_touches_no_disk_unless_it_is_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    embedding, label = mixture(rows=300, clusters=4, noise=0.3)
+    found = TemiClusterer(4, settings=WARM).fit_predict(embedding.astype(np.float32))
+    assert adjusted_rand_score(label, found) > 0.9
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr() == ("", "")
+    TemiClusterer(4, settings=WARM, verbose=True).fit(embedding.astype(np.float32))
+    assert "train: " in capfd.readouterr().err

@@ -16,16 +16,17 @@ from temi.cli import app
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate import baselines
-from temi.pipeline.evaluate.baselines import BASELINES, EXTRAS, run_baseline
+from temi.pipeline.evaluate.baselines import run_baseline
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.evaluate.recipes import RECIPES, load_recipe, parse_baselines
 from temi.pipeline.features.neighbors import unit_rows
+from temi.pipeline.registry import BASELINES
 from temi.pipeline.runs.train import train_heads
 
 
 def available(name: str) -> bool:
     try:
-        for module in EXTRAS.get(name, ("", []))[1]:
+        for module in BASELINES[name].modules:
             importlib.import_module(module)
     except ImportError:
         return False
@@ -36,14 +37,14 @@ def available(name: str) -> bool:
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if "umap" in EXTRAS.get(name, ()) else [])
+        pytest.param(name, marks=[pytest.mark.slow] if BASELINES[name].modules else [])
         for name in BASELINES
         if name != "turtle"
     ],
 )
 def test_every_baseline_finds_an_easy_mixture_and_assigns_new_rows(name: str) -> None:
     if not available(name):
-        pytest.skip(f"the extra {EXTRAS[name][0]} is not installed")
+        pytest.skip(f"the extra {BASELINES[name].extra} is not installed")
     embedding, label = mixture(rows=400, clusters=4, noise=0.2)
     (found, held_out), seconds = run_baseline(name, embedding[:300], [embedding[300:]], 4)
     assert found.dtype == held_out.dtype == np.int64
@@ -200,3 +201,52 @@ def test_turtle_sees_the_spaces_of_a_joined_cache_one_by_one(monkeypatch: pytest
 def test_recipes_start_at_random_and_take_the_number_and_seed_asked_for(name: str) -> None:
     config = load_recipe(name, 7, seed=3)
     assert (config.start.kind, config.heads.clusters, config.train.seed, config.pairs.seed) == ("random", 7, 3, 3)
+
+
+PLUGIN = """
+import numpy as np
+from temi.pipeline.evaluate.baselines import Baseline, register_baseline
+
+def halves(embedding, clusters, seed):
+    return (np.arange(len(embedding)) % clusters).astype(np.int64)
+
+register_baseline("halves", Baseline("every second", halves))
+"""
+
+
+def test_a_file_of_ones_own_adds_a_baseline(tmp_path: Path) -> None:
+    embedding, label = mixture(rows=200, clusters=2)
+    cache = write_cache(tmp_path / "cache", embedding, label)
+    quick = ["heads.clusters=2", "heads.count=2", "train.min_steps=20", "train.epochs=0", "start.kind=random"]
+    train_heads(cache, load_config(None, [*quick, "train.tensorboard=false"]), tmp_path / "run")
+    plugin = tmp_path / "halves.py"
+    plugin.write_text(PLUGIN)
+    shown = CliRunner().invoke(
+        app, ["evaluate", str(tmp_path / "run"), "--baselines", "halves", "--plugin", str(plugin)]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "every second" in shown.output
+
+
+def test_noise_joins_its_nearest_rows() -> None:
+    y = np.concatenate([np.zeros((20, 2)), np.full((20, 2), 5.0), [[4.0, 4.0]], [[0.5, 0.0]]]).astype(np.float32)
+    label = np.r_[np.zeros(20), np.ones(20), -1, -1].astype(np.int64)
+    assert baselines.without_noise(y, label).tolist() == [0] * 20 + [1] * 20 + [1, 0]
+    assert baselines.without_noise(y, np.full(42, -1)).tolist() == [0] * 42
+
+
+def test_start_is_open_to_a_file_of_ones_own() -> None:
+    import temi.pipeline.start.find as find
+    from temi.pipeline.features.features import Features
+    from temi.pipeline.runs.fit import fit_model
+
+    embedding, label = mixture(rows=200, clusters=4, noise=0.3)
+
+    def rows_in_turn(features: Features, clusters: int, config: object) -> find.Start:
+        cut = (np.arange(len(features)) % clusters)[None]
+        return find.Start(np.arange(len(features)), clusters, {}, ("in turn",), cut)
+
+    find.register_start("in turn", rows_in_turn)
+    config = load_config(None, ["heads.clusters=4", "heads.count=2", "start.kind=in turn", "start.steps=100"])
+    model = fit_model(Features.of_array(embedding), config)
+    assert hungarian_accuracy(label, model.assign(Features.of_array(embedding).embedding)[0].numpy()) > 0.95
