@@ -154,8 +154,10 @@ def decode_rates(backbone: Backbone, images: FolderImages, config: EmbedConfig, 
             policy = view_policy(config.model_copy(update={"views": views}))
             decoder = Decoder(images, backbone.preprocessing, cut(0, len(images.keys), size), policy)
             for name, decode.simplejpeg in decoders.items():
-                _, cpu = timed(lambda decoder=decoder: [decoder[index] for index in range(len(decoder))])
-                seconds.setdefault(f"{name}, V={views}", []).append(cpu)
+                start = time.process_time()
+                for index in range(len(decoder)):
+                    decoder[index]
+                seconds.setdefault(f"{name}, V={views}", []).append(time.process_time() - start)
     torch.set_num_threads(threads)
     decode.simplejpeg = installed
     return {name: len(images.keys) / statistics.median(found) for name, found in seconds.items()}
