@@ -2,15 +2,16 @@
 
 Every round times, one after the other in one process and with the same threads:
 
-- bare: the model alone on tensors that are already there
+- bare: the model alone on tensors that are already there, as many batches at once as its engine takes
 - embed, V = 0 and V = 2: a folder of JPEG files to a finished cache (loading the model is left out on all sides)
+- embed by torch: V = 0 with embed.engine=torch, where the other arms run on another engine
 - loop: AutoImageProcessor + AutoModel + DataLoader, as model cards show it
 
 Every arm makes the same number of forward passes: a third of the images with two views each. Shares are of one round,
 so that other work on the machine hits both sides; the median over rounds is printed. CPU
 seconds, children included, are printed beside wall seconds: they hardly depend on what else the machine is doing.
 
-    python benchmarks/embed.py PHOTOS --images 64 --rounds 3 [--model FOLDER] [--precision bf16]
+    python benchmarks/embed.py PHOTOS --images 64 --rounds 3 [--model FOLDER] [--precision bf16] [--engine torch]
 """
 
 import argparse
@@ -22,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import DTYPES, Backbone, load_backbone
 from temi.pipeline.encode.embed import batch_size, cut, fill, plan, view_policy
 from temi.pipeline.encode.workers import Decoder
+from temi.pipeline.images import decode
 from temi.pipeline.images.folder import FolderImages
 
 VIEWS = (0, 2)
@@ -64,9 +67,12 @@ def random_dinov2(folder: Path) -> Path:
 
 def bare(backbone: Backbone, count: int, size: int) -> None:
     pixels = torch.rand(size, 3, *backbone.preprocessing.crop, device=backbone.device)
-    for rows in cut(0, count, size):
-        last = backbone(pixels[: len(rows)])
-    last.cpu()
+    pieces = [pixels[: len(rows)] for rows in cut(0, count, size)]
+    if backbone.lanes > 1:
+        with ThreadPoolExecutor(backbone.lanes) as lanes:
+            list(lanes.map(backbone, pieces))
+    else:
+        [backbone(piece) for piece in pieces][-1].cpu()
 
 
 def embed_folder(backbone: Backbone, images: FolderImages, config: EmbedConfig) -> None:
@@ -137,17 +143,24 @@ def hardware() -> str:
 
 
 def decode_rates(backbone: Backbone, images: FolderImages, config: EmbedConfig, size: int) -> dict[str, float]:
-    """Images per second that one core decodes, resizes and crops."""
-    threads = torch.get_num_threads()
+    """Images per second that one core decodes, resizes and crops, by each decoder of JPEGs; medians over interleaved
+    rounds."""
+    threads, installed = torch.get_num_threads(), decode.simplejpeg
     torch.set_num_threads(1)
-    rates = {}
-    for views in VIEWS:
-        policy = view_policy(config.model_copy(update={"views": views}))
-        decoder = Decoder(images, backbone.preprocessing, cut(0, len(images.keys), size), policy)
-        _, cpu = timed(lambda decoder=decoder: [decoder[index] for index in range(len(decoder))])
-        rates[f"V={views}"] = len(images.keys) / cpu
+    decoders = {"Pillow": None} | ({"simplejpeg": installed} if installed else {})
+    seconds: dict[str, list[float]] = {}
+    for _ in range(5):
+        for views in VIEWS:
+            policy = view_policy(config.model_copy(update={"views": views}))
+            decoder = Decoder(images, backbone.preprocessing, cut(0, len(images.keys), size), policy)
+            for name, decode.simplejpeg in decoders.items():
+                start = time.process_time()
+                for index in range(len(decoder)):
+                    decoder[index]
+                seconds.setdefault(f"{name}, V={views}", []).append(time.process_time() - start)
     torch.set_num_threads(threads)
-    return rates
+    decode.simplejpeg = installed
+    return {name: len(images.keys) / statistics.median(found) for name, found in seconds.items()}
 
 
 def main() -> None:
@@ -157,6 +170,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", help="folder, hub id or efficientnet-lite0; default: DINOv2-base of random weights")
     parser.add_argument("--precision", default="fp32", choices=list(DTYPES))
+    parser.add_argument("--engine", default="auto", choices=["auto", "torch", "openvino"])
     parser.add_argument("--workers", type=int, help="decoding processes of all arms; default: what embed chooses")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
@@ -166,7 +180,7 @@ def main() -> None:
 
 def run(options: argparse.Namespace, model: str) -> None:
     workers = "auto" if options.workers is None else options.workers
-    config = EmbedConfig(backbone=model, precision=options.precision, workers=workers)
+    config = EmbedConfig(backbone=model, precision=options.precision, engine=options.engine, workers=workers)
     backbone, images = load_backbone(config), FirstImages(options.photos, options.images)
     count, size = len(images.keys), batch_size(config, backbone.device)
     arms: dict[str, Callable[[], None]] = {"bare": lambda: bare(backbone, count, size)}
@@ -174,6 +188,10 @@ def run(options: argparse.Namespace, model: str) -> None:
         settings = config.model_copy(update={"views": views})
         part = FirstImages(options.photos, count // (1 + views))
         arms[f"embed V={views}"] = lambda settings=settings, part=part: embed_folder(backbone, part, settings)
+    if "openvino" in backbone.arithmetic:
+        slow = load_backbone(config.model_copy(update={"engine": "torch"}))
+        once = config.model_copy(update={"views": 0, "engine": "torch"})
+        arms["embed by torch"] = lambda: embed_folder(slow, images, once)
     if model != "efficientnet-lite0":
         loop = PlainLoop(model, config, backbone.device, size, options.workers or 1)
         arms["loop"] = lambda: loop(images)
@@ -194,7 +212,7 @@ def report(
     result = {
         "hardware": hardware(),
         "model": options.model or "DINOv2-base, random weights",
-        "precision": options.precision,
+        "arithmetic": backbone.arithmetic,
         "images": count,
         "batch": size,
         "rounds": options.rounds,
@@ -210,8 +228,9 @@ def report(
         for views in VIEWS:
             shares = share(found, f"embed V={views}", "bare", clock)
             result[f"embed V={views} as a share of bare, {name}"] = describe(shares)
-        if "loop" in found[0]:
-            result[f"embed V=0 : plain loop, {name}"] = describe(share(found, "embed V=0", "loop", clock))
+        for other in ("loop", "embed by torch"):
+            if other in found[0]:
+                result[f"embed V=0 : {other}, {name}"] = describe(share(found, "embed V=0", other, clock))
     for name, value in result.items():
         print(f"{name}: {value}")
     if options.out:
