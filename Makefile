@@ -25,6 +25,7 @@ check: $(VENV)/installed
 
 docs: $(VENV)/installed
 	$(BIN)/typer temi.cli utils docs --name temi --title Commands --output docs/commands.md
+	$(BIN)/python -c "import html, pathlib; p = pathlib.Path('docs/commands.md'); p.write_text(html.unescape(p.read_text()))"
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/quality.py --results quality.jsonl --sets digits,balanced,imbalanced
