@@ -15,10 +15,11 @@ app = typer.Typer(
 )
 for part in (embed, train, evaluate, first, results):
     app.add_typer(part.commands)
-app.add_typer(cache.commands, name="cache")
+app.add_typer(cache.commands, name="cache", short_help=str(cache.commands.info.help))
 for part in (embed, train, evaluate, first, results, cache):
     for verb in part.commands.registered_commands:
         verb.epilog = EXIT_CODES
+        verb.short_help = " ".join((verb.callback.__doc__ or "").split("\n\n")[0].split())  # whole, not cut at a width
 
 
 def _version(wanted: bool) -> None:
