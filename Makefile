@@ -29,6 +29,7 @@ check: $(VENV)/installed ## format, lint, types, and the direction of imports
 
 docs: $(VENV)/installed ## write docs/commands.md anew
 	$(BIN)/typer temi.cli utils docs --name temi --title Commands --output docs/commands.md
+	$(BIN)/python -c "import html, pathlib; p = pathlib.Path('docs/commands.md'); p.write_text(html.unescape(p.read_text()))"
 
 bench: $(VENV)/installed ## accuracy on three sets that need no download
 	$(BIN)/python benchmarks/quality.py --results quality.jsonl --sets digits,balanced,imbalanced

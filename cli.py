@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands import cache, embed, evaluate, first, results, train
+from temi.pipeline.commands.console import EXIT_CODES
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,7 +15,11 @@ app = typer.Typer(
 )
 for part in (embed, train, evaluate, first, results):
     app.add_typer(part.commands)
-app.add_typer(cache.commands, name="cache")
+app.add_typer(cache.commands, name="cache", short_help=str(cache.commands.info.help))
+for part in (embed, train, evaluate, first, results, cache):
+    for verb in part.commands.registered_commands:
+        verb.epilog = EXIT_CODES
+        verb.short_help = " ".join((verb.callback.__doc__ or "").split("\n\n")[0].split())  # whole, not cut at a width
 
 
 def _version(wanted: bool) -> None:

@@ -1,12 +1,13 @@
 """Durable files: written whole or not at all, sealed with a checksum, locked while one process writes."""
 
+import csv
 import errno
 import fcntl
 import functools
 import json
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -100,6 +101,23 @@ def make_folder(folder: Path) -> None:
 
 def _checksum(table: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(table, sort_keys=True, allow_nan=False).encode())
+
+
+def csv_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    r"""A CSV file in UTF-8 whose lines end in \n, every field read back as it was.
+
+    The csv module quotes \r and \n only where they are its own line end; so that is what it is given.
+    """
+    lines: list[str] = []
+    csv.writer(_Lines(lines), lineterminator="\r\n").writerows(rows)
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode()
+
+
+class _Lines:
+    """A file for the csv module, which writes one line at a time."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.write = lines.append
 
 
 def write_sealed(path: Path, table: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """A nearest-neighbor graph saved beside the shards, under the key of the settings that made it."""
 
+import hashlib
 import io
 import re
 from collections.abc import Mapping
@@ -18,6 +19,11 @@ _DIGEST = "xxh3_128"
 _DTYPES = {"index": np.dtype("<i4"), "similarity": np.dtype("<f2")}
 
 Attribute = str | int | float
+
+
+def selection_digest(rows: npt.NDArray[np.int64]) -> str:
+    """16 hexadecimal digits that identify an ordered choice of rows."""
+    return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()[:16]
 
 
 def save_neighbors(

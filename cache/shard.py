@@ -4,7 +4,6 @@ Datasets lie in a shard as plain blocks, so they are read straight to where thei
 taken from the same bytes on the way.
 """
 
-import csv
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +17,7 @@ import numpy.typing as npt
 import xxhash
 from pydantic import ConfigDict, Field
 
-from temi.cache.files import os_errors, parse, read_sealed, write_sealed
+from temi.cache.files import csv_bytes, os_errors, parse, read_sealed, write_sealed
 from temi.cache.hdf5 import Part, parse_structure
 from temi.cache.manifest import Manifest, check_schema
 from temi.cache.schema import (
@@ -81,11 +80,7 @@ class Sidecar:
 
 def failures_csv(failures: Iterable[Failure]) -> bytes:
     """The text of ``failures.csv``: row, key, reason."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("row", "key", "reason"))
-    table.writerows((failure.row, failure.key, failure.reason) for failure in failures)
-    return text.getvalue().encode()
+    return csv_bytes([("row", "key", "reason"), *((failure.row, failure.key, failure.reason) for failure in failures)])
 
 
 def repair(path: Path) -> str:

@@ -12,12 +12,12 @@ import xxhash
 from temi.cache.files import LOCK, PART, Lock, make_folder, os_errors, write_atomic
 from temi.cache.hdf5 import encode_keys, encode_shard
 from temi.cache.manifest import Manifest
-from temi.cache.schema import FAILURES, MANIFEST, NEIGHBORS, ORIGIN, CacheError, Half, Shard, all_finite
+from temi.cache.schema import FAILURES, MANIFEST, NEIGHBORS, ORIGIN, SKIPPED, CacheError, Half, Shard, all_finite
 from temi.cache.shard import Failure, Sidecar, digest_parts, failures_csv
 from temi.cache.store import EmbeddingCache
 
 _OURS = re.compile(
-    rf"(shard-\d{{5,8}}\.(h5|json)|{MANIFEST}|{FAILURES}|{ORIGIN}|shard-\d{{5,8}}|manifest)({PART}|{LOCK})?"
+    rf"(shard-\d{{5,8}}\.(h5|json)|{MANIFEST}|{FAILURES}|{ORIGIN}|{SKIPPED}|shard-\d{{5,8}}|manifest)({PART}|{LOCK})?"
 )
 
 

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from temi.cache import EmbeddingCache
 from temi.cache.convert.importing import import_embeddings
+from temi.cache.halves import to_halves
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import quiet
@@ -21,6 +22,7 @@ from temi.pipeline.runs.fit import fit_model
 from temi.pipeline.runs.train import assign, train_heads
 
 MAX_SEED = 2**31 - 1
+ROW = "row {} of X".format  # in a refusal
 
 
 class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -52,7 +54,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
     Notes
     -----
-    With `run`, embeddings are stored as float16, as in every cache; a value beyond 65504 is refused.
+    What a cache would refuse is refused here, too: float16 must hold the embeddings (`temi.cache.halves`).
 
     Examples
     --------
@@ -85,6 +87,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             Not two or more rows of finite numbers, more clusters than rows, or a setting that does not exist.
         """
         embedding = validate_data(self, X, dtype=np.float32, ensure_min_samples=2)
+        to_halves(embedding, ROW)
         config = self._config(len(embedding))
         with nullcontext() if self.verbose else quiet():
             if self.run is None:
@@ -100,6 +103,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         """Probability of every cluster for each row of `X`."""
         check_is_fitted(self)
         embedding = validate_data(self, X, dtype=np.float32, reset=False)
+        to_halves(embedding, ROW)
         probability: Float32[np.ndarray, "n C"] = self.model_.predict_proba(torch.from_numpy(embedding)).numpy(
             force=True
         )

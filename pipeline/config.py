@@ -285,6 +285,6 @@ def _first_problem(error: ValidationError, path: Path | None) -> str:
     return f"setting {name} {where}: {problem['msg'].lower()}, got {problem['input']!r}"
 
 
-def dump_toml(config: Config) -> str:
-    """`config` as TOML text that `load_config` reads back to an equal config."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+def dump_toml(config: Config, *, without: str = "") -> str:
+    """`config` as TOML text that `load_config` reads back to an equal config; the section `without` is left out."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude={without}))

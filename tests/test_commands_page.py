@@ -45,3 +45,11 @@ def test_nothing_is_described_that_is_not_there() -> None:
         for option in re.findall(r"^\* `(--[a-z-]+)", text, re.MULTILINE):
             known = {opt for parameter in getattr(COMMANDS.get(name), "params", []) for opt in parameter.opts}
             assert option == "--help" or option in known, f"{name} {option}: {STALE}"
+
+
+def test_sentences_are_whole_and_exit_codes_are_named() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert "&#" not in text, STALE
+    assert not re.search(r"^\* .*\.\.\.$", text, re.MULTILINE), STALE
+    for name, section in sections().items():
+        assert name not in COMMANDS or "Exit codes: 0 done" in section, f"{name}: {STALE}"

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
 from temi.cache.files import PART, make_folder, os_errors, write_atomic
-from temi.cache.neighbors import load_neighbors
-from temi.cache.schema import FAILURES, MANIFEST, NEIGHBORS, CacheError, Progress, Shard, dataset_shapes, silent
+from temi.cache.neighbors import load_neighbors, selection_digest
+from temi.cache.schema import FAILURES, MANIFEST, NEIGHBORS, CacheError, Half, Progress, Shard, dataset_shapes, silent
 from temi.cache.store import EmbeddingCache
 
 MANIFEST_KEY = "temi.manifest"
@@ -190,13 +191,48 @@ def _lists(values: Any) -> Any:
 
 
 def _neighbor_rows(cache: EmbeddingCache, key: str) -> tuple[Any, Any]:
+    """Neighbor graph `key` with a row for every row of the cache, and neighbors as rows of the cache.
+
+    A graph is that of the rows that were trained on. Other rows have no neighbors: -1, of similarity 0.
+    """
     found = load_neighbors(cache.folder / NEIGHBORS, key)
     if found is None:
         keys = sorted(path.stem for path in (cache.folder / NEIGHBORS).glob("*.h5"))
         raise CacheError(
             f"{cache.folder} has no neighbors {key!r}, only {keys}; train on it first, or name one of these"
         )
-    return found[0], found[1]
+    index, similarity, attributes = found
+    rows = _graph_rows(cache, key, len(index), attributes)
+    aligned = np.full((cache.rows, index.shape[1]), -1, np.int32), np.zeros((cache.rows, index.shape[1]), np.float16)
+    aligned[0][rows], aligned[1][rows] = rows[index], similarity
+    return aligned
+
+
+def _graph_rows(cache: EmbeddingCache, key: str, count: int, attributes: Mapping[str, Any]) -> npt.NDArray[np.int64]:
+    """The rows of the cache that a graph of `count` rows is of.
+
+    Those are the readable rows, of one split or of all, and maybe only the first of each set of equal ones; which, the
+    attribute `embeddings` tells: digests of the cache, of the rows, and of the choice among these.
+    """
+    _, *chosen = str(attributes.get("embeddings", "")).split("-")
+    ok = np.flatnonzero(cache.ok)
+    for start, stop in [(0, cache.rows), *cache.splits.values()]:
+        rows = ok[(ok >= start) & (ok < stop)]
+        if chosen == [selection_digest(rows)]:
+            return rows
+        if chosen[:1] == [selection_digest(rows)]:
+            first = _first_of_equals(cache.embedding()[rows])
+            if chosen[1:] == [selection_digest(first)]:
+                return rows[first]
+    if not chosen and count == cache.rows:
+        return np.arange(cache.rows)
+    raise CacheError(f"{cache.folder} does not tell which rows the neighbors {key} are of; mine them again")
+
+
+def _first_of_equals(values: Half) -> npt.NDArray[np.int64]:
+    """Positions of the first of every distinct row, in order; -0 equals 0."""
+    bits = np.ascontiguousarray(values + np.float16(0)).view(np.uint16)
+    return np.sort(np.unique(bits, axis=0, return_index=True)[1]).astype(np.int64)
 
 
 def _atlas_neighbors(index: Any, similarity: Any) -> Any:

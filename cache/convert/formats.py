@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from temi.cache.convert.export import FAILURES_KEY, MANIFEST_KEY
 from temi.cache.files import unseal
+from temi.cache.labels import number_labels
 from temi.cache.manifest import Manifest
 from temi.cache.schema import FAILURES, MANIFEST, CacheError
 
@@ -116,22 +117,20 @@ def _load_labels(path: Path) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
 
 
 def _label_numbers(values: Any, path: Path) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
-    """Labels as numbers with names: whole numbers are named as they are, names are numbered in sorted order."""
+    """See `number_labels`; `values` is one value per image."""
     values = np.asarray(values)
-    if values.ndim != 1 or values.dtype.kind not in "iuU":
+    if values.ndim != 1 or values.dtype.kind not in "iufbUO":
         raise CacheError(f"the labels of {path} are {values.dtype} {values.shape}, not one number or name per image")
-    if values.dtype.kind == "U":
-        names, numbers = np.unique(values, return_inverse=True)
-        return numbers.astype(np.int32), tuple(names.tolist())
-    if values.size and not -1 <= int(values.min()) <= int(values.max()) < 10_000_000:
-        raise CacheError(f"the labels of {path} reach from {values.min()} to {values.max()}; number classes from 0")
-    return values.astype(np.int32), tuple(str(label) for label in range(int(values.max(initial=-1)) + 1))
+    try:
+        return number_labels(values.tolist())
+    except CacheError as error:
+        raise CacheError(f"the labels of {path}: {error}") from None
 
 
 def _read_keys(path: Path) -> list[str]:
     """One image name per line; a line that starts with a double quote is a JSON string."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
         if lines[-1] == "":
             lines.pop()
         return [json.loads(line) if line.startswith('"') else line.removesuffix("\r") for line in lines]
@@ -214,7 +213,7 @@ def _open_parquet(path: Path, keys: Path | None, labels: Path | None) -> Source:
         if labels:
             numbers, classes = _load_labels(labels)
         elif "label" in names:
-            numbers, classes = _label_numbers(_column(file, "label", path), path)
+            numbers, classes = _label_numbers(np.array(_column(file, "label", path, nulls=True), object), path)
         else:
             numbers, classes = _no_labels(len(key_list))
         embedding = _Lists(file, "embedding", path)
@@ -232,9 +231,11 @@ def _column(file: Any, name: str, path: Path, *, nulls: bool = False) -> list[An
     if column.null_count and not nulls:
         raise CacheError(f"{path}: {column.null_count} rows have no {name}; remove them, or fill them in")
     values: list[Any] = column.to_pylist()
-    if name == "key" and not all(isinstance(value, str) for value in values):
-        raise CacheError(f"{path}: column key holds {column.type} instead of text")
-    return values
+    if name != "key" or all(isinstance(value, str) for value in values):
+        return values
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise CacheError(f"{path}: column key holds {column.type} instead of text or whole numbers")
+    return [str(value) for value in values]
 
 
 class _Lists:

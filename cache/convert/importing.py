@@ -1,5 +1,6 @@
 """Caches made of what `cache.export` wrote, or of embeddings made elsewhere."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import xxhash
 from temi.cache.convert.formats import Rows, Source, open_source
 from temi.cache.files import file_digest, os_errors
 from temi.cache.fingerprint import Fingerprint
+from temi.cache.halves import to_halves
 from temi.cache.manifest import Manifest
 from temi.cache.schema import CacheError, Half, Progress, Shard, plan_shards, silent
 from temi.cache.store import EmbeddingCache
@@ -46,20 +48,22 @@ def import_embeddings(
     Embeddings made elsewhere may be
 
     - a .npy file (N, D) with `keys`, a text file of one image name per line, and maybe `labels`, a .npy file (N,);
-    - a Parquet file with columns ``embedding`` (lists) and ``key``, and maybe ``label`` (whole numbers or names);
+    - a Parquet file with columns ``embedding`` (lists) and ``key``, and maybe ``label``;
     - a safetensors file with tensor ``embedding`` (N, D), and `keys`; maybe ``views`` (N, V, D) and ``label`` (N,).
 
-    They are stored as float16; `backbone` says where they come from. Nothing is unpickled.
+    They are stored as float16 (see `to_halves`), labels are those of `number_labels`; `backbone` says where the
+    embeddings come from. Nothing is unpickled.
 
     Raises
     ------
     CacheError
-        `source` is none of these, its parts differ in length, or a value does not fit a float16.
+        `source` is none of these, its parts differ in length, two keys are equal, or float16 does not hold a row.
     """
     with os_errors(source, "read"):
         opened = open_source(source, keys, labels)
     manifest = opened.manifest or _manifest(opened, backbone, shard_rows)
     _check_lengths(opened, manifest)
+    _refuse_twins(opened)
     return fill(folder, manifest, _content(opened, manifest), overwrite=overwrite, progress=progress)
 
 
@@ -89,6 +93,14 @@ def _check_lengths(source: Source, manifest: Manifest) -> None:
         raise CacheError(f"{source.path} does not fit together: {found}; give one of each for every image")
 
 
+def _refuse_twins(source: Source) -> None:
+    """Keys tell the rows of every table apart."""
+    counts = Counter(source.keys)
+    if len(counts) < len(source.keys):
+        key, count = counts.most_common(1)[0]
+        raise CacheError(f"{source.path} holds {count} rows with the key {key!r}; give every row a key of its own")
+
+
 def _content(source: Source, manifest: Manifest) -> Content:
     def content(shard: Shard) -> Mapping[str, Any]:
         rows = slice(shard.start, shard.stop)
@@ -108,14 +120,8 @@ def _content(source: Source, manifest: Manifest) -> Content:
 
 
 def _halves(source: Source, values: Rows, shard: Shard) -> Half:
-    part = np.asarray(values[shard.start : shard.stop])
-    with np.errstate(over="ignore"):
-        halves = part.astype(np.float16)
-    finite = np.isfinite(halves).reshape(len(part), -1).all(axis=1)
-    if not finite.all():
-        row = shard.start + int(np.argmin(finite))
-        raise CacheError(
-            f"{source.path}: the embedding of {source.keys[row]} (row {row}) holds a value that is not finite or "
-            "beyond 65504, the largest float16; remove that row, or scale the embeddings"
-        )
-    return halves
+    def name(row: int) -> str:
+        row += shard.start
+        return f"{source.path}: the embedding of {source.keys[row]} (row {row})"
+
+    return to_halves(np.asarray(values[shard.start : shard.stop]), name)

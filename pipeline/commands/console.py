@@ -1,8 +1,11 @@
 """What verbs share: how they end after a user's mistake, and how they draw a merge tree."""
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,14 +16,22 @@ if TYPE_CHECKING:
     from temi.cache import EmbeddingCache
     from temi.pipeline.runs.records import Join, MergeTree
 
+EXIT_CODES = "Exit codes: 0 done; 1 something was found to be wrong; 2 a mistake, told in one sentence; 130 Ctrl-C."
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+NAMED_CLASSES = 6  # of those found by `temi embed`; more are counted
 PRINTED_CLUSTERS = 200  # of the finest trial; a larger tree is for the report
 
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """A user's mistake is one sentence on stderr and exit code 2; Ctrl-C says how to go on."""
+    """A user's mistake is one sentence on stderr and exit code 2; Ctrl-C says how to go on.
+
+    An output that is full is such a mistake; one that somebody closed, as `head` does, is a quiet end.
+    """
     try:
+        _accept_any_name()
         yield
+        sys.stdout.flush()
     except ValueError as error:
         from temi.pipeline.errors import USER_ERRORS  # not before it is needed: it brings numpy and pydantic
 
@@ -28,9 +39,38 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"temi: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    except BrokenPipeError:
+        _close_output()
+        raise typer.Exit(0) from None
+    except OSError as error:
+        if error.filename is not None or error.errno not in FULL:
+            raise
+        _close_output()
+        print(f"temi: cannot write the output: {error.strerror}; write it to another place", file=sys.stderr)
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         print("temi: stopped; run the same command again to go on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _accept_any_name() -> None:
+    """A byte of a name that is not UTF-8 is printed as ``\\udcXX`` instead of ending the program."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _close_output() -> None:
+    """Send what is still to be flushed at exit to nowhere: it cannot be written."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def known(cache: "EmbeddingCache") -> str:
+    """What was taken for labels and splits; neither is read in training."""
+    names = ", ".join(cache.classes[:NAMED_CLASSES]) + (", ..." if len(cache.classes) > NAMED_CLASSES else "")
+    labels = f"labels of {len(cache.classes)} classes ({names}), for scores only" if cache.classes else "no labels"
+    splits = ", ".join(f"{name} {stop - start:,}" for name, (start, stop) in cache.splits.items())
+    return f"{labels}; {f'splits {splits}' if splits else 'no splits'}"
 
 
 def failures(cache: "EmbeddingCache") -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from temi.pipeline.commands.console import failures, user_errors
+from temi.pipeline.commands.console import failures, known, user_errors
 from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
 
 commands = typer.Typer()
@@ -44,6 +44,7 @@ def embed(
         if cache is None:
             print(f"{out}: this worker's shards are done; the cache is complete when the other workers' are")
             return
+        print(f"{out}: {known(cache)}")
         print(f"{out}: {cache.rows:,} images x {cache.dim}, {cache.views} views each{failures(cache)}")
         print(f"next: temi train-heads {out} --clusters C --out RUN")
 

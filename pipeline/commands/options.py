@@ -15,7 +15,7 @@ Plugins = Annotated[
     typer.Option(
         "--plugin",
         metavar="FILE.py",
-        help="a file of your own that registers what settings name; it is code and is run; may be repeated",
+        help="a file of your own that registers what settings or SOURCE name; it is code and is run; may be repeated",
     ),
 ]
 START = "Start here"

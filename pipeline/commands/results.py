@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import user_errors
-from temi.pipeline.commands.options import RESULTS
+from temi.pipeline.commands.options import RESULTS, Plugins
 
 commands = typer.Typer()
 
@@ -45,12 +45,14 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="default: RUN/report.html")] = None,
     images: Images = None,
     cache: Cache = None,
+    plugin: Plugins = None,
 ) -> None:
     """Write one HTML page to look at the clusters of RUN: map, typical and uncertain images, training, comparison.
 
     Of a folder of trials: their comparison, and how the clusters of one number join into those of another.
     """
     with user_errors():
+        _load(plugin)
         from temi.pipeline.report.pages import write_report
         from temi.pipeline.report.trials import write_overview
         from temi.pipeline.results.finished import FinishedRun
@@ -72,9 +74,11 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", help="FILE.parquet or FILE.csv; default: CSV to stdout")] = None,
     backbone: Annotated[str | None, typer.Option(help="folder of the weights, where they are not from a hub")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    plugin: Plugins = None,
 ) -> None:
     """Assign new IMAGES to the clusters of RUN, and flag those unlike anything it was trained on."""
     with user_errors():
+        _load(plugin)
         from temi.pipeline.results.predict import predict as run_predict
 
         counts = run_predict(run, images, out, backbone=backbone, device=device)
@@ -86,30 +90,35 @@ def predict(
 def export(
     run: Run,
     out: Annotated[Path, typer.Option("--out", help="file, or new folder for `folders` and `datasets`")],
-    format_: Annotated[Format, typer.Option("--format", help="what to write")] = Format.csv,
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="what to write, where the suffix of --out does not tell")
+    ] = None,
     link: Annotated[Link, typer.Option(help="how `folders` holds images; originals are never moved")] = Link.symlink,
     images: Images = None,
     cache: Cache = None,
+    plugin: Plugins = None,
 ) -> None:
     """Write the assignments of RUN as a table, folders of images or a Hugging Face data set, or its model as ONNX."""
     with user_errors():
-        from temi.pipeline.results.export import export_datasets, export_folders, export_table
+        _load(plugin)
+        from temi.pipeline.results.export import export_datasets, export_folders, export_table, format_of
         from temi.pipeline.results.finished import FinishedRun
 
+        kind = format_of(out, format_.value if format_ else None)
         finished = FinishedRun(run, cache)
-        match format_:
-            case Format.folders:
+        match kind:
+            case "folders":
                 count = export_folders(finished, out, link.value, images)
-            case Format.datasets:
+            case "datasets":
                 count = export_datasets(finished, out, images)
-            case Format.onnx:
+            case "onnx":
                 from temi.pipeline.results.onnx import export_onnx
 
                 difference = export_onnx(finished.model, out)
                 print(f"{out}: differs from torch by at most {difference:.1g}")
                 return
             case _:
-                count = export_table(finished, out, format_.value)
+                count = export_table(finished, out, kind)
         print(f"{out}: {count:,} images in {finished.model.clusters} clusters")
 
 
@@ -134,3 +143,10 @@ def names(
         writer.writerow(["cluster", "name", "images", "confidence"])
         for cluster, name in enumerate(finished.names):
             writer.writerow([cluster, name, sizes.get(cluster, 0), f"{confidence.get(cluster, 0):.2f}"])
+
+
+def _load(plugins: list[Path] | None) -> None:
+    from temi.pipeline.plugins import load_plugin
+
+    for path in plugins or ():
+        load_plugin(path)

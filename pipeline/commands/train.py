@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from temi.pipeline.runs.records import Training
     from temi.pipeline.start.count import ClusterCount
 
+HINT = "--clusters C asks for another number, --clusters auto estimates it"
+
 commands = typer.Typer()
 
 
@@ -70,7 +72,10 @@ def train_heads(
         join().dismiss()
         if trials or axes:
             return
-        _print_training(read_record(Training, out / "training.json"))
+        summary = read_record(Training, out / "training.json")
+        if clusters is None and "clusters" not in settings.heads.model_fields_set:
+            print(f"note: {summary.clusters} clusters were made because that is the default; {HINT}")
+        _print_training(summary)
         print(f"assignments: {out / 'assignments.csv'}\nnext: temi evaluate {out}")
 
 

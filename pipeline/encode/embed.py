@@ -7,6 +7,7 @@ on the shard alone, so a resumed cache equals an uninterrupted one.
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from temi.pipeline.encode.workers import DecodedBatch, decode_batches, default_w
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, open_source
 from temi.pipeline.images.content import content_digest
+from temi.pipeline.images.left_out import found_beside
 from temi.pipeline.images.recorded import record_origin
 from temi.pipeline.progress import Progress
 
@@ -43,6 +45,7 @@ class EmbeddedBatch:
     embedding: Float16[Tensor, "b D"]
     views: Float16[Tensor, "b V D"]
     failures: dict[int, str]  # row -> why it could not be read; its embedding means nothing
+    notes: dict[int, str]  # row -> what was assumed to read it
 
 
 @dataclass
@@ -97,12 +100,16 @@ def embed(
     if not 0 <= worker < workers:
         raise UserError(f"shard {worker}/{workers} does not exist; count from 0/{workers} to {workers - 1}/{workers}")
     images = open_source(source, root=root, max_pixels=config.max_pixels)
+    if worker == 0:
+        for line in found_beside(images):
+            print(line, file=sys.stderr)
     backbone = load_backbone(config if overwrite else _same_engine(config, out))
     policy = view_policy(config)
     with ShardWriter.open(out, plan(images, backbone, policy, config), overwrite=overwrite) as writer:
+        pending = writer.pending(worker, workers)
         if worker == 0:
-            record_origin(out, source, root)
-        fill(writer, writer.pending(worker, workers), images, backbone, policy, config)
+            record_origin(out, source, root, images)
+        fill(writer, pending, images, backbone, policy, config)
         return writer.finish()
 
 
@@ -148,7 +155,7 @@ def fill(
     """Make the `pending` shards; each is written while the next one is computed."""
     size = batch_size(config, backbone.device)
     batches = [batch for shard in pending for batch in cut(shard.start, shard.stop, size)]
-    clock, written, unreadable = Clock(lanes=backbone.lanes), _done(), 0
+    clock, written, unreadable, notes = Clock(lanes=backbone.lanes), _done(), 0, dict[int, str]()
     stream = embed_rows(backbone, images, batches, policy=policy, workers=config.workers, clock=clock)
     total = sum(shard.rows for shard in pending)
     with Progress("embed", total, "img") as progress, ThreadPoolExecutor(1) as background:
@@ -158,6 +165,7 @@ def fill(
             while not parts or parts[-1].rows.stop < shard.stop:
                 parts.append(next(stream))
                 unreadable += len(parts[-1].failures)
+                notes |= parts[-1].notes
                 note = f"shard {shard.index + 1}/{len(writer.manifest.shards)}"
                 progress.advance(len(parts[-1].rows), note + (f", {unreadable} unreadable" if unreadable else ""))
             with clock("forward"):  # where a GPU is waited for
@@ -170,6 +178,8 @@ def fill(
             written = background.submit(_write, writer, shard, images, embedding, views, failures, seconds)
         with clock("write"):
             written.result()
+    for line in _noted(notes, images.keys):
+        print(line, file=sys.stderr)
     if pending:
         print(_summary(clock), file=sys.stderr)
 
@@ -257,7 +267,9 @@ class Forward:
     def __call__(self, batch: DecodedBatch) -> EmbeddedBatch:
         originals, *views = [self._pass(batch, index) for index in range(len(batch.pixels))]
         empty = originals.new_empty(len(originals), 0, originals.shape[1])
-        return EmbeddedBatch(batch.rows, originals, torch.stack(views, 1) if views else empty, batch.failures)
+        return EmbeddedBatch(
+            batch.rows, originals, torch.stack(views, 1) if views else empty, batch.failures, batch.notes
+        )
 
     def _pass(self, batch: DecodedBatch, index: int) -> Tensor:
         """Originals (`index` 0) or one view of each image."""
@@ -306,6 +318,13 @@ def _write(
     rows = slice(shard.start, shard.stop)
     keys, labels = images.keys[rows], images.labels[rows]
     writer.write(shard, embedding=embedding, views=views, keys=keys, labels=labels, failures=failures, seconds=seconds)
+
+
+def _noted(notes: Mapping[int, str], keys: Sequence[str]) -> Iterator[str]:
+    """Once for each thing that was assumed: of how many images, and the first of them."""
+    for text, count in Counter(notes.values()).most_common():
+        first = next(row for row, note in notes.items() if note == text)
+        yield f"note: {count:,} x {text} (the first: {keys[first]})"
 
 
 def _done() -> Future[None]:

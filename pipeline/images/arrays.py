@@ -11,11 +11,12 @@ from torch import Tensor
 
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.decode import rgb_array
+from temi.pipeline.images.source import ImageSource, SourceKind
 
 IDX_SPLITS = {"train": "train", "test": "t10k"}
 
 
-class ArrayImages:
+class ArrayImages(ImageSource):
     """Images in one uint8 array: (N, H, W) grayscale or (N, H, W, 3) RGB."""
 
     def __init__(
@@ -43,6 +44,9 @@ def digits() -> ArrayImages:
     data = load_digits()
     pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
     return ArrayImages(pixels, data.target.astype(np.int32), tuple("0123456789"), {})
+
+
+DIGITS = SourceKind("digits", "digits".__eq__, lambda source, root, max_pixels: digits(), is_path=False)
 
 
 def find_idx(root: Path, folder: str) -> Path | None:

@@ -6,25 +6,61 @@ about goes back to Pillow, so that the same files are unreadable with and withou
 """
 
 import io
+import warnings
 from collections.abc import Callable
-from typing import Any
+from importlib.util import find_spec
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from temi.pipeline.images.source import UnreadableImage
+from temi.pipeline.extras import install
+from temi.pipeline.images.source import ImageNote, UnreadableImage
 
 try:
     import simplejpeg
 except ImportError:
     simplejpeg = None
 
-# A closed list: Pillow's other decoders (EPS runs Ghostscript) are no place for files from anywhere.
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"})
+HEIF_SUFFIXES = (".heic", ".heif")
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+
+
+def _readable() -> dict[str, tuple[str, ...]]:
+    """Pillow's name of every format that is read here, and its suffixes.
+
+    A closed list: Pillow's other decoders (EPS runs Ghostscript) are no place for files from anywhere.
+    """
+    formats: dict[str, tuple[str, ...]] = {
+        "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+        "PNG": (".png",),
+        "WEBP": (".webp",),
+        "TIFF": (".tif", ".tiff"),
+        "GIF": (".gif",),
+        "BMP": (".bmp",),
+        "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    }
+    if features.check("avif"):
+        formats["AVIF"] = (".avif",)
+    if features.check("jpg_2000"):
+        formats["JPEG2000"] = (".jp2", ".j2k", ".jpf", ".jpx")
+    if find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        formats["HEIF"] = HEIF_SUFFIXES
+    return formats
+
+
+READABLE = _readable()
+FORMATS = tuple(READABLE)
+SUFFIXES = frozenset(suffix for suffixes in READABLE.values() for suffix in suffixes)
+DEEP_BITS = (8, 10, 12, 14, 16)  # that cameras and scanners use of 16
+MAX_SAMPLE_VALUE, SMAX_SAMPLE_VALUE = 281, 341  # TIFF 6.0: largest value of whole numbers, of any numbers
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+NOISE = b"\xaa" * 64  # coefficients other than the zeros that a decoder puts where data end; no marker
 # What `decode_image` does to pixels, by name: part of a cache's fingerprint.
 DECODING = "rgb8, exif rotation, alpha on white"
 
@@ -34,28 +70,55 @@ Image.MAX_IMAGE_PIXELS = None  # Pillow's limit is fixed and only warns; decode_
 def decode_image(data: bytes, max_pixels: int) -> UInt8[Tensor, "3 H W"]:
     """Decode one image file: the first frame, 8 bits per channel, EXIF rotation applied, alpha composited on white.
 
+    An `ImageNote` is issued where something had to be assumed.
+
     Raises
     ------
     UnreadableImage
         Not an image of a known format, damaged, truncated, or more than `max_pixels` pixels.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_pixels(image.size, max_pixels)
-            pixels = _jpeg(data, image)
-            return rgb_tensor(image) if pixels is None else pixels
+        return _decoded(data, max_pixels)
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise whatever a damaged file leads them to, from SyntaxError to struct.error
-        raise UnreadableImage(_reason(error)) from None
+        if "truncated" in str(error) and (pixels := _unclosed_jpeg(data, max_pixels)) is not None:
+            return pixels
+        raise UnreadableImage(_reason(error, data)) from None
+
+
+def _decoded(data: bytes, max_pixels: int) -> UInt8[Tensor, "3 H W"]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_pixels(image.size, max_pixels)
+        pixels = _jpeg(data, image)
+        return rgb_tensor(image) if pixels is None else pixels
+
+
+def _unclosed_jpeg(data: bytes, max_pixels: int) -> UInt8[Tensor, "3 H W"] | None:
+    """The pixels of a JPEG that lacks its end marker and nothing else; None for any other file.
+
+    A scan that is not finished would take noise put before the marker for coefficients; a finished one ignores it.
+    """
+    if not data.startswith(JPEG_START):
+        return None
+    body = data.removesuffix(JPEG_END[:1])
+    try:
+        pixels, disturbed = (_decoded(body + end, max_pixels) for end in (JPEG_END, NOISE + JPEG_END))
+    except Exception:  # as in `decode_image`; its own reason is the better one
+        return None
+    if not torch.equal(pixels, disturbed):
+        return None
+    warnings.warn("JPEG without its last bytes", ImageNote, stacklevel=2)
+    return pixels
 
 
 def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
     """A Pillow image of any mode as RGB: see `decode_image`."""
+    white = _white(image)
     image.load()
     ImageOps.exif_transpose(image, in_place=True)  # a copy only if there is something to turn
     # strides stay those of (H, W, 3): resizing is nearly twice as fast on them
-    return torch.from_numpy(np.array(_rgb(image))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(_rgb(image, white))).permute(2, 0, 1)
 
 
 def _jpeg(data: bytes, image: Image.Image) -> UInt8[Tensor, "3 H W"] | None:
@@ -95,26 +158,51 @@ def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
         raise UnreadableImage(f"{width} x {height} pixels are more than the limit of {max_pixels} (embed.max_pixels)")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, white: float | None) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(image).convert("RGB")
+        return Image.fromarray(_from_deep(np.asarray(image), white)).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        background = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(background, rgba).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_deep(image: Image.Image) -> Image.Image:
-    """16-bit grayscale by its high byte, as Pillow itself does for 16-bit color."""
-    values: np.ndarray[Any, Any] = np.asarray(image)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 0xFFFF:
-        raise UnreadableImage(f"pixels of mode {image.mode} have no known range of brightness")
-    return Image.fromarray((values.astype(np.int64) >> 8).astype(np.uint8))
+def _white(image: Image.Image) -> float | None:
+    """The largest value of a sample, where a TIFF tells it."""
+    tags = getattr(image, "tag_v2", {})
+    value = tags.get(MAX_SAMPLE_VALUE, tags.get(SMAX_SAMPLE_VALUE))
+    value = value[0] if isinstance(value, tuple) and value else value
+    return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP, TIFF, GIF or BMP image"
-    text = " ".join(str(error).split())[:200]
-    return f"damaged or truncated ({type(error).__name__}{': ' if text else ''}{text})"
+def _from_deep(values: np.ndarray, white: float | None) -> UInt8[np.ndarray, "H W"]:
+    """Gray of more than 8 bits, or of real numbers, as 8 bits. White is what the file says, else what the data tell."""
+    low, high = float(values.min()), float(values.max())
+    if white is None or not 0 <= low <= high <= white:
+        white = _guessed_white(values.dtype.kind == "f", low, high)
+    if values.dtype.kind == "f":
+        return np.round(values * (255 / white)).astype(np.uint8)
+    return (values.astype(np.int64) * 256 // (int(white) + 1)).astype(np.uint8)  # 16 bits: the high byte
+
+
+def _guessed_white(real: bool, low: float, high: float) -> float:
+    """1 for real numbers up to 1; for whole ones, white of the fewest bits that cameras use and the values fit."""
+    if real and 0 <= low <= high <= 1:
+        warnings.warn("gray of real numbers, taken to reach from 0 to 1", ImageNote, stacklevel=2)
+        return 1.0
+    bits = next((bits for bits in DEEP_BITS if high < 2**bits), None)
+    if real or low < 0 or bits is None:
+        raise UnreadableImage(f"its gray values, {low:g} to {high:g}, have no known range of brightness")
+    if bits < DEEP_BITS[-1]:
+        warnings.warn(f"gray that uses {bits} of 16 bits, white taken to be {2**bits - 1}", ImageNote, stacklevel=2)
+    return float(2**bits - 1)
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    if not isinstance(error, UnidentifiedImageError):
+        text = " ".join(str(error).split())[:200]
+        return f"damaged or truncated ({type(error).__name__}{': ' if text else ''}{text})"
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and "HEIF" not in READABLE:
+        return f"a HEIC image; {install('heif')}"
+    return f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"

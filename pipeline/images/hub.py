@@ -14,10 +14,11 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.extras import import_extra
 from temi.pipeline.images.decode import decode_image
 from temi.pipeline.images.listing import digest, file_size, value_labels
-from temi.pipeline.images.source import UnreadableImage
+from temi.pipeline.images.source import ImageSource, SourceKind, UnreadableImage
+from temi.pipeline.network import hub_answers
 
 
-class HubImages:
+class HubImages(ImageSource):
     """All splits of data set `name`, one after the other; keys are SPLIT/ROW.
 
     The image column is the first of type Image; the labels are the first ClassLabel column, or one called label.
@@ -95,9 +96,13 @@ class _Forward:
 
 def _load(name: str, stream: bool) -> dict[str, Any]:
     datasets = import_extra("datasets", "datasets", "a data set of the hub")
+    import huggingface_hub
+
     folder, (identifier, _, config) = Path(name), name.partition(":")
     if not folder.is_dir() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"data set folder {name} does not exist; give an existing folder or a hub id")
+    if not folder.is_dir() and not hub_answers():  # what is downloaded is found, and the rest fails at once
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
         if (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists():
             found = datasets.load_from_disk(name)
@@ -149,3 +154,11 @@ def _sizes(part: Any, column: str) -> list[int]:
             for length, path in zip(lengths, paths, strict=True)
         ]
     return sizes
+
+
+def _open(source: str, root: Path | None, max_pixels: int) -> HubImages:
+    scheme, _, name = source.partition(":")
+    return HubImages(name, max_pixels, stream=scheme == "hf-stream")
+
+
+KIND = SourceKind("hub", lambda source: source.startswith(("hf:", "hf-stream:")), _open, is_path=False)

@@ -1,5 +1,6 @@
-"""What sources share: the order of names, the digest of a list, splits and labels told from names or values."""
+"""What sources share: names and their order, the digest of a list, splits and labels told from names or values."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,9 +9,36 @@ import numpy as np
 import xxhash
 from jaxtyping import Int32
 
+from temi.cache.labels import number_labels
 from temi.pipeline.errors import UserError
 
-SPLITS = ("train", "val", "validation", "test")
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "validation",
+    "test": "test",
+    "testing": "test",
+}
+SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})([ _-]?(set|data|images|[0-9]{{4}}))?", re.IGNORECASE)
+
+
+def escaped(name: str) -> str:
+    r"""A name of the file system as valid Unicode: a byte that is not UTF-8 becomes ``\xe9``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def printable(names: Sequence[str]) -> list[str]:
+    """Keys for distinct names of the file system: `escaped`, and distinct still."""
+    keys = [escaped(name) for name in names]
+    taken = {key for key, name in zip(keys, names, strict=True) if key == name}
+    for row, name in enumerate(names):
+        if keys[row] != name:
+            while keys[row] in taken:  # another file bears the escaped name itself
+                keys[row] = keys[row].replace("\\", "\\\\")
+            taken.add(keys[row])
+    return keys
 
 
 def natural_key(name: str) -> tuple[object, ...]:
@@ -31,6 +59,30 @@ def digest(keys: list[str], sizes: Iterable[int]) -> str:
     return state.hexdigest()
 
 
+def files_of(source: str, suffix: str) -> list[Path]:
+    """The files with `suffix` that `source` names: itself, those it matches, or those of a folder of no others.
+
+    What exists is no pattern, whatever signs are in its name.
+    """
+    path = Path(source)
+    try:
+        if path.is_dir():
+            files = [file for file in path.iterdir() if not file.name.startswith(".")]
+        elif path.exists() or not is_pattern(source):
+            files = [path]
+        else:
+            files = list(path.parent.glob(path.name))
+    except OSError:  # `FolderImages` says why
+        return []
+    files.sort(key=lambda file: natural_key(file.as_posix()))
+    return files if {file.suffix.lower() for file in files} == {suffix} else []
+
+
+def is_pattern(source: str) -> bool:
+    """Whether `source` may stand for several files."""
+    return any(sign in Path(source).name for sign in "*?[")
+
+
 def file_size(path: Path) -> int:
     """Bytes of a file for `digest`; 0 where there is none, whose row is unreadable."""
     try:
@@ -39,12 +91,20 @@ def file_size(path: Path) -> int:
         return 0
 
 
+def split_name(folder: str) -> str | None:
+    """The split that a folder of this name holds, e.g. train for ``Training``, ``train_set`` and ``train2017``."""
+    found = SPLIT_NAME.fullmatch(folder)
+    return SPLITS[found[1].lower()] if found else None
+
+
 def path_splits(paths: list[list[str]]) -> dict[str, tuple[int, int]]:
-    """Row range of each split, if all of the top folders are called train, val, validation or test."""
-    tops = [path[0].lower() if len(path) > 1 else "" for path in paths]
-    if not set(tops) <= set(SPLITS):
-        return {}
-    rows = {top: [row for row, other in enumerate(tops) if other == top] for top in dict.fromkeys(tops)}
+    """Row range of each split, if all of the top folders are called like a split."""
+    tops = [split_name(path[0]) if len(path) > 1 else None for path in paths]
+    rows: dict[str, list[int]] = {}
+    for row, top in enumerate(tops):
+        if top is None:
+            return {}
+        rows.setdefault(top, []).append(row)
     ranges = {top: (members[0], members[-1] + 1) for top, members in rows.items()}
     contiguous = all(stop - start == len(rows[top]) for top, (start, stop) in ranges.items())
     return ranges if contiguous else {}  # "Train" beside "train" may interleave: then they are no splits
@@ -60,14 +120,9 @@ def path_labels(paths: list[list[str]]) -> tuple[Int32[np.ndarray, " N"], tuple[
 
 
 def value_labels(values: Sequence[object]) -> tuple[Int32[np.ndarray, " N"], tuple[str, ...]]:
-    """Labels and classes of a column: whole numbers are labels already, other values are names; None is unknown."""
-    known = {value for value in values if value is not None and value != ""}
-    if known and all(isinstance(value, int) and 0 <= value < 2**20 for value in known):
-        numbers = [value if isinstance(value, int) else -1 for value in values]
-        return np.array(numbers, np.int32), tuple(str(number) for number in range(max(numbers) + 1))
-    names = sorted({str(value) for value in known}, key=natural_key)
-    index = {name: position for position, name in enumerate(names)}
-    return np.array([index.get(str(value), -1) for value in values], np.int32), tuple(names)
+    """Labels and classes of a column; see `number_labels`, which orders names by code point, and these are natural."""
+    labels, classes = number_labels(values, order=natural_key)
+    return labels, classes
 
 
 def value_splits(values: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -14,15 +14,15 @@ from torch import Tensor
 
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.decode import decode_image
-from temi.pipeline.images.listing import digest, refuse_twins, value_labels
-from temi.pipeline.images.source import UnreadableImage
+from temi.pipeline.images.listing import digest, files_of, refuse_twins, value_labels
+from temi.pipeline.images.source import ImageSource, SourceKind, UnreadableImage
 
 IMAGES = ("image", "img", "bytes", "jpg", "png")
 KEYS = ("key", "__key__", "path", "file_name", "filename", "id")
 LABELS = ("label", "fine_label", "cls", "class")
 
 
-class ParquetImages:
+class ParquetImages(ImageSource):
     """Rows of `files` in order. The image column is called image, img, bytes, jpg or png and holds binary values or
     structs with a field ``bytes``; keys and labels come from columns with usual names, and class names from the
     features that Hugging Face `datasets` writes into the schema. Without a key column, keys are row numbers.
@@ -54,7 +54,7 @@ class ParquetImages:
         refuse_twins(self.keys, files[0])
         self.labels, self.classes = value_labels(_column(opened, label) if label else [None] * len(sizes))
         self.classes = (_class_names(schema, label) or self.classes) if label else self.classes
-        self.splits: dict[str, tuple[int, int]] = {}
+        self.splits = {}
         self.digest = digest(self.keys, sizes)
         self._kept: tuple[tuple[int, int], Any] | None = None  # (process, group) and its values
 
@@ -129,3 +129,10 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...]:
         return tuple(str(name) for name in features[label]["names"])
     except (KeyError, TypeError, ValueError):
         return ()
+
+
+KIND = SourceKind(
+    "parquet",
+    lambda source: bool(files_of(source, ".parquet")),
+    lambda source, root, max_pixels: ParquetImages(files_of(source, ".parquet"), max_pixels),
+)

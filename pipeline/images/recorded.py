@@ -2,24 +2,46 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from temi.cache import EmbeddingCache
-from temi.cache.files import write_atomic
-from temi.cache.schema import ORIGIN
+from temi.cache.files import LOCK, Lock, write_atomic
+from temi.cache.schema import ORIGIN, SKIPPED
 from temi.pipeline.errors import UserError
-from temi.pipeline.images import ImageSource, open_source
+from temi.pipeline.images import ImageSource, find_kind, open_source
 from temi.pipeline.images.content import list_digest
-from temi.pipeline.images.torchvision_sets import SETS
+from temi.pipeline.images.left_out import skipped_csv
+from temi.pipeline.images.source import KINDS
 
 
-def record_origin(cache: Path, source: str, root: Path | None) -> None:
-    """Note in the folder of a cache which `source` it is being made from.
+def record_origin(cache: Path, source: str, root: Path | None, images: ImageSource) -> None:
+    """Note in the folder of a cache which `source` it is being made from, and what was left out there.
 
     Not in the fingerprint: a folder of images may move without any embedding changing.
     """
-    named = source == "digits" or source in SETS or source.startswith(("hf:", "hf-stream:"))
-    origin = {"source": source if named else str(Path(source).resolve()), "root": str(root.resolve()) if root else None}
-    write_atomic(cache / ORIGIN, (json.dumps(origin, indent=1) + "\n").encode("utf-8", "backslashreplace"))
+    kind = find_kind(source)
+    origin: dict[str, Any] = {
+        "source": str(Path(source).resolve()) if kind is None or kind.is_path else source,
+        "root": str(root.resolve()) if root else None,
+        "kind": kind.name if kind else "folder",
+    }
+    if files := _escaped_names(images):
+        origin["files"] = files
+    text = json.dumps(origin, indent=1) + "\n"  # ASCII: a byte of a name that is not UTF-8 becomes \\udcXX
+    lock = Lock.acquire(cache / f"{ORIGIN}{LOCK}", wait=True)  # two commands may start in one instant
+    assert lock is not None  # it waited
+    with lock:
+        write_atomic(cache / ORIGIN, text.encode())
+        if images.skipped:
+            write_atomic(cache / SKIPPED, skipped_csv(images.skipped))
+        else:
+            (cache / SKIPPED).unlink(missing_ok=True)
+
+
+def _escaped_names(images: ImageSource) -> dict[str, str]:
+    """The file of every image whose key is not its name: one that is not UTF-8, whose bytes are kept this way."""
+    files = {key: images.path(row) for row, key in enumerate(images.keys) if "\\" in key}
+    return {key: str(path) for key, path in files.items() if path and not str(path).endswith(key)}
 
 
 def open_images(cache: EmbeddingCache, source: str | None, max_pixels: int) -> ImageSource:
@@ -43,8 +65,12 @@ def open_images(cache: EmbeddingCache, source: str | None, max_pixels: int) -> I
 def _recorded(cache: Path) -> tuple[str, Path | None]:
     try:
         origin = json.loads((cache / ORIGIN).read_text(encoding="utf-8"))
-        return str(origin["source"]), Path(origin["root"]) if origin["root"] else None
+        source, root = str(origin["source"]), Path(origin["root"]) if origin["root"] else None
+        kind = origin.get("kind")
     except FileNotFoundError:
         raise UserError(f"{cache} does not say where its images are; give them by --images") from None
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise UserError(f"{cache / ORIGIN} cannot be read; delete it and give the images by --images") from None
+    if kind is not None and kind not in {known.name for known in KINDS}:
+        raise UserError(f"the images of {cache} come through the source {kind!r} of a plugin; name it by --plugin FILE")
+    return source, root

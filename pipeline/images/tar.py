@@ -11,18 +11,23 @@ from torch import Tensor
 
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.decode import SUFFIXES, decode_image
+from temi.pipeline.images.left_out import left_out, not_read, unwanted
 from temi.pipeline.images.listing import (
-    SPLITS,
     digest,
+    escaped,
+    files_of,
     natural_key,
     path_labels,
     path_splits,
+    printable,
     refuse_twins,
+    split_name,
     value_labels,
 )
-from temi.pipeline.images.source import UnreadableImage
+from temi.pipeline.images.source import ImageSource, Skipped, SourceKind, UnreadableImage
 
 Label = int | str | None
+LABEL_SUFFIXES = (".cls", ".json")
 
 
 class Member(NamedTuple):
@@ -35,7 +40,7 @@ class Member(NamedTuple):
     label: Label  # of WebDataset's .cls or .json beside the image
 
 
-class TarImages:
+class TarImages(ImageSource):
     """Every image file in `archives`, in natural order of archive and name.
 
     A tar of a folder of images has the rows, keys, splits and labels of that folder. In WebDataset shards the label of
@@ -49,15 +54,18 @@ class TarImages:
 
     def __init__(self, archives: list[Path], max_pixels: int) -> None:
         self.archives, self.max_pixels = archives, max_pixels
-        found = [member for index, path in enumerate(archives) for member in _members(path, index)]
+        opened = [_members(path, index) for index, path in enumerate(archives)]
+        found = [member for members, _ in opened for member in members]
+        self.skipped = [entry for _, skipped in opened for entry in skipped]
         if not found:
-            raise UserError(f"{archives[0]} holds no image; give a tar of image files or WebDataset shards")
+            rest = f" ({left_out(self.skipped)})" if self.skipped else ""
+            raise UserError(f"{archives[0]} holds no image{rest}; give a tar of image files or WebDataset shards")
         if len(archives) > 1:
             found = [member._replace(key=f"{archives[member.archive].stem}/{member.key}") for member in found]
         else:
             found = sorted(_without_common_folder(found), key=lambda member: natural_key(member.key))
         self._members = found
-        self.keys = [member.key for member in found]
+        self.keys = printable([member.key for member in found])
         refuse_twins(self.keys, archives[0])
         self.digest = digest(self.keys, [member.size for member in found])
         paths = [key.split("/") for key in self.keys]
@@ -79,11 +87,12 @@ class TarImages:
         return decode_image(self.data(row), self.max_pixels)
 
 
-def _members(path: Path, index: int) -> list[Member]:
-    """The images of one archive in natural order, by its headers alone."""
+def _members(path: Path, index: int) -> tuple[list[Member], list[Skipped]]:
+    """The images of one archive in natural order, and what else is in it, by its headers alone."""
     try:
         with tarfile.open(path, "r:") as archive:
-            files = [file for file in archive if file.isreg() and not file.issparse()]
+            entries = [entry for entry in archive if not entry.isdir()]
+        files = [entry for entry in entries if entry.isreg() and not entry.issparse()]
         labels = dict(label for file in files if (label := _label(path, file)))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give an existing tar archive") from None
@@ -91,17 +100,26 @@ def _members(path: Path, index: int) -> list[Member]:
         raise UserError(
             f"{path} is not a readable, uncompressed tar archive ({error}); recompress or unpack it"
         ) from None
-    images = [file for file in files if _is_image(file.name)]
-    images.sort(key=lambda file: natural_key(file.name))
-    return [
+    reasons = [(entry, _reason(entry)) for entry in entries]
+    images = sorted((entry for entry, why in reasons if why is None), key=lambda file: natural_key(file.name))
+    members = [
         Member(file.name.removeprefix("./"), index, file.offset_data, file.size, labels.get(_sample(file.name)))
         for file in images
     ]
+    return members, [Skipped(escaped(entry.name), why) for entry, why in reasons if why]
 
 
-def _is_image(name: str) -> bool:
-    hidden = any(part.startswith(".") for part in name.removeprefix("./").split("/"))
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not hidden
+def _reason(entry: tarfile.TarInfo) -> str | None:
+    """Why an entry is no image and no label of one; "" for a label, None for an image."""
+    for part in entry.name.removeprefix("./").split("/"):
+        if reason := unwanted(part):
+            return reason
+    if not entry.isreg() or entry.issparse():
+        return "link inside an archive" if entry.issym() or entry.islnk() else "device, pipe or sparse file"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in SUFFIXES:
+        return None
+    return "" if suffix in LABEL_SUFFIXES else not_read(entry.name)
 
 
 def _sample(name: str) -> str:
@@ -113,7 +131,7 @@ def _sample(name: str) -> str:
 def _label(path: Path, file: tarfile.TarInfo) -> tuple[str, Label] | None:
     """(sample, label) if `file` is the .cls or .json of a WebDataset sample and holds one."""
     suffix = os.path.splitext(file.name)[1].lower()
-    if suffix not in (".cls", ".json") or file.size > 1 << 20:
+    if suffix not in LABEL_SUFFIXES or file.size > 1 << 20:
         return None
     text = _bytes_at(path, file.offset_data, file.size).decode("utf-8", "replace").strip()
     if suffix == ".cls":
@@ -132,6 +150,13 @@ def _bytes_at(path: Path, start: int, size: int) -> bytes:
 def _without_common_folder(found: list[Member]) -> list[Member]:
     """An archive made of a folder holds that folder's name in front of every key; keys are relative to the folder."""
     tops = {member.key.partition("/")[0] for member in found}
-    if len(tops) > 1 or any("/" not in member.key for member in found) or tops <= set(SPLITS):
+    if len(tops) > 1 or any("/" not in member.key for member in found) or all(map(split_name, tops)):
         return found
     return [member._replace(key=member.key.partition("/")[2]) for member in found]
+
+
+KIND = SourceKind(
+    "tar",
+    lambda source: bool(files_of(source, ".tar")),
+    lambda source, root, max_pixels: TarImages(files_of(source, ".tar"), max_pixels),
+)

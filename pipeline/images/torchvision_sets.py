@@ -12,7 +12,7 @@ from torch import Tensor
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.arrays import find_idx, idx_images
 from temi.pipeline.images.decode import rgb_tensor
-from temi.pipeline.images.source import ImageSource, UnreadableImage
+from temi.pipeline.images.source import ImageSource, SourceKind, UnreadableImage
 
 
 class Recipe(NamedTuple):
@@ -83,7 +83,7 @@ def torchvision_images(name: str, root: Path | None) -> ImageSource:
     return TorchvisionImages(name, parts)
 
 
-class TorchvisionImages:
+class TorchvisionImages(ImageSource):
     """Splits of one torchvision data set, one after the other. Keys are SPLIT/INDEX."""
 
     def __init__(self, name: str, parts: dict[str, Any]) -> None:
@@ -123,3 +123,8 @@ def _classes(part: Any, count: int) -> tuple[str, ...]:
 
 def _default_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "temi" / "datasets"
+
+
+KIND = SourceKind(
+    "data set", SETS.__contains__, lambda source, root, max_pixels: torchvision_images(source, root), is_path=False
+)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from temi.cache.files import write_atomic
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.images.decode import FORMATS
 from temi.pipeline.progress import Progress
-from temi.pipeline.results.export import file_of
 
 THUMBNAILS = "thumbnails.parquet"
 SIDE = 96  # pixels of the longer side
@@ -60,9 +60,9 @@ def thumbnail(images: ImageSource, row: int) -> bytes:
 
 
 def _small(images: ImageSource, row: int) -> Image.Image:
-    path = file_of(images, row)
+    path = images.path(row)
     if path is not None:
-        with Image.open(path, formats=FORMATS) as image:
+        with suppress(OSError), Image.open(path, formats=FORMATS) as image:
             # A JPEG decodes straight to about this size, many times faster; every other kind takes the way below.
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
                 image.draft("RGB", (SIDE, SIDE))

@@ -6,6 +6,7 @@ import os
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +18,34 @@ from PIL import Image
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
-from temi.pipeline.images.folder import FolderImages
-from temi.pipeline.images.listed import ListedImages
 from temi.pipeline.progress import Progress
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.runs.csv_table import frame_csv
 
 SHARD_BYTES = 256 * 2**20  # of image data per Parquet file of a `datasets` folder
+BEGUN = ".temi-export.json"  # in a folder that is not complete: of what, so that the same command goes on
 LINKS: dict[str, Callable[[Path, Path], object]] = {
     "symlink": lambda original, target: os.symlink(original.resolve(), target),
     "hardlink": os.link,
     "copy": shutil.copyfile,
 }
+SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".onnx": "onnx"}
+
+
+def format_of(out: Path, asked: str | None) -> str:
+    """What to write to `out`: its suffix decides; without a known one, what was asked for.
+
+    Raises
+    ------
+    UserError
+        The two contradict each other, or neither says it.
+    """
+    told = SUFFIXES.get(out.suffix.lower())
+    if told is None and asked is None:
+        raise UserError(f"--out {out} does not say what to write; end it in {', '.join(SUFFIXES)}, or give --format")
+    if told is not None and asked not in (None, told):
+        raise UserError(f"--out {out} is a {told} file and --format asks for {asked}; change one of the two")
+    return told or str(asked)
 
 
 def export_table(run: FinishedRun, out: Path, kind: str) -> int:
@@ -36,7 +54,7 @@ def export_table(run: FinishedRun, out: Path, kind: str) -> int:
     table.insert(2, "name", [run.headings[cluster] for cluster in table["cluster"]])
     match kind:
         case "csv":
-            data = table.to_csv(index=False, float_format="%.4f").encode()
+            data = frame_csv(table)
         case "parquet":
             data = table.to_parquet(index=False)
         case _:
@@ -51,61 +69,63 @@ def export_table(run: FinishedRun, out: Path, kind: str) -> int:
 def export_folders(run: FinishedRun, out: Path, link: str, source: str | None = None) -> int:
     """A folder per cluster in `out`, with every image of it under its own path, by symlink, hardlink or copy.
 
-    Images that are no files of their own (a torchvision data set, a tar file) can be copied, as PNG.
+    Images that are no files of their own (a torchvision data set, a tar file) can be copied, as PNG. What was
+    interrupted goes on.
 
     Raises
     ------
     UserError
-        `out` is not empty, the images cannot be found, or cannot be linked.
+        `out` holds something else, the images cannot be found, or cannot be linked.
     """
     images = run.images(source)
-    if link != "copy" and file_of(images, 0) is None:
+    if link != "copy" and images.path(0) is None:
         raise UserError(f"the images of {run.folder} are not files of their own and cannot be linked; use --link copy")
     folders = [out / folder_name(cluster, name) for cluster, name in enumerate(run.names)]
     targets = [
         inside(folders[cluster], key)
         for key, cluster in zip(run.assignments["key"], run.assignments["cluster"], strict=True)
     ]
-    _new_folder(out)
-    for folder in folders:
-        folder.mkdir()
-    with Progress("export", len(targets), "img") as progress, os_errors(out, f"{link} images into"):
+    with _new_folder(out, run, f"folders, {link}"), Progress("export", len(targets), "img") as progress:
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
         for row, target in zip(run.assignments["row"], targets, strict=True):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            original = file_of(images, row)
-            if original is None:
-                target.with_name(target.name + ".png").write_bytes(png(images, row))
-            else:
-                LINKS[link](original, target)
+            with os_errors(target, f"{link} an image to"):
+                _put(images, row, target, LINKS[link])
             progress.advance()
     return len(targets)
+
+
+def _put(images: ImageSource, row: int, target: Path, link: Callable[[Path, Path], object]) -> None:
+    """Image `row` at `target`, whole or not at all; nothing to do where an earlier export put it."""
+    original = images.path(row)
+    if original is None:
+        target = target.with_name(target.name + ".png")
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{row}.part")  # a short name: the target's may be as long as names can be
+    part.unlink(missing_ok=True)
+    if original is None:
+        part.write_bytes(png(images, row))
+    else:
+        link(original, part)
+    part.replace(target)
 
 
 def export_datasets(run: FinishedRun, out: Path, source: str | None = None) -> int:
     """A folder of Parquet files that `datasets.load_dataset(out)` opens: image, key, cluster, confidence.
 
-    Image files go in byte for byte; other images as PNG.
+    Image files go in byte for byte; other images as PNG. What was interrupted is written again.
     """
     images = run.images(source)
     schema = _datasets_schema(run.names)
-    _new_folder(out)
     count = len(run.assignments)
-    with Progress("export", count, "img") as progress, os_errors(out, "write"):
+    with _new_folder(out, run, "datasets"), Progress("export", count, "img") as progress, os_errors(out, "write to"):
         for number, table in enumerate(_datasets_tables(run.assignments, images, schema)):
-            pyarrow.parquet.write_table(table, out / f"train-{number:05d}.parquet", row_group_size=256)
+            with (out / f"train-{number:05d}.parquet").open("wb") as file:
+                pyarrow.parquet.write_table(table, file, row_group_size=256)
             progress.advance(len(table))
     return count
-
-
-def file_of(images: ImageSource, row: int) -> Path | None:
-    """The file that holds image `row` and nothing else, where there is one."""
-    match images:
-        case FolderImages():
-            return images.folder / images.keys[row]
-        case ListedImages():
-            return images.root / images.keys[row]
-        case _:
-            return None
 
 
 def folder_name(cluster: int, name: str) -> str:
@@ -134,11 +154,27 @@ def png(images: ImageSource, row: int) -> bytes:
     return buffer.getvalue()
 
 
-def _new_folder(out: Path) -> None:
+@contextmanager
+def _new_folder(out: Path, run: FinishedRun, what: str) -> Iterator[None]:
+    """`out`, new or begun by the same export, with a note of which export that is until all of it is there."""
+    note = {"run": str(run.folder.resolve()), "images": run.cache.digest, "names": run.names, "what": what}
+    begun = out / BEGUN
     with os_errors(out, "create"):
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
+        if not begun.exists() and any(out.iterdir()):
             raise UserError(f"{out} is not empty; give a new folder by --out")
+        if begun.exists() and _read_note(begun) != note:
+            raise UserError(f"{out} holds part of another export; delete it, or give a new folder by --out")
+    write_atomic(begun, json.dumps(note).encode())
+    yield
+    begun.unlink()
+
+
+def _read_note(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
 
 
 def _datasets_schema(names: list[str]) -> pa.Schema:
@@ -163,7 +199,7 @@ def _datasets_tables(assignments: pd.DataFrame, images: ImageSource, schema: pa.
     rows: list[dict[str, object]] = []
     size = 0
     for key, row, cluster, confidence in assignments.itertuples(index=False, name=None):
-        original = file_of(images, row)
+        original = images.path(row)
         data = original.read_bytes() if original else png(images, row)
         path = key.rsplit("/", 1)[-1] + ("" if original else ".png")
         rows.append({"image": {"bytes": data, "path": path}, "key": key, "cluster": cluster, "confidence": confidence})

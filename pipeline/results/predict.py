@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import torch
-from jaxtyping import Float16, Int32, UInt8
-from torch import Tensor
+from jaxtyping import Float16
 
 from temi.cache import EmbeddingCache
 from temi.cache.convert.join import SPACES
@@ -29,8 +28,7 @@ from temi.pipeline.encode.embed import BATCH_SIZES, cut, embed_rows
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.tables import EMBEDDING_FIELDS, check_same_backbone
 from temi.pipeline.images import ImageSource, open_source
-from temi.pipeline.images.decode import SUFFIXES, decode_image
-from temi.pipeline.images.folder import read_file
+from temi.pipeline.images.left_out import found_beside
 from temi.pipeline.progress import Progress
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
@@ -68,31 +66,13 @@ class Counts:
     unreadable: int = 0
 
 
-class ImageFile:
-    """One image file as an ImageSource."""
-
-    def __init__(self, path: Path, max_pixels: int) -> None:
-        self.path, self.max_pixels = path, max_pixels
-        self.keys = [path.name]
-        self.labels: Int32[np.ndarray, " 1"] = np.full(1, -1, np.int32)
-        self.classes: tuple[str, ...] = ()
-        self.splits: dict[str, tuple[int, int]] = {}
-        self.digest = ""
-
-    def data(self, row: int) -> bytes:
-        return read_file(self.path)
-
-    def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
-        return decode_image(self.data(row), self.max_pixels)
-
-
 def predict(run: Path, images: str, out: Path | None, *, backbone: str | None = None, device: str = "auto") -> Counts:
     """Assign `images` to the clusters of `run` and write a row for each to `out`.
 
     Parameters
     ----------
     images
-        An image file, an embedding cache, or any source of `temi embed`: a folder, a list, tar files, ...
+        An embedding cache, or any source of `temi embed`: an image file, a folder, a list, tar files, ...
     out
         ``.parquet`` or ``.csv``; None: CSV to the standard output.
     backbone
@@ -146,9 +126,9 @@ def _embedded(run: FinishedRun, images: str, backbone: str | None, device: str) 
         check_same_backbone(run.model, cache)
         return _cached(cache), cache.rows
     settings = recorded_settings(run, backbone, device)
-    one_file = path.is_file() and path.suffix.lower() in SUFFIXES
-    limit = settings.max_pixels
-    source: ImageSource = ImageFile(path, limit) if one_file else open_source(images, max_pixels=limit)
+    source = open_source(images, max_pixels=settings.max_pixels)
+    for line in found_beside(source):
+        print(line, file=sys.stderr)
     encoder = load_recorded(run, settings)
     return _computed(encoder, source), len(source.keys)
 
@@ -235,13 +215,13 @@ def _writer(out: Path | None) -> Iterator[TableWriter]:
             yield writer
         return
     kinds = {".parquet": pyarrow.parquet.ParquetWriter, ".csv": pyarrow.csv.CSVWriter}
-    if out.suffix not in kinds:
+    if out.suffix.lower() not in kinds:
         raise UserError(f"--out {out} must end in .parquet or .csv")
     part = out.with_name(out.name + ".part")
     with os_errors(out, "write"):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with kinds[out.suffix](str(part), SCHEMA) as writer:
+            with part.open("wb") as file, kinds[out.suffix.lower()](file, SCHEMA) as writer:
                 yield writer
             part.replace(out)
         finally:

@@ -2,7 +2,7 @@
 
 ::
 
-    RUN/config.toml           every setting of the run
+    RUN/config.toml           every setting of the run; those of the embeddings are in the cache's fingerprint
     RUN/plugins/              a copy of every file of the user's own that was named, never run from here
     RUN/environment.json      versions, revision, device, and the cache's fingerprint
     RUN/metrics.jsonl         a line per window of steps
@@ -105,7 +105,7 @@ class RunFolder:
         for plugin in plugins:  # for the record: it is never run from here
             write_atomic(self.folder / "plugins" / plugin.path.name, plugin.path.read_bytes())
         write_json(self.environment, environment)
-        write_atomic(self.config, dump_toml(config).encode())
+        write_atomic(self.config, dump_toml(config, without="embed").encode())
 
     def _check_same(self, config: Config, environment: dict[str, Any]) -> None:
         before = recorded_config(self.config)
@@ -135,7 +135,9 @@ class RunFolder:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as readable JSON, atomically; NaN becomes null."""
-    write_atomic(path, (json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(finite(value), indent=2, ensure_ascii=False) + "\n"
+    # A byte of a path that is not UTF-8 becomes \udcXX, which JSON reads back.
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path) -> Any:

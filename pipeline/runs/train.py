@@ -23,6 +23,7 @@ from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.plugins import Plugin
 from temi.pipeline.progress import say
 from temi.pipeline.runs.checks import check_settings, training_rows
+from temi.pipeline.runs.csv_table import frame_csv
 from temi.pipeline.runs.fit import begin_heads, build_model
 from temi.pipeline.runs.label_free import label_free_scores
 from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
@@ -160,5 +161,5 @@ def write_assignments(cache: EmbeddingCache, model: ClusterModel, folder: Path) 
     table = pd.DataFrame({"key": keys, "row": rows, "cluster": cluster, "confidence": confidence})
     with os_errors(folder, "write"):
         write_atomic(folder / "assignments.parquet", table.to_parquet(index=False))
-        write_atomic(folder / "assignments.csv", table.to_csv(index=False, float_format="%.4f").encode())
+        write_atomic(folder / "assignments.csv", frame_csv(table))
     return table

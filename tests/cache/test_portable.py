@@ -12,6 +12,7 @@ from synthetic import FAILURES, contents, make_manifest, write_cache
 from temi.cache import CacheError, EmbeddingCache, save_neighbors
 from temi.cache.convert.export import export_cache
 from temi.cache.convert.importing import import_embeddings
+from temi.cache.neighbors import selection_digest
 
 AWKWARD = ['"quoted".jpg', "line\nbreak.jpg", " blanks ", "tab\t.jpg", "\u2028.jpg", "\ufeffbom.jpg", "plain.jpg", ""]
 
@@ -22,11 +23,11 @@ def awkward_cache(folder: Path) -> EmbeddingCache:
 
     from temi.cache import ShardWriter
 
-    manifest = make_manifest()
+    manifest, names = make_manifest(), [f"{name}{count or ''}" for count in range(3) for name in AWKWARD]
     with ShardWriter.open(folder, manifest) as writer:
         for shard in writer.pending():
             content = shard_content(manifest, shard)
-            content["keys"] = (AWKWARD * 3)[shard.start : shard.stop]
+            content["keys"] = names[shard.start : shard.stop]
             writer.write(shard, **content)
         cache = writer.finish()
     assert cache is not None
@@ -208,7 +209,8 @@ def save_bad(folder: Path, what: str) -> Path:
         "whole": {**lists, "embedding": [[1, 2], [3, 4]]},
         "no key": {"embedding": lists["embedding"]},
         "null key": {**lists, "key": ["a", None]},
-        "number key": {**lists, "key": [1, 2]},
+        "real key": {**lists, "key": [1.5, 2.0]},
+        "twin key": {**lists, "key": ["a", "a"]},
         "bad label": {**lists, "label": [0.5, 1.5]},
         "low label": {**lists, "label": [0, -2]},
     }
@@ -217,6 +219,7 @@ def save_bad(folder: Path, what: str) -> Path:
         "integers": np.zeros((2, 3), np.int64),
         "pickle": np.array([{"a": 1}], dtype=object),
         "NaN": np.array([[1, np.nan], [1, 2]], np.float32),
+        "tiny": np.full((2, 3), 1e-8, np.float32),
         "large": np.array([[1, 2], [1e6, 2]], np.float32),
         "rows": np.zeros((3, 3), np.float32),
     }
@@ -251,7 +254,9 @@ def save_bad(folder: Path, what: str) -> Path:
         ("whole", "list of floats"),
         ("no key", "needs `embedding` and `key`"),
         ("null key", "1 rows have no key"),
-        ("number key", "instead of text"),
+        ("real key", "instead of text or whole numbers"),
+        ("twin key", "2 rows with the key 'a'"),
+        ("tiny", r"embedding of a \(row 0\) loses .* in float16, its values are too small"),
         ("bad label", "not one number or name"),
         ("low label", "number classes from 0"),
         ("axes", "one vector per image"),
@@ -275,6 +280,57 @@ def test_what_cannot_be_imported_is_refused_in_a_sentence(tmp_path: Path, what: 
         keys.write_text("a\nb\n")
     with pytest.raises(CacheError, match=message):
         import_embeddings(path, tmp_path / "c", keys=keys)
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers", "classes"),
+    [
+        ([0, None, 2], [0, -1, 2], ("0", "1", "2")),
+        ([0.0, float("nan"), 2.0], [0, -1, 2], ("0", "1", "2")),
+        ([True, False, None], [1, 0, -1], ("False", "True")),
+        (["b", "a", None], [1, 0, -1], ("a", "b")),
+        (["b", "", "-1"], [0, -1, -1], ("b",)),
+        ([-1, -1, -1], [-1, -1, -1], ()),
+        ([5, 2**40, -1], [0, 1, -1], ("5", str(2**40))),
+    ],
+)
+def test_labels_and_keys_of_any_table(tmp_path: Path, labels: list[Any], numbers: list[int], classes: tuple) -> None:
+    table = pa.table({"embedding": [[1.0, 2.0]] * 3, "key": [7, 8, 9], "label": labels})
+    pq.write_table(table, tmp_path / "e.parquet")
+    cache = import_embeddings(tmp_path / "e.parquet", tmp_path / "c")
+    assert (cache.labels.tolist(), cache.classes, cache.keys) == (numbers, classes, ["7", "8", "9"])
+
+
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("split", ["", "train", "test"])
+def test_neighbors_are_aligned_to_the_rows_of_the_cache(
+    tmp_path: Path, split: str, equal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph is that of readable rows, maybe without copies; splits of equal size are told apart."""
+    cache = write_cache(tmp_path / "cache")
+    start, stop = cache.splits.get(split, (0, cache.rows))
+    rows = np.flatnonzero(cache.ok)
+    rows = rows[(rows >= start) & (rows < stop)]
+    selected = [cache.digest, selection_digest(rows)]
+    if equal:  # as if every second row were a copy of the one before
+        first = np.arange(0, len(rows), 2)
+        monkeypatch.setattr("temi.cache.convert.export._first_of_equals", lambda values: first)
+        selected.append(selection_digest(first))
+        rows = rows[first]
+    index = np.stack([np.roll(np.arange(len(rows)), -step) for step in (1, 2)], 1).astype(np.int32)
+    key = "some-key"
+    attributes: dict[str, Any] = {"metric": "cosine", "k": 2, "scale": "l2", "embeddings": "-".join(selected)}
+    save_neighbors(cache.folder / "neighbors", key, index, np.full(index.shape, 0.5, np.float16), attributes)
+    export_cache(cache, tmp_path / "out.parquet", neighbors=key)
+    found = [value["ids"] for value in pq.read_table(tmp_path / "out.parquet")["neighbors"].to_pylist()]
+    assert len(rows) < cache.rows == len(found)
+    for row in range(cache.rows):
+        place = np.flatnonzero(rows == row)
+        assert found[row] == (rows[index[place[0]]].tolist() if len(place) else [-1, -1])
+    attributes["embeddings"] = f"{cache.digest}-0123456789abcdef"
+    save_neighbors(cache.folder / "neighbors", "odd", index[:3] % 3, np.ones((3, 2), np.float16), attributes)
+    with pytest.raises(CacheError, match="does not tell which rows"):
+        export_cache(cache, tmp_path / "odd.parquet", neighbors="odd")
 
 
 def test_import_says_what_is_missing(tmp_path: Path) -> None:

@@ -66,3 +66,14 @@ def test_it_is_silent_and_touches_no_disk_unless_it_is_asked_to(
     assert capfd.readouterr() == ("", "")
     TemiClusterer(4, settings=WARM, verbose=True).fit(embedding.astype(np.float32))
     assert "train: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("factor", [1e6, 1e-8])
+def test_every_door_refuses_what_a_cache_cannot_hold(factor: float) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
+    few = TemiClusterer(2, settings=("heads.count=2", "train.min_steps=5", "train.epochs=0", "neighbors.k=5"))
+    with pytest.raises(ValueError, match=r"row \d+ of X"):
+        few.fit(factor * rows)
+    few.fit(rows)
+    with pytest.raises(ValueError, match=r"row \d+ of X"):
+        few.predict(factor * rows)

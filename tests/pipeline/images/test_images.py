@@ -91,7 +91,7 @@ def test_splits_without_classes(tmp_path):
     assert source.classes == ()
 
 
-def test_hidden_files_and_links_that_leave_are_left_out(tmp_path):
+def test_hidden_files_are_left_out_and_links_followed(tmp_path):
     inside, outside = tmp_path / "in", save(tmp_path / "out/secret.png")
     save(inside / "1.png")
     save(inside / ".hidden.png")
@@ -101,7 +101,9 @@ def test_hidden_files_and_links_that_leave_are_left_out(tmp_path):
     (inside / "stays.png").symlink_to(inside / "1.png")
     (inside / "loop").symlink_to(inside)
     (inside / "dangling.png").symlink_to(inside / "nothing.png")
-    assert FolderImages(inside, LIMIT).keys == ["1.png", "stays.png"]
+    images = FolderImages(inside, LIMIT)
+    assert images.keys == ["1.png", "folder/secret.png", "leaves.png", "stays.png"]
+    assert [path for path, _ in images.skipped] == [".cache", ".hidden.png", "dangling.png", "loop"]
 
 
 def test_digest_is_of_names_and_sizes_not_of_times_or_place(tmp_path):
@@ -219,7 +221,7 @@ def test_16_bit_gray_keeps_its_range(tmp_path, suffix):
 
 
 def test_float_pixels_are_refused(tmp_path):
-    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tiff")
+    Image.fromarray(np.full((4, 4), 7, np.float32)).save(tmp_path / "a.tiff")
     with pytest.raises(UnreadableImage, match="no known range"):
         decode(tmp_path / "a.tiff")
 

@@ -1,0 +1,58 @@
+"""The end of a pipe is quiet, a full output is one sentence, and a default that nobody asked for is said."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mixtures import mixture, write_cache
+from photos import short
+from typer.testing import CliRunner
+
+from temi.cli import app
+from temi.pipeline.runs.train import train_heads
+
+TEMI = Path(sys.executable).with_name("temi")
+QUICK = [
+    f"--set={key}"
+    for key in ("heads.count=2", "neighbors.k=5", "train.min_steps=20", "train.epochs=0", "train.tensorboard=false")
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on 3,000 rows, so that predictions do not fit the buffer of a pipe; its cache lies beside it."""
+    home = tmp_path_factory.mktemp("pipes")
+    embedding, _ = mixture(rows=3000, dim=16, clusters=3, noise=0.3)
+    train_heads(write_cache(home / "cache", embedding), short("train.min_steps=20"), home / "run")
+    return home / "run"
+
+
+def shell(command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+def test_the_end_of_a_pipe(run: Path) -> None:
+    predict = f"{TEMI} predict {run} {run.parent / 'cache'}"
+    full = shell(f"{predict} > /dev/full")
+    assert full.returncode == 2
+    assert full.stderr.count("temi: cannot write the output: No space left on device") == 1
+    closed = shell(f"{predict} | head -1")
+    assert closed.returncode == 0
+    assert closed.stdout == '"key","cluster","name","confidence","similarity","novel","error"\n'
+    table = shell(f"{TEMI} names {run} | true")
+    assert table.returncode == 0
+    for done in (full, closed, table):
+        assert "Traceback" not in done.stderr
+        assert "Exception" not in done.stderr
+
+
+def test_ten_clusters_that_nobody_asked_for_are_said(run: Path, tmp_path: Path) -> None:
+    cache = str(run.parent / "cache")
+    said = CliRunner().invoke(app, ["train-heads", cache, "--out", str(tmp_path / "a"), *QUICK]).output
+    assert "note: 10 clusters were made because that is the default" in said
+    assert "--clusters auto" in said
+    asked = CliRunner().invoke(app, ["train-heads", cache, "--out", str(tmp_path / "b"), *QUICK, "--clusters", "3"])
+    assert asked.exit_code == 0
+    assert "because that is the default" not in asked.output
