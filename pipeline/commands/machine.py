@@ -2,15 +2,16 @@
 
 import importlib
 import importlib.metadata
-import os
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
+from temi.pipeline.device import core_count
 from temi.pipeline.extras import install
 
 DEFAULT_BACKBONE = "facebook/dinov2-base"
@@ -37,7 +38,7 @@ def examine(folder: Path) -> list[Finding]:
     return [
         Finding("python", sys.version.split()[0]),
         _device(),
-        Finding("processor", f"{_cores()} cores, {_memory():.0f} GB of memory"),
+        Finding("processor", f"{core_count()} cores, {_memory():.0f} GB of memory"),
         _disk(folder),
         _package("faiss", "neighbor search", f"{install('cpu')}, or {install('gpu')} with an NVIDIA GPU", needed=True),
         _hub(),
@@ -55,12 +56,8 @@ def _device() -> Finding:
     return Finding("device", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GB, torch {torch.__version__}")
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _memory() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) / 2**30
+    return float(psutil.virtual_memory().total) / 2**30
 
 
 def _disk(folder: Path) -> Finding:

@@ -4,7 +4,6 @@ Processes rather than threads: some 300 us of Python per image would hold the in
 feeds a GPU. Resizing belongs to the workers because images differ in size and only become a batch by it.
 """
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from temi.pipeline.device import core_count
 from temi.pipeline.encode.preprocessing import Preprocessing
 from temi.pipeline.encode.views import ViewPolicy
 from temi.pipeline.errors import UserError
@@ -102,7 +102,7 @@ def decode_batches(
 
 def default_workers(device: torch.device) -> int:
     """Decoding processes: one per core for a GPU, half as many beside a CPU backbone, where they mostly wait."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = core_count()
     return min(cores, 32) if device.type == "cuda" else min(8, max(1, cores // 2))
 
 

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from temi.pipeline.heads.torch_private import fused_adamw_
+
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 
@@ -61,22 +63,17 @@ class StackedAdamW:
             chosen = [name for name in names if (self.weights[name].ndim > 2) == matrices]
             if chosen:
                 weights, means, squares = zip(*(own[name] for name in chosen), strict=True)
-                torch._fused_adamw_(
-                    weights,
+                fused_adamw_(
+                    list(weights),
                     [gradients[name].contiguous() for name in chosen],  # the kernel reads memory, not strides
-                    means,
-                    squares,
-                    [],
+                    (list(means), list(squares)),
                     [count] * len(chosen),
-                    amsgrad=False,
                     lr=lr,
-                    beta1=BETAS[0],
-                    beta2=BETAS[1],
-                    weight_decay=decay,
+                    betas=BETAS,
                     eps=EPS,
-                    maximize=False,
-                    grad_scale=shrink,
-                    found_inf=skip,
+                    weight_decay=decay,
+                    skip=skip,
+                    shrink=shrink,
                 )
 
     def state(self) -> dict[str, Tensor]:

@@ -19,13 +19,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from temi.pipeline.config import HeadConfig
+from temi.pipeline.heads.torch_private import batch_norm_backward, gelu_backward
 
 BATCH_NORM_MOMENTUM = 0.1
 BATCH_NORM_EPS = 1e-5
 INIT_STD = 0.02
 ABSENT = -1e4  # a logit whose softmax is exactly zero at every temperature in use, yet finite
 FEWEST = 1e-12  # a norm that is divided by is at least this, as in torch.nn.functional.normalize
-WIDE = 128  # outputs from which rows, and below which columns, of an output are contiguous
+WIDE = 128  # at this width or more, logits are row-major; below it, column-major
 LAST_LAYER = ("last.direction", "last.gain", "last.weight", "last.bias")
 
 
@@ -118,7 +119,7 @@ class Heads:
         In `training`, mlp-bn normalizes by the batch's statistics and records them; otherwise by the recorded ones.
         `keep` is mlp-bn's dropout mask, one per head of a trial and shared between trials.
         """
-        # Into the last layer's weights: they are fewer than the logits.
+        # Fold 1/temperature into the last layer: fewer multiplications than scaling the logits.
         scale = torch.ones_like(x[0, :1]) if temperature is None else temperature.reciprocal()
         passed = _FORWARD[self.kind](self, x, scale[:, None, None], training, keep)
         if not self.complete:
@@ -251,7 +252,7 @@ def _published_back(heads: Heads, kept: dict[str, Tensor], gradient: Tensor, sha
     second = torch.bmm(gradient, kept["last"] * share)
     along = (second * unit).sum(-1, keepdim=True)
     second.addcmul_(unit, along, value=-1).div_(kept["norm"])
-    inner = torch.ops.aten.gelu_backward(torch.bmm(second, w["second.weight"]), kept["inner"])
+    inner = gelu_backward(torch.bmm(second, w["second.weight"]), kept["inner"])
     last = torch.bmm(gradient.mT, unit).mul_(kept["scale"] * share)
     length = w["last.direction"].norm(dim=-1, keepdim=True).clamp_min_(FEWEST)
     direction = w["last.direction"] / length
@@ -294,19 +295,10 @@ def _mlp_bn_back(heads: Heads, kept: dict[str, Tensor], gradient: Tensor, share:
     hidden = torch.bmm(gradient, kept["last"] * share)
     if "keep" in kept:
         hidden = hidden.view(-1, *kept["keep"].shape).mul_(kept["keep"]).flatten(0, 1)
-    normal = torch.ops.aten.gelu_backward(hidden.transpose(0, 1).reshape(-1, count * width), kept["normal"])
-    mean, var = b["norm.mean"].flatten(), b["norm.var"].flatten()  # not read in training
-    inner, gain, shift = torch.ops.aten.native_batch_norm_backward(
-        normal,
-        kept["inner"],
-        w["norm.gain"].flatten(),
-        mean,
-        var,
-        kept["center"],
-        kept["spread"],
-        True,
-        BATCH_NORM_EPS,
-        [True, True, True],
+    normal = gelu_backward(hidden.transpose(0, 1).reshape(-1, count * width), kept["normal"])
+    running, saved = (b["norm.mean"].flatten(), b["norm.var"].flatten()), (kept["center"], kept["spread"])
+    inner, gain, shift = batch_norm_backward(
+        normal, kept["inner"], w["norm.gain"].flatten(), running, saved, BATCH_NORM_EPS
     )
     return {
         "first.weight": torch.mm(inner.mT, kept["x"]).view_as(w["first.weight"]),

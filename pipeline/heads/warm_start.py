@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from temi.pipeline.config import StartConfig
 from temi.pipeline.heads import losses
@@ -28,8 +30,7 @@ def warm_start(trainer: HeadTrainer, starts: Sequence[Start], config: StartConfi
             rows = torch.randint(len(known), (min(config.batch_size, len(known)),), generator=generator)
             batch = x[known[rows.to(x.device)]].to(device)
             rows, rate = rows.to(device), config.lr * (1 - step / config.steps)
-            turn = torch.tensor(_dealt(heads, len(starts[0].cuts), step), device=device)[:, None]
-            wanted = torch.cat([cuts[start.clusters][turn, rows] for start in starts])
+            wanted = torch.cat([_targets(cuts[start.clusters], rows, heads, step) for start in starts])
             for number, block in enumerate(trainer.blocks):
                 passed = block.student.forward(batch, trainer.student_temperature[block.heads], training=True)
                 gradient, _ = losses.softmax(passed.logits)
@@ -38,6 +39,12 @@ def warm_start(trainer: HeadTrainer, starts: Sequence[Start], config: StartConfi
                 optimizer.step(number, block.student.gradients(passed, gradient), rate)
             progress.advance()
     trainer.begin_at_students()
+
+
+def _targets(cuts: Int64[Tensor, "L M"], rows: Int64[Tensor, " B"], heads: int, step: int) -> Int64[Tensor, "H B"]:
+    """Clusters that the heads of a trial learn for these rows at a step."""
+    turn = torch.tensor(_dealt(heads, len(cuts), step), device=cuts.device)
+    return cuts[turn[:, None], rows]
 
 
 def _dealt(heads: int, cuts: int, step: int) -> list[int]:

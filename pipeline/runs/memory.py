@@ -1,10 +1,9 @@
 """How much memory a pass of stage two takes, said before it starts; too much is one sentence, not a killed process."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
+import psutil
 import torch
 
 from temi.cache import EmbeddingCache
@@ -212,8 +211,4 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on `device`."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(psutil.virtual_memory().available)

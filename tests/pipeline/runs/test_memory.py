@@ -57,7 +57,7 @@ def test_the_peak_is_that_of_the_worst_phase() -> None:
 
 
 def test_layouts_and_images_that_are_only_assigned_are_counted() -> None:
-    plain, layouts = settings(), settings("start.kind=layouts")
+    plain, layouts = settings(), settings("start.kind=pool")
     assert memory.predict([plain], 5000, 64, 0, CPU).start == 0
     one, two = (memory.predict([layouts] * trials, 5000, 64, 0, CPU).start for trials in (1, 2))
     assert 0 < one <= two
@@ -73,7 +73,7 @@ def test_the_cuts_of_many_clusters_are_counted() -> None:
     even_cut(y, 150, seed=0)
     _, seen = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    predicted = memory.predict([settings("start.kind=layouts", "heads.clusters=150")], 3000, 8, 0, CPU).start
+    predicted = memory.predict([settings("start.kind=pool", "heads.clusters=150")], 3000, 8, 0, CPU).start
     assert 2 * seen <= predicted <= 3 * seen  # SciPy copies the distances once more, in memory of its own
 
 
@@ -88,7 +88,7 @@ def test_the_cuts_of_many_clusters_are_counted() -> None:
             r"lower train.batch_size from 512 to \d+ or less",
         ),
         (["heads.count=1", "train.batch_size=8"], 1, r"at most \d+% of these images"),
-        (["start.kind=layouts", "heads.count=1", "train.batch_size=8"], 1, r"at most \d+% of these images"),
+        (["start.kind=pool", "heads.count=1", "train.batch_size=8"], 1, r"at most \d+% of these images"),
     ],
 )
 def test_too_much_names_the_number_to_lower(
