@@ -24,7 +24,7 @@ from temi.pipeline.start.find import Start, sample
 from temi.pipeline.start.pool import judges, mean_information
 from temi.pipeline.start.vote import match
 
-TOLERANCE = 0.01  # a head whose score is lower by this share of the best weighs 1/e
+TOLERANCE = 0.02  # a head whose score is lower by this share of the best weighs 1/e
 
 
 def fit_model(features: Features, config: Config) -> ClusterModel:

@@ -3,9 +3,9 @@
 From a random start a few thousand steps of TEMI lose to k-means on small folders. So the rows are first cut into
 clusters in several ways (pool.py), and the heads learn these cuts before the first step of the objective.
 
-Clusters of very different size that lie apart are found by density alone, and overlapping ones only by cuts that keep
-sizes alike. What the data have is told by agreement: dense parts are what heads learn where those of different spaces
-agree more than communities do, and more than even cuts; elsewhere heads learn communities and even cuts.
+Cuts come in three kinds. Clusters of very different size that lie apart are found by density, overlapping ones by cuts
+that keep sizes alike, and many small ones along the graph. Which of these the data have is told by stability: heads learn
+the kind whose cuts agree most from space to space (von Luxburg, "Clustering stability", 2010).
 
 Rows that repeat others count once.
 """
@@ -68,7 +68,7 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
         first, group = np.arange(len(cut)), np.arange(len(cut))
     pool = make_pool(cut if len(first) == len(cut) else cut.sample(first), clusters, config.seed)
     agreement = {kind: pool.of(kind).agreement() for kind in KINDS}
-    chosen = pool.of("dense") if agreement["dense"] == max(agreement.values()) else pool.of("communities", "even")
+    chosen = pool.of(max(agreement, key=lambda kind: agreement[kind]))
     best = chosen.labels[chosen.score.argmax()]
     aligned = vote([best, *chosen.labels], clusters)[0]
     cuts = np.stack([match(label, aligned, clusters)[label][group] for label in chosen.labels])
