@@ -210,9 +210,10 @@ def test_the_kind_that_agrees_most_is_learned(monkeypatch: pytest.MonkeyPatch) -
     random = np.random.default_rng(0)
     x, truth = blobs(random, (400, 20, 20, 20, 20, 20))
     uneven = pool_start(Features.of_array(x), 6, StartConfig())
-    assert all(name.startswith("dense") for name in uneven.names)
+    (kind,) = {name.split()[0] for name in uneven.names}
+    assert kind in ("communities", "dense")  # k-means halves the large cluster, another way in every space
+    assert uneven.agreement[kind] == max(uneven.agreement.values()) > uneven.agreement["even"]
     assert max(hungarian_accuracy(truth, cut) for cut in uneven.cuts) > 0.97
-    assert uneven.agreement["dense"] == max(uneven.agreement.values())
     monkeypatch.setattr(pool.Pool, "agreement", lambda own: float(own.names[0].startswith("even")))
     other = pool_start(Features.of_array(x), 6, StartConfig())
     assert {name.split()[0] for name in other.names} == {"even"}
