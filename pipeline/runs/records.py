@@ -177,7 +177,7 @@ def read_record(kind: type[T], path: Path) -> T:
 def write_trials(path: Path, trials: Sequence[TrialRecord]) -> None:
     """``trials.json``: the scores of a trial stand beside its name, as tables want them."""
     rows = [_plain(trial) for trial in trials]
-    write_json(path, [{**row, **row.pop("training", {})} for row in rows])
+    write_json(path, [row | scores for row, scores in ((row, row.pop("training", {})) for row in rows)])
 
 
 def read_trials(path: Path) -> list[TrialRecord]:
