@@ -165,8 +165,8 @@ def png(images: ImageSource, row: int) -> bytes:
 @contextmanager
 def _new_folder(out: Path, run: FinishedRun, what: str) -> Iterator[None]:
     """`out`, new or begun by the same export, with a note of which export that is until all of it is there."""
-    note = {"run": str(run.folder.resolve()), "images": run.cache.digest, "names": run.names, "what": what}
-    note["corrections"] = len(run.corrections)
+    note: dict[str, object] = {"corrections": len(run.corrections)}
+    note |= {"run": str(run.folder.resolve()), "images": run.cache.digest, "names": run.names, "what": what}
     begun = out / BEGUN
     with os_errors(out, "create"):
         out.mkdir(parents=True, exist_ok=True)

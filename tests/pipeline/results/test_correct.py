@@ -50,7 +50,7 @@ def test_the_command_takes_all_or_nothing(run: FinishedRun, tmp_path: Path) -> N
         assert (run.folder / CORRECTIONS).read_bytes() == before
     done = subprocess.run([TEMI, "correct", run.folder, file], capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("temi: correction 2 (rename): clusters 2 and 0 would both be called 'twos'")
+    assert done.stderr.startswith("temi: correction 3 (rename): clusters 0 and 2 would both be called 'twos'")
     assert "Traceback" not in done.stderr
 
 
