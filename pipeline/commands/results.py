@@ -29,6 +29,7 @@ class Format(StrEnum):
     folders = "folders"
     datasets = "datasets"
     onnx = "onnx"
+    lists = "lists"
 
 
 class Link(StrEnum):
@@ -56,6 +57,7 @@ def report(
         from temi.pipeline.report.pages import write_report
         from temi.pipeline.report.trials import write_overview
         from temi.pipeline.results.finished import FinishedRun
+        from temi.pipeline.results.lists import LISTS
         from temi.pipeline.runs.trials import is_trials
 
         trials = is_trials(run)
@@ -64,7 +66,8 @@ def report(
         if trials:
             print(f"next: temi report {run}/trial-000, or another of them, to see its clusters")
             return
-        print(f"next: temi names {run} > names.csv, fill in names, temi names {run} names.csv, and the report again")
+        print(f"beside it: {', '.join(f'{name}.csv' for name in LISTS)}")
+        print(f"next: temi serve {run}, to see images large and to correct; or temi names {run} > names.csv")
 
 
 @commands.command(rich_help_panel=RESULTS)
@@ -89,7 +92,9 @@ def predict(
 @commands.command(rich_help_panel=RESULTS)
 def export(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", help="file, or new folder for `folders` and `datasets`")],
+    out: Annotated[
+        Path, typer.Option("--out", help="file; a folder for `lists`, a new one for `folders` and `datasets`")
+    ],
     format_: Annotated[
         Format | None, typer.Option("--format", help="what to write, where the suffix of --out does not tell")
     ] = None,
@@ -98,7 +103,7 @@ def export(
     cache: Cache = None,
     plugin: Plugins = None,
 ) -> None:
-    """Write the assignments of RUN as a table, folders of images or a Hugging Face data set, or its model as ONNX."""
+    """Write the assignments of RUN as a table, lists, folders or a Hugging Face data set, or its model as ONNX."""
     with user_errors():
         _load(plugin)
         from temi.pipeline.results.export import export_datasets, export_folders, export_table, format_of
@@ -111,6 +116,13 @@ def export(
                 count = export_folders(finished, out, link.value, images)
             case "datasets":
                 count = export_datasets(finished, out, images)
+            case "lists":
+                from temi.pipeline.report.thumbnails import kept_oddities
+                from temi.pipeline.results.lists import evidence, write_lists
+
+                for path in write_lists(finished, evidence(finished), out, kept_oddities(finished)):
+                    print(path)
+                return
             case "onnx":
                 from temi.pipeline.results.onnx import export_onnx
 
@@ -134,15 +146,71 @@ def names(
 
         finished = FinishedRun(run)
         if table is not None:
-            given = sum(map(bool, set_names(run, table, finished.model.clusters)))
-            print(f"{run}: {given} of {finished.model.clusters} clusters have a name\nnext: temi report {run}")
+            given = sum(map(bool, set_names(run, table, finished.clusters)))
+            print(f"{run}: {given} of {finished.clusters} clusters have a name\nnext: temi report {run}")
             return
         groups = finished.assignments.groupby("cluster")["confidence"]
         sizes, confidence = groups.size(), groups.mean()
         writer = csv.writer(sys.stdout)
         writer.writerow(["cluster", "name", "images", "confidence"])
         for cluster, name in enumerate(finished.names):
+            if cluster in finished.corrected.merged:
+                continue
             writer.writerow([cluster, name, sizes.get(cluster, 0), f"{confidence.get(cluster, 0):.2f}"])
+
+
+@commands.command(rich_help_panel=RESULTS)
+def serve(
+    run: Run,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 0,
+    images: Images = None,
+    cache: Cache = None,
+) -> None:
+    """Show the page of RUN with a server behind it, on this machine only: every image large, corrections kept at once.
+
+    Needs the extra `serve`.
+    """
+    with user_errors():
+        from temi.pipeline.results.finished import FinishedRun
+        from temi.pipeline.serve.server import serve as run_server
+
+        run_server(FinishedRun(run, cache), port, images)
+
+
+@commands.command("label-next", rich_help_panel=RESULTS)
+def label_next(
+    run: Run,
+    count: Annotated[int, typer.Option(help="images to choose")] = 50,
+    out: Annotated[Path | None, typer.Option("--out", help="FILE.csv; default: standard output")] = None,
+    cache: Cache = None,
+) -> None:
+    """Choose the images of RUN whose labels would teach most: typical ones, a few per cluster, spread."""
+    with user_errors():
+        from temi.pipeline.results.finished import FinishedRun
+        from temi.pipeline.results.lists import write_label_next
+
+        write_label_next(FinishedRun(run, cache), count, out)
+
+
+@commands.command(rich_help_panel=RESULTS)
+def correct(
+    run: Run,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="corrections, one JSON object a line")],
+    who: Annotated[str, typer.Option(help="who says so; default: the user of this computer")] = "",
+    cache: Cache = None,
+) -> None:
+    """Take the corrections in FILE into RUN: merges, splits, moves, names; all of them, or none if one does not fit.
+
+    The report saves such a file. Report, predictions and exports respect them from then on.
+    """
+    with user_errors():
+        from temi.pipeline.results.correct import correct as run_correct
+        from temi.pipeline.results.correct import read_file
+        from temi.pipeline.results.corrections import CORRECTIONS
+        from temi.pipeline.results.finished import FinishedRun
+
+        done = run_correct(FinishedRun(run, cache), read_file(file), who)
+        print(f"{run / CORRECTIONS}: {len(done)} corrections more\nnext: temi report {run}, or temi export {run}")
 
 
 def _load(plugins: list[Path] | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from temi.pipeline.report.cards import centers, cluster_cards
+from temi.pipeline.report.cards import centers, typical_images
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.run_folder import read_json
 from temi.pipeline.runs.trials import MERGES, is_trials
@@ -92,8 +92,7 @@ def tree_levels(folder: Path, tree: dict[str, Any], scaled: Float32[np.ndarray, 
     levels = []
     for named in reversed(tree["levels"]):
         run = FinishedRun(folder / named["trial"])
-        cluster = run.assignments["cluster"].to_numpy("int64")
-        confidence = run.assignments["confidence"].to_numpy("float32")
-        cards = cluster_cards(scaled, cluster, confidence, centers(scaled, cluster, named["clusters"]))
-        levels.append(Level(named["trial"], run.headings, [card["typical"][:PICTURED] for card in cards]))
+        cluster = run.trained["cluster"].to_numpy("int64")
+        center = centers(scaled, cluster, named["clusters"])
+        levels.append(Level(named["trial"], run.headings, typical_images(scaled, cluster, center, PICTURED)))
     return Levels(tree, levels, own)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float16, Float32, Int32, Int64
 
 from temi.pipeline.features.neighbors import exact_neighbors
 from temi.pipeline.runs.model import load_tensors, save_tensors
@@ -16,18 +16,25 @@ NEIGHBORS = 15
 FEW = 4 * NEIGHBORS  # rows below which a neighbor graph says little: principal components then
 
 
-def atlas(scaled: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n 2"]:
-    """Positions within [-1, 1]: UMAP's layout of the neighbor graph from principal components on."""
+Graph = tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]
+
+
+def atlas(scaled: Float32[np.ndarray, "n D"], neighbors: Graph | None = None) -> Float32[np.ndarray, "n 2"]:
+    """Positions within [-1, 1]: UMAP's layout of the neighbor graph from principal components on.
+
+    `neighbors` of the rows and their similarities, where they are known.
+    """
     start = _principal(scaled)
     if len(scaled) < FEW:
         return _fitted(start)
-    index, similarity = exact_neighbors(scaled.astype(np.float16), NEIGHBORS)
+    index, similarity = neighbors or exact_neighbors(scaled.astype(np.float16), NEIGHBORS)
+    index, similarity = index[:, :NEIGHBORS], similarity[:, :NEIGHBORS]
     graph = fuzzy_graph(index, 1 - similarity.astype(np.float32))
     return _fitted(layout(graph, start, 0, dimensions=2))
 
 
 def run_atlas(
-    folder: Path, scaled: Float32[np.ndarray, "n D"], rows: Int64[np.ndarray, " n"]
+    folder: Path, scaled: Float32[np.ndarray, "n D"], rows: Int64[np.ndarray, " n"], neighbors: Graph | None = None
 ) -> Float32[np.ndarray, "n 2"]:
     """The map of these `rows` of a cache: the one in `folder` if it is of the same, else made and left there."""
     path = folder / ATLAS
@@ -36,7 +43,7 @@ def run_atlas(
         if "row" in tensors and np.array_equal(tensors["row"].numpy(), rows):
             position: Float32[np.ndarray, "n 2"] = tensors["position"].numpy()
             return position
-    position = atlas(scaled)
+    position = atlas(scaled, neighbors)
     tensors = {"position": torch.from_numpy(position), "row": torch.from_numpy(rows)}
     save_tensors(path, tensors, {"format": "temi-atlas-2"})
     return position

@@ -1,10 +1,12 @@
 """`temi report`: one HTML page that opens from disk without network, to look at clusters and decide what to do next.
 
-Everything is inside the page: plotly.js from its Python package, thumbnails, and the figures as one JSON block, from
-which page/report.js builds the rest. Labels, where there are any, are shown and change nothing.
+Everything is inside the page: thumbnails, and the figures as one JSON block, from which page/*.js builds the rest.
+`temi serve` shows the same page, with pictures and answers from a server. Labels, where there are any, are shown and
+change nothing.
 """
 
 import base64
+import hashlib
 import html
 import json
 import re
@@ -19,23 +21,31 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
-from plotly.offline import get_plotlyjs
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.optimize import linear_sum_assignment
 
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.errors import UserError
-from temi.pipeline.report.cards import centers, class_name, class_shares, cluster_cards, nearest_clusters
+from temi.pipeline.report.cards import TYPICAL, centers, class_name, nearest_clusters, typical_images
+from temi.pipeline.report.columns import image_columns, rounded
 from temi.pipeline.report.levels import run_levels
 from temi.pipeline.report.map import run_atlas
-from temi.pipeline.report.thumbnails import run_thumbnails
+from temi.pipeline.report.thumbnails import Thumbnail, oddities, run_thumbnails
+from temi.pipeline.results.corrections import REMOVED, to_json
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.lists import Evidence, evidence, write_lists
+from temi.pipeline.results.names import first_names
 from temi.pipeline.runs.label_free import compared
 from temi.pipeline.runs.run_folder import read_json
 from temi.pipeline.start.agreement import mutual_information
 
 POINTS = 50_000  # images on the map; of more, a sample
-THUMBNAIL_BYTES = 30 * 2**20  # 40 MB as base64; cards come first, then images of the map in random order
+THUMBNAIL_BYTES = 30 * 2**20  # 40 MB as base64; typical images come first, then the others in random order
+CHUNK = 500  # pictures that a page reads at a time
+SCRIPTS = {
+    "report": ["shared", "store", "gallery", "map", "charts", "report"],
+    "overview": ["shared", "overview"],
+}
 CONFUSION_CLASSES = 300
 CURVE_POINTS = 500
 
@@ -43,10 +53,14 @@ CURVE_POINTS = 500
 def write_report(run: FinishedRun, out: Path | None = None, source: str | None = None) -> Path:
     """Write the report of `run` to `out`, by default ``RUN/report.html``; `source` is where the images are now.
 
-    Where the images cannot be found and no `source` is given, the report has no pictures and says why.
+    Beside it stand the lists duplicates.csv, unsure.csv and unusual.csv. Where the images cannot be found and no
+    `source` is given, the report has no pictures and says why.
     """
     out = out or run.folder / "report.html"
-    write_page(out, render("report", figures(run, source), run.folder.resolve().name))
+    known = evidence(run)
+    data, pictures, odd = figures(run, known, source)
+    write_page(out, render("report", data, run.folder.resolve().name, pictures))
+    write_lists(run, known, out.parent, odd)
     return out
 
 
@@ -57,71 +71,91 @@ def write_page(out: Path, page: str) -> None:
         write_atomic(out, page.encode("utf-8", "backslashreplace"))
 
 
-def render(name: str, data: dict[str, Any], title: str) -> str:
-    """``page/NAME.html`` around `data`; whatever text is in it cannot leave its place."""
+def render(name: str, data: dict[str, Any], title: str, pictures: Sequence[str] = (), served: bool = False) -> str:
+    """``page/NAME.html`` around `data`; whatever text is in it cannot leave its place.
+
+    `pictures` are base64 WebP of the images, in blocks of CHUNK that the page reads when it needs them.
+    """
     page = files("temi.pipeline.report") / "page"
+    script = "\n".join((page / f"{part}.js").read_text(encoding="utf-8") for part in SCRIPTS[name])
+    blocks = [json.dumps(list(pictures[start : start + CHUNK])) for start in range(0, len(pictures), CHUNK)]
     parts = {
         "title": html.escape(title),
+        "served": " data-served" if served else "",
         "style": (page / "report.css").read_text(encoding="utf-8"),
-        "plotly": get_plotlyjs(),
-        "shared": (page / "shared.js").read_text(encoding="utf-8"),
-        "script": (page / f"{name}.js").read_text(encoding="utf-8"),
+        "script": script,
+        "allowed": f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
         "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "pictures": "\n".join(f'<script type="application/json" class="pictures">{block}</script>' for block in blocks),
     }
     template = (page / f"{name}.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
-def figures(run: FinishedRun, source: str | None) -> dict[str, Any]:
-    """All that the page shows, as JSON."""
-    table = run.assignments
-    rows = table["row"].to_numpy()
-    cluster = table["cluster"].to_numpy().astype(np.int64)
-    confidence = table["confidence"].to_numpy().astype(np.float32)
-    embedding = torch.from_numpy(run.cache.embedding()[rows])
-    scaled = run.model.scaling(embedding).cpu().numpy()
-    label = run.cache.labels[rows].astype(np.int64)
-    center = centers(scaled, cluster, run.model.clusters)
-    cards = [
-        card | {"name": name, "near": near, "classes": classes}
-        for card, name, near, classes in zip(
-            cluster_cards(scaled, cluster, confidence, center),
-            run.headings,
-            nearest_clusters(center, cluster),
-            class_shares(label, cluster, run.cache.classes, run.model.clusters),
-            strict=True,
-        )
-    ]
-    levels = run_levels(run, scaled)
-    on_cards = [i for card in cards for i in [*card["typical"], *card["uncertain"]]]
-    on_cards = list(dict.fromkeys([*on_cards, *(levels.pictures() if levels else ())]))
-    shown, place = shown_images(len(table), on_cards)
-    for card in cards:
-        card["typical"] = [place[i] for i in card["typical"]]
-        card["uncertain"] = [place[i] for i in card["uncertain"]]
+def figures(run: FinishedRun, known: Evidence, source: str | None) -> tuple[dict[str, Any], list[str], dict[int, str]]:
+    """All that the page shows, as JSON; its pictures; and what is odd about the pixels of images, by position."""
+    rows = run.trained["row"].to_numpy()
+    levels = run_levels(run, run.scaled)
+    inside = np.flatnonzero(run.corrected.cluster != REMOVED)
+    typical = typical_images(run.scaled[inside], run.corrected.cluster[inside], _center(run), TYPICAL)
+    pictured = [int(inside[image]) for images in typical for image in images]
+    first = list(dict.fromkeys([*pictured, *(levels.pictures() if levels else ())]))
+    shown, place = shown_images(len(rows), first)
     with ThreadPoolExecutor(1) as pool:  # decoding and the map keep two cores busy
-        making = pool.submit(pictures_of, run, rows[shown], [place[i] for i in on_cards], source)
-        position = run_atlas(run.shared, scaled[shown], rows[shown])
-        pictures, missing = making.result()
-    return {
-        "overview": overview(run, confidence),
-        "clusters": cards,
-        "images": {
-            "key": table["key"].iloc[shown].tolist(),
-            "cluster": cluster[shown].tolist(),
-            "confidence": _rounded(confidence[shown], 3),
-            "x": _rounded(position[:, 0], 4),
-            "y": _rounded(position[:, 1], 4),
-            "picture": pictures,
-        },
-        "missing": missing,
-        "comparison": _comparison(run),
-        "confusion": confusion(label, cluster, run.cache.classes, run.headings),
-        "curves": _curves(run),
-        "agreement": agreement(run, embedding),
-        "tree": merge_tree(center, cluster, run.headings),
+        making = pool.submit(pictures_of, run, rows[shown], [place[i] for i in first], source)
+        position = page_map(run, known, shown)
+        pictures, odd, missing = making.result()
+    data = run_figures(run, known, shown, position) | {
         "levels": levels.figures(place) if levels else None,
+        "missing": missing,
+        "odd": odd,
+        "looked": sum(map(bool, pictures)),
+    }
+    return data, pictures, {int(shown[place]): what for place, what in odd.items()}
+
+
+def _center(run: FinishedRun) -> Float32[np.ndarray, "C D"]:
+    """Centers of the clusters as corrected."""
+    inside = run.corrected.cluster != REMOVED
+    return centers(run.scaled[inside], run.corrected.cluster[inside], run.clusters)
+
+
+def page_map(run: FinishedRun, known: Evidence, shown: Int64[np.ndarray, " shown"]) -> Float32[np.ndarray, "shown 2"]:
+    """Places on the map of the images at `shown`."""
+    whole = len(shown) == len(run.trained)
+    graph = (known.neighbor, known.similarity) if whole else None
+    return run_atlas(run.shared, run.scaled[shown], run.trained["row"].to_numpy()[shown], graph)
+
+
+def run_figures(
+    run: FinishedRun,
+    known: Evidence,
+    shown: Int64[np.ndarray, " shown"],
+    position: Float32[np.ndarray, "shown 2"],
+) -> dict[str, Any]:
+    """What a page shows of a run, pictures apart: images as trained, and the corrections to replay on them."""
+    trained = run.trained["cluster"].to_numpy("int64")
+    cluster, inside = run.corrected.cluster, run.corrected.cluster != REMOVED
+    center = _center(run)
+    label = run.cache.labels[run.trained["row"].to_numpy()].astype(np.int64)
+    return {
+        "overview": overview(run),
+        "images": image_columns(run, known, position, shown),
+        "base": {
+            "clusters": run.model.clusters,
+            "sizes": np.bincount(trained, minlength=run.model.clusters).tolist(),
+            "names": first_names(run.folder, run.model.clusters),
+        },
+        "entries": [to_json(entry) for entry in run.corrections],
+        "classes": list(run.cache.classes),
+        "near": nearest_clusters(center, cluster[inside]),
+        "tree": merge_tree(center, cluster[inside]),
+        "comparison": _comparison(run),
+        "confusion": confusion(label[inside], cluster[inside], run.cache.classes, run.headings),
+        "curves": _curves(run),
+        "agreement": agreement(run, torch.from_numpy(run.cache.embedding()[run.trained["row"].to_numpy()])),
         "settings": _settings(run),
+        "chunk": CHUNK,
     }
 
 
@@ -161,26 +195,25 @@ def agreement(run: FinishedRun, embedding: torch.Tensor) -> list[list[float]]:
     labels = run.model.head_clusters(embedding).cpu().numpy()
     if len(labels) < 2:
         return []
-    return [_rounded(row, 3) for row in mutual_information(labels[compared(len(labels))])]
+    return [rounded(row, 3) for row in mutual_information(labels[compared(len(labels))])]
 
 
-def merge_tree(
-    center: Float32[np.ndarray, "C D"], cluster: Int64[np.ndarray, " n"], headings: Sequence[str]
-) -> dict[str, Any] | None:
+def merge_tree(center: Float32[np.ndarray, "C D"], cluster: Int64[np.ndarray, " n"]) -> dict[str, Any] | None:
     """Average-linkage tree over the distances of centers, as the corners of its brackets; None for one cluster."""
     used = np.unique(cluster)
     if len(used) < 2:
         return None
     tree = dendrogram(linkage(center[used].astype(np.float64), "average"), no_plot=True)
     return {
-        "across": [_rounded(np.asarray(corners), 4) for corners in tree["dcoord"]],
-        "along": [_rounded(np.asarray(corners), 1) for corners in tree["icoord"]],
-        "leaves": [headings[used[leaf]] for leaf in tree["leaves"]],
+        "across": [rounded(corners, 4) for corners in tree["dcoord"]],
+        "along": [rounded(corners, 1) for corners in tree["icoord"]],
+        "leaves": [int(used[leaf]) for leaf in tree["leaves"]],
     }
 
 
-def overview(run: FinishedRun, confidence: Float32[np.ndarray, " n"]) -> dict[str, Any]:
-    """The figures at the top of the page."""
+def overview(run: FinishedRun) -> dict[str, Any]:
+    """The figures of the whole run."""
+    confidence = run.trained["confidence"].to_numpy("float32")
     training = read_json(run.files.training)
     made = run.model.fingerprint
     return {
@@ -201,17 +234,25 @@ def overview(run: FinishedRun, confidence: Float32[np.ndarray, " n"]) -> dict[st
     }
 
 
-def pictures_of(run: FinishedRun, rows: np.ndarray, first: list[int], source: str | None) -> tuple[list[str], str]:
-    """Base64 WebP of each of `rows`, "" where there is none, and why there are none; those at `first` come first."""
+def pictures_of(
+    run: FinishedRun, rows: np.ndarray, first: list[int], source: str | None
+) -> tuple[list[str], dict[int, str], str]:
+    """Base64 WebP of each of `rows`, "" where there is none; what is odd about their pixels; why there are none.
+
+    Those at `first` come first.
+    """
     try:
         images = run.images(source)
     except UserError as error:
         if source is not None:
             raise
-        return [""] * len(rows), str(error)
+        return [""] * len(rows), {}, str(error)
     order = list(dict.fromkeys([*first, *np.random.default_rng(0).permutation(len(rows)).tolist()]))
     found = run_thumbnails(run.shared, images, [int(rows[place]) for place in order], THUMBNAIL_BYTES)
-    return [base64.b64encode(found.get(int(row), b"")).decode() for row in rows], ""
+    place = {int(row): number for number, row in enumerate(rows)}
+    odd = {place[row]: what for row, what in oddities(found).items()}
+    none = Thumbnail()
+    return [base64.b64encode(found.get(int(row), none).webp).decode() for row in rows], odd, ""
 
 
 def _comparison(run: FinishedRun) -> list[dict[str, Any]]:
@@ -234,7 +275,3 @@ def _settings(run: FinishedRun) -> dict[str, dict[str, Any]]:
         settings = tomllib.loads(run.files.config.read_text(encoding="utf-8"))
     made = {name: value for name, value in run.model.fingerprint.items() if value not in ("", {}, None)}
     return {"embeddings": made} | {name: table for name, table in settings.items() if name != "embed"}
-
-
-def _rounded(values: np.ndarray, digits: int) -> list[float]:
-    return [round(float(value), digits) for value in values]

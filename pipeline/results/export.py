@@ -19,7 +19,9 @@ from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.progress import Progress
+from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.names import display_name
 from temi.pipeline.runs.csv_table import frame_csv
 
 SHARD_BYTES = 256 * 2**20  # of image data per Parquet file of a `datasets` folder
@@ -51,7 +53,7 @@ def format_of(out: Path, asked: str | None) -> str:
 def export_table(run: FinishedRun, out: Path, kind: str) -> int:
     """key, cluster, name and confidence of every image; `kind` is csv, parquet or json (a list of objects)."""
     table = run.assignments[["key", "cluster", "confidence"]].copy()
-    table.insert(2, "name", [run.headings[cluster] for cluster in table["cluster"]])
+    table.insert(2, "name", [display_name(cluster, run.names) for cluster in table["cluster"]])
     match kind:
         case "csv":
             data = frame_csv(table)
@@ -80,13 +82,19 @@ def export_folders(run: FinishedRun, out: Path, link: str, source: str | None = 
     images = run.images(source)
     if link != "copy" and images.path(0) is None:
         raise UserError(f"the images of {run.folder} are not files of their own and cannot be linked; use --link copy")
-    folders = [out / folder_name(cluster, name) for cluster, name in enumerate(run.names)]
+    folders = {
+        cluster: out / folder_name(cluster, name)
+        for cluster, name in enumerate(run.names)
+        if cluster not in run.corrected.merged
+    }
+    if (run.assignments["cluster"] == REMOVED).any():
+        folders[REMOVED] = out / "removed"
     targets = [
         inside(folders[cluster], key)
         for key, cluster in zip(run.assignments["key"], run.assignments["cluster"], strict=True)
     ]
     with _new_folder(out, run, f"folders, {link}"), Progress("export", len(targets), "img") as progress:
-        for folder in folders:
+        for folder in folders.values():
             folder.mkdir(exist_ok=True)
         for row, target in zip(run.assignments["row"], targets, strict=True):
             with os_errors(target, f"{link} an image to"):
@@ -157,7 +165,8 @@ def png(images: ImageSource, row: int) -> bytes:
 @contextmanager
 def _new_folder(out: Path, run: FinishedRun, what: str) -> Iterator[None]:
     """`out`, new or begun by the same export, with a note of which export that is until all of it is there."""
-    note = {"run": str(run.folder.resolve()), "images": run.cache.digest, "names": run.names, "what": what}
+    note: dict[str, object] = {"corrections": len(run.corrections)}
+    note |= {"run": str(run.folder.resolve()), "images": run.cache.digest, "names": run.names, "what": what}
     begun = out / BEGUN
     with os_errors(out, "create"):
         out.mkdir(parents=True, exist_ok=True)

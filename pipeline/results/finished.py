@@ -1,10 +1,14 @@
 """A finished run as a person uses it: its model, its assignments and the names of its clusters."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import torch
+from jaxtyping import Float32
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import recorded_config
@@ -12,7 +16,8 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.tables import open_training_cache
 from temi.pipeline.images import ImageSource
 from temi.pipeline.images.recorded import open_images
-from temi.pipeline.results.names import display_name, read_names
+from temi.pipeline.results.corrections import Corrected, Correction, read_corrections, replay, replay_clusters
+from temi.pipeline.results.names import display_name, first_names
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.run_folder import RunFolder
 from temi.pipeline.runs.trials import choose_among, is_trials
@@ -45,14 +50,59 @@ class FinishedRun:
         return ClusterModel.load(self.files.model)
 
     @cached_property
+    def corrections(self) -> list[Correction]:
+        """What a person put right, in the order it was said."""
+        return read_corrections(self.folder)
+
+    def forget_corrections(self) -> None:
+        """Read them again where they are needed next."""
+        for name in ("corrections", "corrected", "outline", "assignments", "names", "headings"):
+            self.__dict__.pop(name, None)
+
+    @cached_property
+    def corrected(self) -> Corrected:
+        """Clusters as a person left them."""
+        return self.replayed(self.corrections)
+
+    def replayed(self, entries: Sequence[Correction]) -> Corrected:
+        """Clusters as `entries` make them of what was trained."""
+        table = self.trained
+        first = first_names(self.folder, self.model.clusters)
+        cluster = table["cluster"].to_numpy("int64")
+        return replay(table["key"].tolist(), cluster, self.model.clusters, entries, first, self.place)
+
+    @cached_property
+    def place(self) -> dict[str, int]:
+        """Position of each image in the assignments, by key."""
+        return {key: position for position, key in enumerate(self.trained["key"])}
+
+    @cached_property
+    def outline(self) -> Corrected:
+        """Clusters as a person left them, without their images: known also where the assignments are gone."""
+        first = first_names(self.folder, self.model.clusters)
+        return replay_clusters(self.model.clusters, self.corrections, first)
+
+    @property
+    def clusters(self) -> int:
+        """Numbers of clusters, those that a person made or merged away included."""
+        return self.outline.clusters
+
+    @cached_property
     def names(self) -> list[str]:
         """Name of each cluster, "" where none was given."""
-        return read_names(self.folder, self.model.clusters)
+        return [self.outline.names.get(cluster, "") for cluster in range(self.clusters)]
 
     @cached_property
     def headings(self) -> list[str]:
         """What each cluster is called: its name, or "cluster 3"."""
-        return [display_name(cluster, self.names) for cluster in range(self.model.clusters)]
+        return [display_name(cluster, self.names) for cluster in range(self.clusters)]
+
+    @cached_property
+    def scaled(self) -> Float32[np.ndarray, "n D"]:
+        """Embeddings of the images in the assignments, as the heads read them."""
+        embedding = torch.from_numpy(self.cache.embedding()[self.trained["row"].to_numpy()])
+        rows: Float32[np.ndarray, "n D"] = self.model.scaling(embedding).cpu().numpy()
+        return rows
 
     @cached_property
     def cache(self) -> EmbeddingCache:
@@ -65,7 +115,21 @@ class FinishedRun:
 
     @cached_property
     def assignments(self) -> pd.DataFrame:
-        """key, row, cluster and confidence of every readable image of the training cache."""
+        """key, row, cluster and confidence of every readable image of the training cache, corrections applied.
+
+        The cluster of an image that a person removed is REMOVED. Where a person said where an image belongs, the
+        confidence is 1.
+        """
+        if not self.corrections:
+            return self.trained
+        table, corrected = self.trained.copy(), self.corrected
+        table["cluster"] = corrected.cluster.astype(table["cluster"].dtype)
+        table.loc[corrected.by_hand, "confidence"] = 1.0
+        return table
+
+    @cached_property
+    def trained(self) -> pd.DataFrame:
+        """The assignments as the heads made them."""
         path = self.folder / "assignments.parquet"
         repair = f"write it again with `temi evaluate {self.folder}`"
         try:

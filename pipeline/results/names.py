@@ -1,4 +1,4 @@
-"""Names that a person gives to clusters; kept in the run folder, shown wherever a cluster is."""
+"""Names that a person gives to clusters: entries of the run's corrections, shown wherever a cluster is."""
 
 import csv
 import io
@@ -6,23 +6,38 @@ import json
 import unicodedata
 from pathlib import Path
 
-from temi.cache.files import os_errors, write_atomic
+from temi.cache.files import os_errors
 from temi.pipeline.errors import UserError
+from temi.pipeline.results.corrections import (
+    MAX_LENGTH,
+    REMOVED,
+    Rename,
+    append_corrections,
+    correction_lock,
+    read_corrections,
+    replay_clusters,
+    signed,
+)
 
 NAMES = "names.json"
-MAX_LENGTH = 120  # characters; a name is a heading and part of a folder's name
 COLUMNS = ["cluster", "name"]
 
 
 def read_names(run: Path, clusters: int) -> list[str]:
     """Name of each of the `clusters` clusters of `run`; "" where none was given."""
+    state = replay_clusters(clusters, read_corrections(run), first_names(run, clusters))
+    return [state.names.get(cluster, "") for cluster in range(clusters)]
+
+
+def first_names(run: Path, clusters: int) -> dict[int, str]:
+    """Names by cluster in ``names.json``, where versions before corrections kept them."""
     path = run / NAMES
-    names = [""] * clusters
+    names: dict[int, str] = {}
     if not path.exists():
         return names
     try:
         for cluster, name in json.loads(path.read_text(encoding="utf-8")).items():
-            names[int(cluster)] = _checked(name, path)
+            names[_cluster(cluster, clusters, str(path))] = check_name(name, path)
     except (ValueError, AttributeError, IndexError, TypeError, OSError):
         raise UserError(f"{path} is damaged or of another run; delete it and run `temi names` again") from None
     return names
@@ -31,23 +46,36 @@ def read_names(run: Path, clusters: int) -> list[str]:
 def set_names(run: Path, table: Path, clusters: int) -> list[str]:
     """Take the names in the CSV file `table` (columns cluster and name, others are ignored) into `run`.
 
-    Clusters that the file leaves out keep their names; an empty name takes one away.
+    Clusters that the file leaves out keep their names; an empty name takes one away. It is one entry of the run's
+    corrections, and can be undone.
 
     Raises
     ------
     UserError
-        The file is not such a table, or a cluster in it does not exist or occurs twice.
+        The file is not such a table, a cluster in it does not exist or occurs twice, or two would have one name.
     """
-    names = read_names(run, clusters)
-    for cluster, name in _read_table(table, clusters).items():
-        names[cluster] = name
-    given = {str(cluster): name for cluster, name in enumerate(names) if name}
-    write_atomic(run / NAMES, (json.dumps(given, indent=1, ensure_ascii=False) + "\n").encode())
-    return names
+    given = _read_table(table, clusters)
+    with correction_lock(run):
+        before = read_names(run, clusters)
+        changed = {cluster: name for cluster, name in given.items() if name != before[cluster]}
+        check_unique(dict(enumerate(before)) | changed)
+        if changed:
+            append_corrections(run, [signed(Rename(names=changed))])
+    return [changed.get(cluster, name) for cluster, name in enumerate(before)]
+
+
+def check_unique(names: dict[int, str]) -> None:
+    """Refuse two clusters of one name: who reads it could not tell them apart."""
+    first: dict[str, int] = {}
+    for cluster, name in names.items():
+        if name and first.setdefault(name, cluster) != cluster:
+            raise UserError(f"clusters {first[name]} and {cluster} would both be called {name!r}; name one differently")
 
 
 def display_name(cluster: int, names: list[str]) -> str:
     """What a person reads: the name, or the number where there is none."""
+    if cluster == REMOVED:
+        return "removed"
     return names[cluster] or f"cluster {cluster}"
 
 
@@ -66,7 +94,7 @@ def _read_table(path: Path, clusters: int) -> dict[int, str]:
         cluster = _cluster(row["cluster"], clusters, where)
         if cluster in found:
             raise UserError(f"{where} names cluster {cluster} again; keep one line per cluster")
-        found[cluster] = _checked((row["name"] or "").strip(), where)
+        found[cluster] = check_name((row["name"] or "").strip(), where)
     return found
 
 
@@ -76,7 +104,8 @@ def _cluster(text: str | None, clusters: int, where: str) -> int:
     return int(text)
 
 
-def _checked(name: object, where: object) -> str:
+def check_name(name: object, where: object) -> str:
+    """`name`, if it is a line of at most MAX_LENGTH characters; `where` it stands is named otherwise."""
     if not isinstance(name, str) or len(name) > MAX_LENGTH:
         raise UserError(f"{where}: a name has at most {MAX_LENGTH} characters; shorten it")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):

@@ -30,6 +30,7 @@ from temi.pipeline.evaluate.tables import EMBEDDING_FIELDS, check_same_backbone
 from temi.pipeline.images import ImageSource, open_source
 from temi.pipeline.images.left_out import found_beside
 from temi.pipeline.progress import Progress
+from temi.pipeline.results.corrections import route
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
 
@@ -102,7 +103,8 @@ def classify(run: FinishedRun, novelty: Novelty, block: Block) -> pa.Table:
     """A row of SCHEMA per image of `block`."""
     embedding = torch.from_numpy(block.embedding)
     cluster, confidence = (column.cpu().numpy() for column in run.model.assign(embedding))
-    similarity = novelty.similarity(run.model.scaling(embedding).cpu().numpy())
+    scaled = run.model.scaling(embedding).cpu().numpy()
+    cluster, similarity = route(run.corrections, cluster, scaled), novelty.similarity(scaled)
     missing = np.zeros(len(block.keys), dtype=bool)
     missing[list(block.failures)] = True
     names = np.array(run.headings, dtype=object)[cluster]

@@ -20,8 +20,8 @@ NEEDS_BROWSER = [
 
 
 @contextmanager
-def browsing(page: Path) -> Iterator[Any]:
-    """A browser on `page`, which must have had nothing to complain of in the end."""
+def browsing(page: Path | str, downloads: Path | None = None) -> Iterator[Any]:
+    """A browser on `page`, a file or an address, which must have had nothing to complain of in the end."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
     from selenium.webdriver.support.ui import WebDriverWait
@@ -30,10 +30,11 @@ def browsing(page: Path) -> Iterator[Any]:
     options.binary_location = CHROMIUM or ""
     for flag in [*FLAGS, "--window-size=1280,1000"]:
         options.add_argument(flag)
+    options.add_experimental_option("prefs", {"download.default_directory": str(downloads)} if downloads else {})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     try:
-        driver.get(page.as_uri())
+        driver.get(page if isinstance(page, str) else page.as_uri())
         WebDriverWait(driver, 60).until(lambda d: d.execute_script("return document.documentElement.dataset.ready"))
         yield driver
         complaints = [line for line in driver.get_log("browser") if "GPU stall" not in line["message"]]

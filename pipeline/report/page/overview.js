@@ -7,20 +7,23 @@
 
   const figure = (value, digits = 3) => (value === null || value === undefined ? "" : value.toFixed(digits));
   const settings = Object.keys(data.trials[0].settings);
+  const least = (trial) => Math.min(...trial.head_loss);
+  // heading, cell, the number or text that the table sorts by
+  const numbers = (heading, value, show) => [heading, (trial) => show(value(trial)), (trial) => value(trial) ?? -1];
   const columns = [
-    ["trial", (trial) => (trial.link ? [make("a", { href: trial.link, textContent: trial.trial })] : trial.trial)],
-    ...settings.map((name) => [name, (trial) => String(trial.settings[name])]),
-    ["loss", (trial) => figure(Math.min(...trial.head_loss), 4)],
-    ["neighbors in own cluster", (trial) => (trial.neighbor_consistency === null ? "" : percent(trial.neighbor_consistency, 1))],
-    ["heads agree", (trial) => figure(trial.head_agreement)],
-    ["confidence", (trial) => percent(trial.mean_confidence, 1)],
-    ["clusters used", (trial) => count(trial.used_clusters)],
-    ["smallest", (trial) => count(trial.smallest_cluster)],
-    ["largest", (trial) => count(trial.largest_cluster)],
-    ["seconds", (trial) => figure(trial.seconds, 1)],
-    ["its report", (trial) => (trial.link ? [make("a", { href: trial.link, textContent: "open" })] : [make("code", { textContent: trial.command })])],
+    ["trial", (trial) => [trial.link ? make("a", { href: trial.link, textContent: trial.trial }) : trial.trial, ...(trial.trial === data.best ? [" (most trustworthy)"] : [])], (trial) => trial.trial],
+    ...settings.map((name) => [name, (trial) => String(trial.settings[name]), (trial) => trial.settings[name]]),
+    numbers("loss", least, (value) => figure(value, 4)),
+    numbers("neighbors in own cluster", (trial) => trial.neighbor_consistency, (value) => (value === null ? "" : percent(value, 1))),
+    numbers("heads agree", (trial) => trial.head_agreement, figure),
+    numbers("confidence", (trial) => trial.mean_confidence, (value) => percent(value, 1)),
+    numbers("clusters used", (trial) => trial.used_clusters, count),
+    numbers("smallest", (trial) => trial.smallest_cluster, count),
+    numbers("largest", (trial) => trial.largest_cluster, count),
+    numbers("seconds", (trial) => trial.seconds, (value) => figure(value, 1)),
   ];
-  byId("trials-table").append(table("by scores that need no label", columns, finished));
+  const rows = finished.map((trial) => ({ ...trial, kind: trial.trial === data.best ? "best" : "" }));
+  byId("trials-table").append(table("by scores that need no label", columns, rows, true));
   data.trials.filter((trial) => trial.stopped).forEach((trial) => byId("trials-table").append(make("p", { className: "note", textContent: `${trial.trial}: ${trial.stopped}` })));
 
   byId("labels").hidden = byId("to-labels").hidden = !data.comparison.length;

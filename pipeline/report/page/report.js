@@ -1,207 +1,190 @@
 "use strict";
-// The page of one run.
+// The views of a run's page, and what a person can correct in them.
 (() => {
-  const { data, byId, percent, count, make, picture, scores, joining } = shared;
-  const { clusters, images, overview } = data;
-  const color = clusters.map((_, c) => `hsl(${(c * 137.508 + 215) % 360} ${[62, 48, 74][c % 3]}% ${[50, 62, 43][c % 3]}%)`);
-  const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+  const { data, byId, percent, count, make, picture, scores, joining, served } = shared;
+  const { images } = store;
+  const { overview } = data;
+  const TILE = 9, FOUND = 600;
+  const link = (cluster, words = store.name(cluster)) => make("a", { href: `#cluster-${cluster}`, textContent: words });
+  const cells = (list) => list.map((image) => [image, 1]);
+  const mean = (values) => values.reduce((a, b) => a + b, 0) / Math.max(1, values.length);
 
-  // ---- overview
-  function tile(name, value, small = "") {
-    return make("div", {}, make("dt", { textContent: name }), make("dd", {}, value, small ? make("small", { textContent: ` ${small}` }) : ""));
+  // ---- where we are: the part of the address after #
+  const views = [...document.querySelectorAll("section[data-view]")];
+  const fill = { clusters: arrange, cluster: showCluster, map: () => {}, tree: showTree, duplicates: showDuplicates, unsure: showUnsure, unusual: showUnusual, trials: showTrials, about: showAbout, like: showLike };
+  let current = "clusters", number = 0;
+
+  function go() {
+    const [, view, id] = location.hash.match(/^#([a-z]+)(?:-(\d+))?$/) ?? [];
+    if (location.hash === "#main") return;
+    current = view in fill ? view : "clusters";
+    number = Number(id ?? 0);
+    if (current === "cluster" && !store.clusters().includes(number)) current = "clusters";
+    if (current === "like" && number >= store.count) current = "clusters";
+    views.forEach((section) => { section.hidden = section.dataset.view !== current; });
+    const tab = { cluster: "clusters", like: "clusters" }[current] ?? current;
+    document.querySelectorAll("#tabs a").forEach((a) => { a.ariaCurrent = a.hash === `#${tab}` ? "page" : null; });
+    fill[current]();
+    map.redraw();
+    scrollTo(0, 0);
+    if (id !== undefined) views.find((section) => !section.hidden).querySelector("h2").focus({ preventScroll: true });
   }
 
-  function showOverview() {
-    const o = overview;
-    byId("made").textContent = `${count(o.images)} images in ${o.used} clusters, seen through ${o.backbone}. Written ${o.written}.`;
-    const empty = o.clusters - o.used;
-    byId("tiles").append(
-      tile("images", count(o.images), o.unreadable ? `+ ${count(o.unreadable)} unreadable` : ""),
-      tile("clusters", count(o.used), empty ? `+ ${empty} empty` : ""),
-      tile("images per cluster", `${count(o.smallest)} – ${count(o.largest)}`),
-      tile("mean confidence", percent(o.confidence)),
-      ...(o.agreement === null ? [] : [tile("head agreement", o.agreement.toFixed(2), "NMI")]),
-      ...(o.consistency === null ? [] : [tile("neighbors in own cluster", percent(o.consistency))]),
-      tile("training", o.seconds < 90 ? `${o.seconds.toFixed(0)} s` : `${(o.seconds / 60).toFixed(1)} min`, `${count(o.steps)} steps`),
-    );
-    byId("missing").hidden = !data.missing;
-    byId("missing").textContent = data.missing ? `No pictures: ${data.missing}.` : "";
-    data.comparison.forEach((part) => byId("comparison").append(scores(part)));
-  }
-
-  // ---- cards
-  const card = new Map();
-  function makeCard(cluster) {
-    const list = (title, members) => members.length === 0 ? [] : [
-      make("h4", { textContent: title }),
-      make("ul", { className: "grid" }, ...members.map((i) => make("li", {}, picture(i, `${images.key[i]}, confidence ${percent(images.confidence[i])}`)))),
-    ];
-    const near = cluster.near.map((other) => make("button", { type: "button", className: "link", textContent: clusters[other].name, onclick: () => goTo(other) }));
-    const classes = cluster.classes.map(([name, share]) => `${name} (${percent(share)})`).join(", ");
-    const facts = `${count(cluster.size)} images (${percent(cluster.size / overview.images, 1)}), mean confidence ${percent(cluster.confidence)}`;
-    const element = make("li", { id: `cluster-${cluster.id}`, tabIndex: -1 },
-      make("div", { className: "head" }, make("h3", { textContent: cluster.name }), make("span", { className: "number", textContent: cluster.name === `cluster ${cluster.id}` ? "" : `cluster ${cluster.id}` })),
-      make("p", { className: "facts", textContent: cluster.size ? facts : "no images" }),
-      make("div", { className: "meter", ariaHidden: "true" }, make("i", { style: `width:${100 * cluster.confidence}%` })),
-      ...(classes ? [make("p", { className: "facts", textContent: `labels: ${classes}` })] : []),
-      ...list("most typical", cluster.typical), ...list("least certain", cluster.uncertain));
-    if (cluster.size) {
-      const show = make("button", { type: "button", className: "link", textContent: "Show on the map", onclick: () => { single(cluster.id); byId("atlas").scrollIntoView(); byId("single").focus({ preventScroll: true }); } });
-      element.append(make("div", { className: "actions" }, show, ...(near.length ? ["near:", ...near] : [])));
-    }
-    element.style.setProperty("--own", color[cluster.id]);
-    card.set(cluster.id, element);
-    return element;
-  }
-
-  function goTo(id) {
-    byId("search").value = "";
-    arrange();
-    card.get(id).scrollIntoView({ block: "start" });
-    card.get(id).focus({ preventScroll: true });
-    mark(id);
-  }
-
-  function mark(id) {
-    card.forEach((element, own) => element.classList.toggle("picked", own === id));
-  }
-
-  const ORDER = {
-    id: (a, b) => a.id - b.id,
-    size: (a, b) => b.size - a.size || a.id - b.id,
-    small: (a, b) => a.size - b.size || a.id - b.id,
-    sure: (a, b) => b.confidence - a.confidence || a.id - b.id,
-    unsure: (a, b) => a.confidence - b.confidence || a.id - b.id,
-    name: (a, b) => a.name.localeCompare(b.name, "en", { numeric: true }),
+  // ---- clusters
+  const confidenceOf = (cluster) => mean(store.members(cluster).map(store.confidence));
+  const SORT = {
+    id: (a, b) => a - b,
+    size: (a, b) => store.size(b) - store.size(a),
+    small: (a, b) => store.size(a) - store.size(b),
+    sure: (a, b) => confidenceOf(b) - confidenceOf(a),
+    unsure: (a, b) => confidenceOf(a) - confidenceOf(b),
+    name: (a, b) => store.name(a).localeCompare(store.name(b), "en", { numeric: true }),
   };
 
-  function matching(text) {
-    const wanted = text.trim().toLowerCase();
-    if (!wanted) return new Set(clusters.map((cluster) => cluster.id));
-    const found = new Set(clusters.filter((cluster) => cluster.name.toLowerCase().includes(wanted) || String(cluster.id) === wanted
-      || cluster.classes.some(([name]) => name.toLowerCase().includes(wanted))).map((cluster) => cluster.id));
-    images.key.forEach((key, i) => { if (key.toLowerCase().includes(wanted)) found.add(images.cluster[i]); });
-    return found;
+  function classes(cluster) {
+    if (!images.label.length) return [];
+    const tally = new Map();
+    store.members(cluster).forEach((i) => { if (images.label[i] >= 0) tally.set(images.label[i], (tally.get(images.label[i]) ?? 0) + 1); });
+    const all = [...tally.values()].reduce((a, b) => a + b, 0);
+    return [...tally].sort((a, b) => b[1] - a[1]).slice(0, 3).map(([label, n]) => [data.classes[label] ?? `class ${label}`, n / all]);
+  }
+
+  const tiles = new Map();  // made once, until a correction
+  function tile(cluster) {
+    const shown = store.folded(store.sorted(store.members(cluster), "typical")).slice(0, TILE);
+    const pictures = shown.map(([image]) => picture(image, ""));
+    const name = store.name(cluster);
+    const a = make("a", { href: `#cluster-${cluster}`, ariaLabel: `${name}, ${count(store.size(cluster))} images` },
+      make("div", { className: `tile of-${Math.min(3, Math.ceil(Math.sqrt(shown.length)))}` }, ...pictures), make("b", { textContent: name }), make("span", { textContent: count(store.size(cluster)) }));
+    const item = make("li", {}, a);
+    item.dataset.cluster = cluster;
+    return item;
   }
 
   function arrange() {
-    const found = matching(byId("search").value);
-    const sorted = [...clusters].sort(ORDER[byId("sort").value]);
-    byId("cards").replaceChildren(...sorted.filter((cluster) => found.has(cluster.id)).map((cluster) => card.get(cluster.id)));
-    byId("found").textContent = found.size === clusters.length ? `${clusters.length} clusters` : `${found.size} of ${clusters.length} clusters`;
+    const asked = byId("search").value.trim().toLowerCase();
+    const fits = (cluster) => !asked || store.name(cluster).toLowerCase().includes(asked) || `cluster ${cluster}` === asked || String(cluster) === asked
+      || classes(cluster).some(([name]) => name.toLowerCase().includes(asked));
+    const all = store.clusters(), found = all.filter(fits);
+    if (byId("sort").value !== "id") found.sort(SORT[byId("sort").value]);
+    found.filter((cluster) => !tiles.has(cluster)).forEach((cluster) => tiles.set(cluster, tile(cluster)));
+    byId("mosaic").replaceChildren(...found.map((cluster) => tiles.get(cluster)));
+    byId("found").textContent = found.length === all.length ? `${all.length} clusters` : `${found.length} of ${all.length} clusters`;
+    const named = [];
+    if (asked) for (let i = 0; i < store.count && named.length < FOUND; i += 1) if (images.key[i].toLowerCase().includes(asked)) named.push(i);
+    byId("named").hidden = !asked;
+    if (!asked) return;
+    byId("named-title").textContent = named.length ? `${count(named.length)}${named.length === FOUND ? " or more" : ""} images of that name` : "No image of that name";
+    gallery.grid(byId("named-images"), cells(named), found.length ? "" : "Nothing fits; try part of a cluster's name, of a class or of a file's name.");
   }
 
-  // ---- charts
-  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const CONFIG = { responsive: true, displaylogo: false, modeBarButtons: [["zoomIn2d", "zoomOut2d", "resetScale2d"]] };
-  function frame(extra = {}) {
-    const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
-    const { xaxis, yaxis, ...rest } = extra;
-    return { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: css("--ink"), family: "system-ui, sans-serif", size: 12 },
-      margin: { l: 46, r: 10, t: 8, b: 36 }, showlegend: false,
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") }, xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest };
+  function showCluster() {
+    const members = store.members(number), all = store.clusters(), at = all.indexOf(number);
+    byId("cluster-title").textContent = store.name(number);
+    byId("before").href = `#cluster-${all[(at + all.length - 1) % all.length]}`;
+    byId("after").href = `#cluster-${all[(at + 1) % all.length]}`;
+    const facts = [`cluster ${number}, ${count(store.size(number))} images, mean confidence ${percent(confidenceOf(number))}`];
+    const found = classes(number);
+    if (found.length) facts.push(`mostly ${found.map(([name, share]) => `${name} ${percent(share)}`).join(", ")}`);
+    const near = (data.near[number] ?? []).filter((other) => all.includes(other));
+    byId("cluster-facts").replaceChildren(facts.join("; "), ...near.flatMap((other, i) => [i ? ", " : "; most alike: ", link(other)]));
+    if (members.length < store.size(number)) byId("cluster-facts").append(`; ${count(members.length)} of them are in this page`);
+    byId("name").value = store.state.names.get(number) ?? "";
+    const others = all.filter((other) => other !== number);
+    byId("merge-with").replaceChildren(make("option", { value: "", textContent: "choose" }), ...[...near, ...others.filter((other) => !near.includes(other))].map((other) => make("option", { value: other, textContent: `${store.name(other)} (${count(store.size(other))})` })));
+    byId("notes").replaceChildren(...store.state.notes.filter((note) => note.cluster === number).map((note) => make("li", { textContent: note.text })));
+    const list = store.sorted(members, byId("order").value);
+    gallery.grid(byId("members"), byId("fold").checked ? store.folded(list) : cells(list), "No images are left in this cluster.");
   }
-  const plot = (id, traces, layout, config = {}) => Plotly.react(byId(id), traces, layout, { ...CONFIG, displayModeBar: false, ...config });
-  const escaped = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");  // plotly reads tags in its texts
-  const short = (text) => escaped(text.length > 28 ? `${text.slice(0, 27)}…` : text);
-  const scale = () => [[0, css("--cell")], [1, css("--accent")]];
 
-  function drawSmall() {
-    const sizes = clusters.map((cluster) => cluster.size);
-    const named = clusters.map((cluster) => short(cluster.name));
-    byId("sizes").ariaLabel = `Bar chart: the largest cluster has ${count(Math.max(...sizes))} images, the smallest ${count(Math.min(...sizes))}`;
-    plot("sizes", [{ type: "bar", y: sizes, customdata: named, marker: { color }, hovertemplate: "%{customdata}: %{y} images<extra></extra>" }], frame({ xaxis: { title: { text: "cluster" }, tickformat: "d" }, bargap: 0.15 }));
-    const bins = overview.histogram.map((_, i) => (i + 0.5) / 20);
-    byId("histogram").ariaLabel = `Histogram: mean confidence ${percent(overview.confidence)}`;
-    plot("histogram", [{ type: "bar", x: bins, y: overview.histogram, marker: { color: css("--accent") }, hovertemplate: "%{y} images<extra></extra>" }], frame({ xaxis: { range: [0, 1], tickformat: ".0%" }, bargap: 0.05 }));
-    if (data.curves) {
-      const { step, loss, best_head_loss } = data.curves;
-      const line = (y, name, dash) => ({ type: "scatter", mode: "lines", x: step, y, name, line: { color: css("--accent"), dash } });
-      plot("loss", [line(loss, "mean of the heads", "solid"), line(best_head_loss, "best head", "dot")], frame({ showlegend: true, legend: { x: 1, xanchor: "right", y: 1 }, xaxis: { title: { text: "step" } } }));
-    }
+  // ---- lists
+  const groups = () => {
+    const found = new Map();
+    images.group.forEach((group, i) => {
+      if (group < 0 || store.state.cluster[i] === store.REMOVED) return;
+      if (!found.has(group)) found.set(group, []);
+      found.get(group).push(i);
+    });
+    return [...found.values()].filter((list) => list.length > 1).sort((a, b) => b.length - a.length);
+  };
+  const unsure = () => store.sorted([...images.key.keys()].filter((i) => !store.state.byHand[i] && store.state.second[i] !== store.state.cluster[i] && images.confidence[i] < 2 * images.runner[i]), "unsure");
+  const unusual = () => store.sorted([...images.key.keys()].filter((i) => store.state.cluster[i] !== store.REMOVED && (images.strange[i] || data.odd[i])), "new");
+
+  function showDuplicates() {
+    const found = groups();
+    const rows = found.slice(0, 200).map((list) => {
+      const host = make("div", {}), cut = list.slice(0, 12);
+      gallery.grid(host, cells(cut));
+      const equal = list.every((i) => images.exact[i] >= 0 && images.exact[i] === images.exact[list[0]]);
+      const apart = new Set(list.map((i) => store.state.cluster[i])).size;
+      const words = `${list.length} ${equal ? "equal" : "alike"}${apart > 1 ? `, in ${apart} clusters` : `, in ${store.name(store.state.cluster[list[0]])}`}`;
+      const rest = make("button", { type: "button", textContent: "Select all but the first", onclick: () => gallery.select(list.slice(1)) });
+      return make("li", {}, make("p", {}, words, " ", rest), host);
+    });
+    const lead = found.length > 200 ? [make("p", { className: "lead", textContent: `The 200 largest of ${count(found.length)} groups.` })] : [];
+    byId("duplicates").replaceChildren(...lead, found.length ? make("ul", { className: "groups" }, ...rows) : make("p", { className: "lead", textContent: "No near-duplicates were found." }));
+  }
+
+  function showUnsure() { gallery.grid(byId("unsure"), cells(unsure()), "Every image is at least twice as likely in its cluster as in the next."); }
+  function showUnusual() {
+    byId("unusual-text").textContent = `The 1 % of images least like others, and those that are black, blank or blurred (known of ${count(data.looked)} of ${count(store.count)} images, those with a small picture).`;
+    gallery.grid(byId("unusual"), cells(unusual()));
+  }
+
+  function tally() {
+    byId("count-duplicates").textContent = groups().length || "";
+    byId("count-unsure").textContent = unsure().length || "";
+    byId("count-unusual").textContent = unusual().length || "";
+  }
+
+  async function showLike() {
+    byId("like-title").textContent = `Like ${images.key[number]}`;
+    const asked = number, found = await store.similar(asked, 60);
+    if (asked === number) gallery.grid(byId("like"), cells([asked, ...found]));
+  }
+
+  function showTree() {
+    if (!data.tree) return;
+    const beside = (cluster) => [link(cluster), make("span", { textContent: count(store.size(cluster)) }),
+      make("div", { className: "strip" }, ...store.folded(store.sorted(store.members(cluster), "typical")).slice(0, 5).map(([image]) => picture(image, "")))];
+    byId("merge-tree").replaceChildren(charts.tree(data.tree, beside));
+  }
+
+  function showTrials() {
+    byId("to-trials").hidden = served;
+    if (!data.levels || byId("joining").childElementCount) return;
+    const own = data.levels.levels.findIndex((level) => level.own);
+    byId("joining").append(joining(data.levels, (cluster) => (cluster.level === own && store.clusters().includes(cluster.id) ? [link(cluster.id, "its images")] : [])));
+  }
+
+  // ---- about
+  function showAbout() {
+    if (byId("tiles").childElementCount) return;
+    const share = (value) => (value === null ? "none" : percent(value, 1));
+    const tiles = [["images", count(overview.images)], ["unreadable", count(overview.unreadable)], ["clusters used", `${count(overview.used)} of ${count(overview.clusters)}`],
+      ["sizes", `${count(overview.smallest)} to ${count(overview.largest)}`], ["mean confidence", percent(overview.confidence, 1)], ["neighbors in own cluster", share(overview.consistency)],
+      ["heads agree (NMI)", overview.agreement === null ? "one head" : overview.agreement.toFixed(2)], ["training", `${overview.seconds.toFixed(0)} s`], ["backbone", overview.backbone]];
+    byId("tiles").append(...tiles.map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }))));
+    const all = store.clusters(), sizes = all.map(store.size);
+    byId("sizes").append(charts.bars(`Images per cluster, ${Math.min(...sizes)} to ${Math.max(...sizes)}`, sizes, (i) => `${store.name(all[i])}: ${count(sizes[i])}`, ["cluster 0", `cluster ${all.at(-1)}`]));
+    byId("histogram").append(charts.bars(`Histogram, mean confidence ${percent(overview.confidence)}`, overview.histogram, (i) => `${i * 5} to ${i * 5 + 5} %: ${count(overview.histogram[i])}`, ["0 %", "100 %"]));
     byId("loss").closest("figure").hidden = !data.curves;
-    const names = data.agreement.map((_, h) => `head ${h + 1}`);
-    byId("agreement").closest("figure").hidden = !names.length;
-    if (names.length) {
-      byId("agreement").ariaLabel = `Matrix of agreement between heads, ${mean(data.agreement.flat()).toFixed(2)} on average`;
-      plot("agreement", [{ type: "heatmap", x: names, y: names, z: data.agreement, zmin: 0, zmax: 1, colorscale: scale(), hovertemplate: "%{y} and %{x}: %{z:.2f}<extra></extra>" }], frame({ yaxis: { autorange: "reversed" } }));
-    }
+    if (data.curves) byId("loss").append(charts.lines("Training loss by step", data.curves.step, [["mean of the heads", data.curves.loss], ["best head", data.curves.best_head_loss]]));
+    byId("agreement").closest("figure").hidden = !data.agreement.length;
+    const heads = data.agreement.map((_, i) => `head ${i + 1}`);
+    if (heads.length) byId("agreement").append(charts.heat("Agreement of the heads", data.agreement, heads, heads, (i, j) => `${heads[i]} and ${heads[j]}: ${data.agreement[i][j].toFixed(2)}`));
+    data.comparison.forEach((part) => byId("comparison").append(scores(part)));
+    showConfusion();
+    showSettings();
   }
 
-  function drawConfusion() {
+  function showConfusion() {
     const found = data.confusion;
-    byId("confusion").hidden = byId("to-confusion").hidden = !found;
+    byId("confusion").hidden = !found;
     if (!found) return;
     byId("confusion-text").textContent = `Share of each class by cluster, clusters matched one to one to classes (Hungarian): ${percent(found.accuracy, 1)} of the labeled images lie on the diagonal. Labels had no part in training.`;
-    byId("matrix").ariaLabel = `Confusion matrix; accuracy after matching ${percent(found.accuracy, 1)}`;
-    const total = found.count.map((row) => row.reduce((a, b) => a + b, 0));
-    const z = found.count.map((row, i) => row.map((value) => value / total[i]));
-    const ticks = (names) => ({ tickvals: names.map((_, i) => i), ticktext: names.map(short), tickmode: names.length > 60 ? "auto" : "array", showgrid: false });
-    const text = found.count.map((row, i) => row.map((value, j) => `${short(found.classes[i])} in ${short(found.clusters[j])}: ${value}`));
-    plot("matrix", [{ type: "heatmap", z, text, hoverinfo: "text", zmin: 0, zmax: 1, colorscale: scale(), xgap: 0, ygap: 0, colorbar: { tickformat: ".0%", thickness: 12 } }],
-      frame({ xaxis: { ...ticks(found.clusters), tickangle: -50 }, yaxis: { ...ticks(found.classes), autorange: "reversed" } }));
-  }
-
-  function drawTree() {
-    byId("tree").hidden = !data.tree;
-    if (!data.tree) return;
-    const { across, along, leaves } = data.tree;
-    const gaps = (rows) => rows.flatMap((row) => [...row, null]);  // one trace for all brackets
-    byId("dendrogram").style.height = `${Math.max(220, 17 * leaves.length + 60)}px`;
-    plot("dendrogram", [{ type: "scatter", mode: "lines", x: gaps(across), y: gaps(along), line: { color: css("--accent"), width: 1.5 }, hoverinfo: "skip" }],
-      frame({ xaxis: { title: { text: "distance" }, rangemode: "tozero" }, yaxis: { tickvals: leaves.map((_, i) => 10 * i + 5), ticktext: leaves.map(short), showgrid: false, zeroline: false, range: [0, 10 * leaves.length] } }));
-  }
-
-  // ---- map
-  let chosen = null;
-  function drawMap() {
-    const touch = matchMedia("(pointer: coarse)").matches;
-    const size = images.key.length > 20000 ? 3 : images.key.length > 4000 ? 4.5 : 6;
-    const trace = { type: "scattergl", mode: "markers", x: images.x, y: images.y, hoverinfo: "none",
-      marker: { size, color: images.cluster.map((c) => color[c]), opacity: 0.8 },
-      selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 0.06 } }, selectedpoints: selection() };
-    const bare = { visible: false, range: [-1.06, 1.06] };
-    plot("map", [trace], frame({ margin: { l: 0, r: 0, t: 0, b: 0 }, xaxis: bare, yaxis: bare, hovermode: "closest", hoverdistance: 12, dragmode: touch ? false : "pan", uirevision: "map" }),
-      { scrollZoom: !touch, displayModeBar: !touch });
-  }
-
-  function selection() {
-    return chosen === null ? null : images.cluster.flatMap((c, i) => (c === chosen ? [i] : []));
-  }
-
-  function single(id) {
-    chosen = id;
-    byId("single").value = id === null ? "" : String(id);
-    byId("to-card").hidden = id === null;
-    byId("picked").textContent = id === null ? "" : `${count(clusters[id].size)} images`;
-    mark(id);
-    Plotly.restyle(byId("map"), { selectedpoints: [selection()] });
-  }
-
-  function tip(event) {
-    const image = event.points[0].pointIndex;
-    const [heading, key, confidence] = byId("tip").querySelectorAll("b, span");
-    heading.textContent = clusters[images.cluster[image]].name;
-    key.textContent = images.key[image];
-    confidence.textContent = `confidence ${percent(images.confidence[image])}`;
-    const shown = byId("tip").querySelector("img");
-    shown.hidden = !images.picture[image];
-    shown.onload = () => shown.classList.toggle("tiny", Math.max(shown.naturalWidth, shown.naturalHeight) < 48);
-    if (images.picture[image]) shown.src = `data:image/webp;base64,${images.picture[image]}`;
-    byId("tip").dataset.image = image;
-    byId("tip").hidden = false;
-    const { clientX, clientY } = event.event;
-    const box = byId("tip").getBoundingClientRect();
-    byId("tip").style.left = `${Math.max(4, Math.min(clientX + 16, innerWidth - box.width - 8))}px`;
-    byId("tip").style.top = `${Math.max(4, Math.min(clientY + 16, innerHeight - box.height - 8))}px`;
-  }
-
-  function showLevels() {
-    byId("levels").hidden = byId("to-levels").hidden = !data.levels;
-    if (!data.levels) return;
-    const own = data.levels.levels.findIndex((level) => level.own);
-    const toCard = (cluster) => make("button", { type: "button", className: "link", textContent: "its card", onclick: (event) => { event.preventDefault(); goTo(cluster.id); } });
-    byId("joining").append(joining(data.levels, (cluster) => (cluster.level === own ? [toCard(cluster)] : [])));
+    const share = found.count.map((row) => { const all = row.reduce((a, b) => a + b, 0); return row.map((value) => value / all); });
+    byId("matrix").append(charts.heat(`Confusion matrix; accuracy after matching ${percent(found.accuracy, 1)}`, share, found.classes, found.clusters, (i, j) => `${found.classes[i]} in ${found.clusters[j]}: ${found.count[i][j]}`));
   }
 
   function showSettings() {
@@ -212,21 +195,91 @@
     }
   }
 
-  showOverview();
-  clusters.forEach(makeCard);
-  arrange();
+  // ---- corrections
+  async function edit(action, done) {
+    const problem = await store.edit(action);
+    gallery.said(problem || done, Boolean(problem));
+    return !problem;
+  }
+
+  const keys = () => [...gallery.selected].map((image) => images.key[image]);
+  const unselect = () => gallery.select([...gallery.selected], false);
+  async function withSelected(action, done) {
+    const images = keys();
+    if (images.length && (await edit({ ...action, keys: images }, done(count(images.length))))) unselect();
+  }
+
+  byId("rename").onsubmit = (event) => {
+    event.preventDefault();
+    const name = byId("name").value.trim(), other = store.clusters().find((cluster) => cluster !== number && name && store.state.names.get(cluster) === name);
+    if (other !== undefined) gallery.said(`Cluster ${other} has that name; merge the two, or choose another.`, true);
+    else edit({ action: "rename", names: { [number]: name } }, name ? `Cluster ${number} is called ${name}.` : "The name is taken away.");
+  };
+  byId("merge-with").onchange = async (event) => {
+    const other = Number(event.target.value), words = store.name(other);
+    if (event.target.value) await edit({ action: "merge", clusters: [number, other] }, `${words} is merged into ${store.name(number)}.`);
+  };
+  byId("split").onclick = () => edit({ action: "split", cluster: number, parts: Number(byId("parts").value) }, `${store.name(number)} is split.`);
+  byId("split").closest("span").hidden = !served;
+  byId("note").onclick = () => { const text = prompt(`Note on ${store.name(number)}`); if (text) edit({ action: "note", cluster: number, text }, "Noted."); };
+  byId("note-images").onclick = () => { const text = prompt("Note on the selected images"); if (text) withSelected({ action: "note", text }, (n) => `Noted on ${n} images.`); };
+  byId("color").onclick = () => { map.choose(number); location.hash = "#map"; };
+  byId("order").onchange = showCluster;
+  byId("fold").onchange = showCluster;
+  byId("all").onclick = () => gallery.select(store.members(number));
+  byId("move-to").onchange = async (event) => {
+    const to = Number(event.target.value);
+    if (event.target.value) await withSelected({ action: "move", to }, (n) => `${n} images moved to ${store.name(to)}.`);
+    event.target.value = "";
+  };
+  byId("remove").onclick = () => withSelected({ action: "remove" }, (n) => `${n} images removed from all clusters.`);
+  byId("same").onclick = () => withSelected({ action: "same" }, () => "Noted: these two belong together.");
+  byId("different").onclick = () => withSelected({ action: "different" }, () => "Noted: these two do not belong together.");
+  byId("clear").onclick = unselect;
+  byId("undo").onclick = () => edit({ action: "undo" }, "Undone.");
+  byId("redo").onclick = () => edit({ action: "redo" }, "Done again.");
+  byId("save").onclick = () => {
+    const file = new Blob([store.lines()], { type: "application/json" });
+    make("a", { href: URL.createObjectURL(file), download: "corrections.jsonl" }).click();
+    gallery.said("Saved; temi correct RUN corrections.jsonl takes them into the run.");
+  };
+  document.addEventListener("keydown", (event) => {
+    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.matches("input:not([type=checkbox])")) return;
+    event.preventDefault();
+    byId(event.shiftKey ? "redo" : "undo").click();
+  });
+  addEventListener("beforeunload", (event) => { if (store.unsaved && !saved) event.preventDefault(); });
+  let saved = false;
+  byId("save").addEventListener("click", () => { saved = true; });
+
+  function changed() {
+    byId("undo").disabled = !store.state.canUndo;
+    byId("redo").disabled = !store.state.canRedo;
+    byId("save").hidden = served || !store.unsaved;
+    const two = gallery.selected.size === 2;
+    byId("same").hidden = byId("different").hidden = !two;
+    byId("move-to").replaceChildren(make("option", { value: "", textContent: "choose" }), make("option", { value: store.state.clusters, textContent: "a new cluster" }),
+      ...store.clusters().map((cluster) => make("option", { value: cluster, textContent: store.name(cluster) })));
+  }
+  store.onChange(() => { saved = false; tiles.clear(); changed(); tally(); go(); });
+  document.addEventListener("selection", () => { const two = gallery.selected.size === 2; byId("same").hidden = byId("different").hidden = !two; });
+
+  // ---- print: a page for each cluster
+  addEventListener("beforeprint", () => {
+    const page = (cluster) => make("section", {}, make("h2", { textContent: store.name(cluster) }), make("p", { textContent: `${count(store.size(cluster))} images, mean confidence ${percent(confidenceOf(cluster))}` }),
+      make("div", {}, ...store.folded(store.sorted(store.members(cluster), "typical")).slice(0, 24).map(([image]) => { const shown = picture(image, ""); shown.loading = "eager"; return shown; })));
+    byId("print").replaceChildren(...store.clusters().map(page));
+  });
+  addEventListener("afterprint", () => byId("print").replaceChildren());
+
+  byId("made").textContent = `${count(overview.images)} images${store.count < overview.images ? `, a sample of ${count(store.count)} in this file` : ""}, ${overview.backbone}, ${overview.written}`;
+  byId("missing").hidden = !data.missing;
+  byId("missing").textContent = data.missing ? `No pictures: ${data.missing}.` : "";
+  document.querySelectorAll("[data-needs]").forEach((tab) => { tab.hidden = !data[tab.dataset.needs]; });
   byId("search").addEventListener("input", arrange);
   byId("sort").addEventListener("change", arrange);
-  byId("single").append(make("option", { value: "", textContent: "none" }), ...clusters.map((cluster) => make("option", { value: cluster.id, textContent: cluster.name })));
-  byId("single").addEventListener("change", (event) => single(event.target.value === "" ? null : Number(event.target.value)));
-  byId("to-card").addEventListener("click", () => goTo(chosen));
-  showLevels();
-  showSettings();
-  const draw = () => { drawSmall(); drawConfusion(); drawTree(); drawMap(); };
-  draw();
-  byId("map").on("plotly_hover", tip);
-  byId("map").on("plotly_unhover", () => { byId("tip").hidden = true; });
-  byId("map").on("plotly_click", (event) => { const id = images.cluster[event.points[0].pointIndex]; single(id === chosen ? null : id); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  document.documentElement.dataset.ready = "yes";
+  addEventListener("hashchange", go);
+  changed();
+  go();
+  requestAnimationFrame(() => setTimeout(() => { tally(); document.documentElement.dataset.ready = "yes"; }));
 })();

@@ -17,22 +17,56 @@ const shared = (() => {
     return element;
   }
 
+  // Small pictures: from a server, or in blocks of JSON inside the page, each read when it is first needed.
+  const served = "served" in document.documentElement.dataset;
+  const blocks = [...document.querySelectorAll("script.pictures")];
+  const read = [];
+  function source(image) {
+    if (served) return data.missing ? "" : `thumb/${data.images.row[image]}`;
+    const block = Math.floor(image / data.chunk);
+    if (!blocks[block]) return "";
+    read[block] ??= JSON.parse(blocks[block].textContent);
+    const webp = read[block][image % data.chunk];
+    return webp ? `data:image/webp;base64,${webp}` : "";
+  }
+
+  // Small pictures of digits and icons stay sharp.
+  const pixelated = (element) => element.classList.toggle("tiny", Math.max(element.naturalWidth, element.naturalHeight) < 48);
+
   function picture(image, text) {
-    const { key, picture } = data.images;
-    if (!picture[image]) return make("span", { textContent: key[image], title: text });
-    const element = make("img", { alt: text, title: text, decoding: "async" });
-    element.onload = () => element.classList.toggle("tiny", Math.max(element.naturalWidth, element.naturalHeight) < 48);
-    element.src = `data:image/webp;base64,${picture[image]}`;
+    const address = source(image);
+    if (!address) return make("span", { textContent: data.images.key[image], title: text });
+    const element = make("img", { alt: text, title: text, decoding: "async", loading: "lazy" });
+    element.onload = () => pixelated(element);
+    element.onerror = () => element.replaceWith(make("span", { textContent: data.images.key[image], title: text }));
+    element.src = address;
     element.dataset.image = image;
     return element;
   }
 
   // Rows of objects as a table; `columns` is [heading, cell of a row] each, the first of them the row's heading.
-  function table(caption, columns, rows) {
-    const head = make("tr", {}, ...columns.map(([heading]) => make("th", { textContent: heading, scope: "col" })));
+  // With `sort`, a heading sorts by the third of its column, the number or text behind a cell.
+  function table(caption, columns, rows, sort = false) {
+    const heading = ([text, , value], i) => {
+      if (!sort || !value) return make("th", { textContent: text, scope: "col" });
+      const button = make("button", { type: "button", className: "link", textContent: text });
+      const cell = make("th", { scope: "col" }, button);
+      button.onclick = () => {
+        const up = cell.ariaSort !== "ascending";
+        head.querySelectorAll("th").forEach((other) => { other.ariaSort = null; });
+        cell.ariaSort = up ? "ascending" : "descending";
+        const order = rows.map((row, at) => [value(row), body[at]]);
+        order.sort(([a], [b]) => (up ? 1 : -1) * (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true })));
+        body[0]?.parentNode.append(...order.map(([, line]) => line));
+      };
+      return cell;
+    };
+    const head = make("tr", {}, ...columns.map(heading));
     const cell = (row) => ([, show], i) => {
       const shown = show(row);
-      return make(i ? "td" : "th", i ? {} : { scope: "row" }, ...(Array.isArray(shown) ? shown : [shown]));
+      const made = make(i ? "td" : "th", i ? {} : { scope: "row" }, ...(Array.isArray(shown) ? shown : [shown]));
+      made.dataset.heading = columns[i][0];
+      return made;
     };
     const body = rows.map((row) => make("tr", { className: row.kind || "" }, ...columns.map(cell(row))));
     return make("table", {}, make("caption", { textContent: caption }), make("thead", {}, head), make("tbody", {}, ...body));
@@ -70,5 +104,5 @@ const shared = (() => {
       make("div", { className: "bar" }, button("Open all", true), button("Close all", false)), tree);
   }
 
-  return { data, byId, percent, count, make, picture, table, scores, joining };
+  return { data, byId, percent, count, make, source, picture, pixelated, served, table, scores, joining };
 })();

@@ -19,11 +19,14 @@ from temi.cli import app
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import open_source
 from temi.pipeline.report import pages as module
-from temi.pipeline.report.cards import centers, class_shares, cluster_cards, nearest_clusters
+from temi.pipeline.report.cards import centers, nearest_clusters, typical_images
 from temi.pipeline.report.map import ATLAS, atlas, run_atlas
 from temi.pipeline.report.pages import confusion, figures, merge_tree, shown_images, write_report
-from temi.pipeline.report.thumbnails import SIDE, THUMBNAILS, run_thumbnails, thumbnail
+from temi.pipeline.report.thumbnails import SIDE, THUMBNAILS, Thumbnail, laplacian, oddities, run_thumbnails, thumbnail
+from temi.pipeline.results.correct import correct
+from temi.pipeline.results.corrections import Merge, Rename
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.lists import evidence
 from temi.pipeline.results.names import set_names
 from temi.pipeline.runs.train import train_heads
 
@@ -40,32 +43,37 @@ def block(page: str) -> dict:
     return json.loads(found[1])
 
 
+def pictures(page: str) -> list[str]:
+    blocks = re.findall(r'<script type="application/json" class="pictures">(.*?)</script>', page, re.DOTALL)
+    return [picture for block in blocks for picture in json.loads(block)]
+
+
 def test_the_page_shows_what_the_run_says(finished: FinishedRun, tmp_path: Path) -> None:
-    data = block(write_report(finished, tmp_path / "page.html").read_text())
-    table = finished.assignments
+    correct(finished, [Rename(names={1: "ones"}), Merge(clusters=[0, 1])])
+    page = write_report(finished, tmp_path / "page.html").read_text()
+    data, table = block(page), finished.trained
     assert data["images"]["key"] == table["key"].tolist()
-    assert data["images"]["cluster"] == table["cluster"].tolist()
-    assert [card["size"] for card in data["clusters"]] == np.bincount(table["cluster"], minlength=3).tolist()
+    assert data["images"]["cluster"] == table["cluster"].tolist()  # the page replays the corrections
+    assert [entry["action"] for entry in data["entries"]] == ["rename", "merge"]
+    assert data["base"]["sizes"] == np.bincount(table["cluster"], minlength=3).tolist()
     assert data["overview"]["unreadable"] == 1
     assert data["missing"] == ""
-    for card in data["clusters"]:
-        assert {data["images"]["cluster"][i] for i in [*card["typical"], *card["uncertain"]]} <= {card["id"]}
-        assert not set(card["typical"]) & set(card["uncertain"])
+    assert 1 not in (data["tree"] or {"leaves": []})["leaves"]
+    assert all(len(near) == len(set(near)) == 5 for near in data["images"]["near"])
     colors = {"red": 0, "green": 1, "blue": 2}
-    for key, picture in zip(data["images"]["key"], data["images"]["picture"], strict=True):
+    for key, picture in zip(data["images"]["key"], pictures(page), strict=True):
         pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
-        assert pixels.shape == (58, 96, 3)
+        assert pixels.shape == (77, 128, 3)
         assert pixels.mean((0, 1)).argmax() == colors[key.split("/")[0]]
 
 
 def test_no_text_leaves_its_place_and_nothing_is_fetched(finished: FinishedRun, tmp_path: Path) -> None:
     names = tmp_path / "names.csv"
-    names.write_text('cluster,name\n0,"</script><script>alert(2)</script>"\n1,"{{plotly}} <!--"\n')
+    names.write_text('cluster,name\n0,"</script><script>alert(2)</script>"\n1,"{{script}} <!--"\n')
     set_names(finished.folder, names, 3)
     page = write_report(finished, tmp_path / "page.html").read_text()
     data = block(page)
-    assert data["clusters"][0]["name"] == "</script><script>alert(2)</script>"
-    assert data["clusters"][1]["name"] == "{{plotly}} <!--"
+    assert data["entries"][0]["names"] == {"0": "</script><script>alert(2)</script>", "1": "{{script}} <!--"}
     assert f"red/{HOSTILE}" in data["images"]["key"]
     own = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert "alert(" not in re.sub(r'id="data">.*?</script>', "", own, flags=re.DOTALL)
@@ -85,11 +93,12 @@ def test_missing_images_are_said_and_given_ones_must_be_right(finished: Finished
     shutil.copytree(finished.cache.folder, cache)
     (cache / "source.json").unlink()
     moved = FinishedRun(finished.folder, cache)
-    data = figures(moved, None)
+    known = evidence(moved)
+    data, shown, _ = figures(moved, known, None)
     assert "does not say where its images are" in data["missing"]
-    assert set(data["images"]["picture"]) == {""}
+    assert set(shown) == {""}
     with pytest.raises(UserError, match="are not those that"):
-        figures(moved, "digits")
+        figures(moved, known, "digits")
 
 
 def test_a_cache_without_labels_or_images_makes_a_page(tmp_path: Path) -> None:
@@ -102,23 +111,18 @@ def test_a_cache_without_labels_or_images_makes_a_page(tmp_path: Path) -> None:
     assert len(data["images"]["x"]) == 80
 
 
-def test_cards_hold_the_nearest_to_the_center_and_the_least_confident() -> None:
+def test_typical_images_are_the_nearest_to_the_center() -> None:
     rng = np.random.default_rng(0)
     scaled = rng.standard_normal((300, 5)).astype(np.float32)
     cluster = rng.integers(0, 4, 300)
     cluster[cluster == 3] = 2  # cluster 3 is empty
-    confidence = rng.random(300, dtype=np.float32)
     center = centers(scaled, cluster, 4)
-    cards = cluster_cards(scaled, cluster, confidence, center)
+    typical = typical_images(scaled, cluster, center, 12)
     for c in range(3):
         mean = scaled[cluster == c].mean(0)
         np.testing.assert_allclose(center[c], mean / np.linalg.norm(mean), atol=1e-5)
-        members = np.flatnonzero(cluster == c)
-        by_closeness = sorted(members, key=lambda i: -(scaled[i] @ center[c]))
-        assert cards[c]["typical"] == by_closeness[:12]
-        assert cards[c]["uncertain"] == sorted(by_closeness[12:], key=lambda i: confidence[i])[:6]
-        assert cards[c]["confidence"] == pytest.approx(confidence[members].mean(), abs=1e-3)
-    assert cards[3] == {"id": 3, "size": 0, "confidence": 0.0, "typical": [], "uncertain": []}
+        assert typical[c] == sorted(np.flatnonzero(cluster == c), key=lambda i: -(scaled[i] @ center[c]))[:12]
+    assert typical[3] == []
     near = nearest_clusters(center, cluster)
     assert near[3] == []
     assert near[0] == sorted([1, 2], key=lambda other: -(center[0] @ center[other]))
@@ -134,16 +138,15 @@ def test_confusion_is_aligned_and_leaves_unlabeled_images_out() -> None:
     assert found["count"] == [[2, 0, 1], [0, 2, 0]]
     assert found["accuracy"] == pytest.approx(4 / 5)
     assert confusion(np.full(7, -1), cluster, (), ["p", "q", "r", "s"]) is None
-    assert class_shares(label, cluster, ("a", "b", "c"), 4) == [[("c", 1.0)], [("a", 1.0)], [], [("a", 1.0)]]
 
 
 def test_the_tree_joins_the_closest_first() -> None:
     center = np.array([[1, 0], [0.98, 0.2], [0, 0], [0, 1]], dtype=np.float32)
-    tree = merge_tree(center, np.array([0, 1, 3]), ["a", "b", "c", "d"])
+    tree = merge_tree(center, np.array([0, 1, 3]))
     assert tree is not None
-    assert sorted(tree["leaves"]) == ["a", "b", "d"]
+    assert sorted(tree["leaves"]) == [0, 1, 3]
     assert tree["across"][0][1] == pytest.approx(np.linalg.norm(center[0] - center[1]), abs=1e-3)
-    assert merge_tree(center, np.array([1, 1]), ["a", "b", "c", "d"]) is None
+    assert merge_tree(center, np.array([1, 1])) is None
 
 
 def test_more_images_than_fit_are_sampled_with_all_of_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,16 +185,29 @@ def test_thumbnails_never_enlarge_are_upright_and_made_once(tmp_path: Path) -> N
     images = open_source(str(tmp_path / "photos"), max_pixels=10**6)
     sizes = {}
     for row, key in enumerate(images.keys):
-        sizes[key] = Image.open(io.BytesIO(thumbnail(images, row))).size
-    assert sizes == {"turned.jpg": (24, SIDE), "small.png": (20, 10), "gray.jpg": (SIDE, SIDE)}
+        sizes[key] = Image.open(io.BytesIO(thumbnail(images, row).webp)).size
+    assert sizes == {"turned.jpg": (SIDE // 4, SIDE), "small.png": (20, 10), "gray.jpg": (SIDE, SIDE)}
     made = run_thumbnails(tmp_path, images, [0, 1, 2], 10**6)
     before = (tmp_path / THUMBNAILS).stat().st_mtime_ns
     time.sleep(0.01)
     (tmp_path / "photos/turned.jpg").unlink()
     assert run_thumbnails(tmp_path, images, [2, 1, 0], 10**6) == made
     assert (tmp_path / THUMBNAILS).stat().st_mtime_ns == before
-    size = len(made[0])
+    size = len(made[0].webp)
     assert list(run_thumbnails(tmp_path, images, [0, 1, 2], size)) == [0]
     (tmp_path / THUMBNAILS).write_bytes(b"damaged")
     lost = images.keys.index("turned.jpg")
     assert set(run_thumbnails(tmp_path, images, [0, 1, 2], 10**6)) == {0, 1, 2} - {lost}
+
+
+def test_black_blank_and_blurred_pixels_are_told() -> None:
+    sharp = {row: Thumbnail(b"x", 120.0, 50.0, 0.5 + 0.01 * (row % 7)) for row in range(30)}
+    odd = {
+        30: Thumbnail(b"x", 3.0, 1.0, 0.5),
+        31: Thumbnail(b"x", 200.0, 2.0, 0.5),
+        32: Thumbnail(b"x", 120.0, 40.0, 0.01),
+    }
+    assert oddities(sharp | odd) == {30: "black", 31: "blank", 32: "blurred"}
+    checks = np.indices((9, 9)).sum(0) % 2 * 255.0
+    assert laplacian(checks.astype(np.float32)) == pytest.approx(4 * 255)
+    assert laplacian(np.ones((2, 5), np.float32)) == 0

@@ -1,10 +1,10 @@
-"""The report in a real headless Chromium: it loads without a complaint, filters, points, and fits a phone."""
+"""The page in a real headless Chromium: a file and a server, look and correct, by pointer and by keyboard."""
 
-import base64
 import csv
 import json
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,114 +12,168 @@ from typing import Any
 import pytest
 from browsing import NEEDS_BROWSER, browsing
 from photos import PhotoRun
+from serving import serving
 
 from temi.pipeline.report.pages import write_report
+from temi.pipeline.results.correct import correct, read_file
+from temi.pipeline.results.corrections import REMOVED, Rename
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import set_names
 
 pytestmark = NEEDS_BROWSER
+NAMELESS = """return [...document.querySelectorAll('input,select,button,a[href]')].filter((e) => !e.labels?.length
+    && !e.textContent && !e.ariaLabel && !e.querySelector('img[alt]:not([alt=""])')).map((e) => e.outerHTML)"""
 NAME = "<b onclick=alert(3)>red</b> ones"
 
 
 @pytest.fixture(scope="module")
-def page(photo_run: PhotoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(photo_run: PhotoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "run"
     shutil.copytree(photo_run.run, folder)
     with (folder / "names.csv").open("w") as file:
-        csv.writer(file).writerows([["cluster", "name"], ["1", NAME]])
+        csv.writer(file).writerows([["cluster", "name"], ["0", NAME]])
     set_names(folder, folder / "names.csv", 3)
-    return write_report(FinishedRun(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run: Path) -> Path:
+    return write_report(FinishedRun(run))
 
 
 @pytest.fixture
-def browser(page: Path) -> Iterator[Any]:
-    with browsing(page) as driver:
+def browser(page: Path, tmp_path: Path) -> Iterator[Any]:
+    with browsing(page.as_uri(), downloads=tmp_path) as driver:
         yield driver
 
 
-def visible_cards(browser: Any) -> list[str]:
-    return [card.get_attribute("id") for card in browser.find_elements("css selector", "#cards > li")]
+def visit(browser: Any, view: str) -> None:
+    browser.execute_script(f"location.hash = '#{view}'; dispatchEvent(new Event('hashchange'))")
 
 
-def place_on_map(browser: Any, image: int) -> tuple[float, float]:
-    """Offset of an image's point from the middle of the map, in pixels."""
-    script = """
-        const map = document.getElementById("map"), axes = map._fullLayout, trace = map.data[0];
-        map.scrollIntoView({block: "center", behavior: "instant"});
-        const x = axes.xaxis._offset + axes.xaxis.l2p(trace.x[arguments[0]]);
-        const y = axes.yaxis._offset + axes.yaxis.l2p(trace.y[arguments[0]]);
-        return [x - map.clientWidth / 2, y - map.clientHeight / 2];"""
-    x, y = browser.execute_script(script, image)
-    return x, y
+def clusters(browser: Any) -> list[str]:
+    return [tile.get_attribute("data-cluster") for tile in browser.find_elements("css selector", "#mosaic > li")]
 
 
-def test_it_shows_every_cluster_and_no_markup_of_a_name(browser: Any) -> None:
-    assert visible_cards(browser) == ["cluster-0", "cluster-1", "cluster-2"]
-    assert browser.find_element("css selector", "#cluster-1 h3").text == NAME
-    assert browser.find_elements("css selector", "main b, img[src=x], [onclick]") == []
-    pictures = browser.find_elements("css selector", "#cards img")
-    assert pictures
-    for picture in pictures:
-        assert picture.get_attribute("alt")
-        assert 0 < int(picture.get_property("naturalWidth")) <= 96
-    assert "44" in browser.find_element("id", "tiles").text
+def assigned(browser: Any) -> list[int]:
+    return browser.execute_script("return [...store.state.cluster]")
 
 
-def test_search_and_sort(browser: Any, page: Path) -> None:
-    search = browser.find_element("id", "search")
-    search.send_keys("RED</b>")
-    assert visible_cards(browser) == ["cluster-1"]
-    assert browser.find_element("id", "found").text == "1 of 3 clusters"
-    search.clear()
-    search.send_keys("onerror=alert")
-    assert len(visible_cards(browser)) == 1
-    search.clear()
-    search.send_keys("no such thing")
-    assert visible_cards(browser) == []
-    browser.execute_script("arguments[0].value = ''; arguments[0].dispatchEvent(new Event('input'))", search)
-    browser.find_element("css selector", "#sort option[value=small]").click()
-    assert visible_cards(browser) == ["cluster-2", "cluster-1", "cluster-0"]
-
-
-def test_pointing_at_an_image_shows_it_and_a_click_singles_out_its_cluster(browser: Any, page: Path) -> None:
-    from selenium.webdriver.common.action_chains import ActionChains
+def until(browser: Any, script: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
-    far = max(range(44), key=lambda i: data["images"]["x"][i] + data["images"]["y"][i])  # no other lies on it
-    x, y = place_on_map(browser, far)
+    WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(f"return {script}"))
+
+
+def lasso(browser: Any) -> int:
+    """Draw around everything; how many images are selected then."""
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    visit(browser, "map")
+    browser.find_element("id", "lasso").click()
     chart = browser.find_element("id", "map")
-    pointer = ActionChains(browser)
-    pointer.move_to_element_with_offset(chart, round(x) - 3, round(y)).move_by_offset(3, 0).perform()
-    tip = browser.find_element("id", "tip")
-    WebDriverWait(browser, 20).until(lambda _: tip.is_displayed())
-    image = int(tip.get_attribute("data-image"))
-    same_place = [abs(data["images"][axis][image] - data["images"][axis][far]) < 0.05 for axis in "xy"]
-    assert all(same_place)
-    assert data["images"]["key"][image] in tip.text
-    source = tip.find_element("css selector", "img").get_attribute("src")
-    assert base64.b64decode(source.partition(",")[2]) == base64.b64decode(data["images"]["picture"][image])
-    cluster = data["images"]["cluster"][image]
-    pointer.click().perform()
-    single = browser.find_element("id", "single")
-    WebDriverWait(browser, 20).until(lambda _: single.get_property("value") == str(cluster))
-    selected = browser.execute_script("return document.getElementById('map').data[0].selectedpoints")
-    assert selected == [i for i, c in enumerate(data["images"]["cluster"]) if c == cluster]
-    assert "picked" in browser.find_element("id", f"cluster-{cluster}").get_attribute("class")
+    wide, high = chart.size["width"] // 2 - 3, chart.size["height"] // 2 - 3
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    pointer = ActionChains(browser).move_to_element_with_offset(chart, -wide, -high).click_and_hold()
+    for x, y in ((2 * wide, 0), (0, 2 * high), (-2 * wide, 0)):
+        pointer.move_by_offset(x, y)
+    pointer.release().perform()
+    return browser.execute_script("return gallery.selected.size")
 
 
-def test_the_keyboard_reaches_a_cluster_and_the_map(browser: Any) -> None:
+def test_the_first_screen_is_pictures_and_no_name_is_markup(browser: Any) -> None:
+    assert clusters(browser)[0] == "0"
+    assert browser.find_element("css selector", "#mosaic b").text == NAME
+    assert browser.find_elements("css selector", "main b b, img[src=x], main [onclick]") == []
+    pictures = browser.find_elements("css selector", "#mosaic img")
+    assert len(pictures) >= 3
+    browser.execute_script("arguments[0].scrollIntoView()", pictures[0])
+    until(browser, "document.querySelector('#mosaic img').naturalWidth > 0")
+    assert not browser.find_element("id", "tabs").find_elements("css selector", "[aria-current]")[1:]
+
+
+def test_search_finds_clusters_and_images_and_says_when_it_finds_none(browser: Any) -> None:
+    search = browser.find_element("id", "search")
+    search.send_keys("RED</b>")
+    assert clusters(browser) == ["0"]
+    search.clear()
+    search.send_keys("onerror=alert")
+    assert len(browser.find_elements("css selector", "#named-images li")) == 1
+    search.clear()
+    search.send_keys("no such thing")
+    assert clusters(browser) == []
+    assert "Nothing fits" in browser.find_element("id", "named-images").text
+
+
+def test_an_image_opens_large_and_the_arrow_keys_go_on(browser: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    button = browser.find_element("css selector", "#cluster-0 .actions button")
-    assert button.text == "Show on the map"
-    button.send_keys(Keys.ENTER)
-    assert browser.find_element("id", "single").get_property("value") == "0"
-    assert browser.switch_to.active_element.get_attribute("id") == "single"
-    browser.find_element("id", "to-card").send_keys(Keys.ENTER)
-    assert browser.switch_to.active_element.get_attribute("id") == "cluster-0"
-    unnamed = "[...document.querySelectorAll('input,select,button')].filter(e => !e.labels?.length && !e.textContent)"
-    assert browser.execute_script(f"return {unnamed}.filter(e => !e.closest('.js-plotly-plot')).length") == 0
+    visit(browser, "cluster-0")
+    first = browser.find_element("css selector", "#members .open")
+    first.send_keys(Keys.ENTER)
+    name = browser.find_element("id", "large-name").text
+    assert browser.find_element("id", "viewer").get_attribute("open")
+    assert NAME in browser.find_element("id", "facts").text
+    assert len(browser.find_elements("css selector", "#similar img")) == 5
+    active = browser.switch_to.active_element
+    active.send_keys(Keys.ARROW_RIGHT)
+    other = browser.find_element("id", "large-name").text
+    assert other != name
+    active.send_keys(Keys.ARROW_LEFT)
+    assert browser.find_element("id", "large-name").text == name
+    active.send_keys("x")
+    assert browser.execute_script("return gallery.selected.size") == 1
+    active.send_keys(Keys.ESCAPE)
+    assert not browser.find_element("id", "viewer").get_attribute("open")
+    assert browser.find_element("id", "selection").is_displayed()
+
+
+def test_members_are_sorted_and_the_grid_walks_by_arrow_keys(browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    visit(browser, "cluster-0")
+    browser.find_element("css selector", "#order option[value=name]").click()
+    keys = browser.execute_script(
+        "return [...document.querySelectorAll('#members li')].map(i => store.images.key[i.dataset.image])"
+    )
+    assert keys == sorted(
+        keys, key=lambda key: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
+    )
+    first, second = browser.find_elements("css selector", "#members .open")[:2]
+    first.send_keys(Keys.ARROW_RIGHT)
+    assert browser.switch_to.active_element == second
+
+
+def test_a_file_saves_what_was_corrected_and_the_run_takes_it(browser: Any, page: Path, tmp_path: Path) -> None:
+    assert lasso(browser) == 44
+    assert browser.execute_script("return document.querySelectorAll('#lassoed-images li').length") == 44
+    browser.find_element("id", "clear").click()
+    visit(browser, "cluster-0")
+    browser.execute_script("gallery.select(store.members(0).slice(0, 4))")
+    browser.find_element("xpath", "//*[@id='move-to']/option[text()='a new cluster']").click()
+    browser.execute_script("gallery.select([store.members(0)[0]]); document.getElementById('remove').click()")
+    until(browser, "store.state.cluster.includes(-1)")
+    browser.find_element("id", "undo").click()
+    browser.find_element("id", "redo").click()
+    shown = assigned(browser)
+    assert shown.count(3) == 4
+    assert shown.count(REMOVED) == 1
+    browser.find_element("id", "save").click()
+    saved = tmp_path / "corrections.jsonl"
+    deadline = time.monotonic() + 20
+    while not saved.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    finished = FinishedRun(shutil.copytree(page.parent, tmp_path / "run"))
+    correct(finished, read_file(saved))
+    assert finished.corrected.cluster.tolist() == shown
+
+
+def test_the_keyboard_reaches_everything_and_everything_has_a_name(browser: Any) -> None:
+    for view in ("clusters", "cluster-0", "map", "duplicates", "unsure", "unusual", "about"):
+        visit(browser, view)
+        assert browser.execute_script(NAMELESS) == [], view
+        if "-" in view:
+            assert browser.switch_to.active_element.get_attribute("id") == "cluster-title"
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -129,10 +183,58 @@ def test_it_fits_a_phone_in_light_and_dark(browser: Any, dark: bool) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     browser.refresh()
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    for view in ("clusters", "cluster-0", "map", "duplicates", "unusual", "about"):
+        visit(browser, view)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 360, view
     ground, ink = browser.execute_script(
         "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
     )
     brightness = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in (ground, ink)]
     assert (brightness[0] < brightness[1]) == dark
     assert abs(brightness[0] - brightness[1]) > 400
+
+
+def test_print_has_a_page_for_each_cluster(browser: Any) -> None:
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert len(browser.find_elements("css selector", "#print section")) == len(clusters(browser))
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert browser.find_elements("css selector", "#print section") == []
+
+
+def test_a_served_page_keeps_every_correction_through_a_kill(photo_run: PhotoRun, tmp_path: Path) -> None:
+    run = shutil.copytree(photo_run.run, tmp_path / "run")
+    with serving(run) as server, browsing(server.address) as browser:
+        assert lasso(browser) == 44
+        browser.execute_script("gallery.select([...gallery.selected].slice(30), false)")
+        browser.find_element("xpath", "//*[@id='move-to']/option[text()='a new cluster']").click()
+        until(browser, "store.state.clusters === 4")
+        visit(browser, "cluster-3")
+        browser.find_element("id", "name").send_keys("mine")
+        browser.find_element("css selector", "#rename button").click()
+        until(browser, "store.name(3) === 'mine'")
+        browser.find_element("css selector", "#members .open").click()
+        until(browser, "document.getElementById('large').naturalWidth === 200")
+        browser.find_element("id", "close").click()
+        browser.find_element("id", "split").click()
+        until(browser, "store.state.clusters === 5")
+        browser.find_element("css selector", "#merge-with option[value='4']").click()
+        until(browser, "store.state.merged.has(4)")
+        browser.find_element("id", "undo").click()
+        until(browser, "!store.state.merged.has(4)")
+        shown = assigned(browser)
+        server.process.kill()
+        server.process.wait()
+        browser.find_element("id", "undo").click()
+        until(browser, "document.getElementById('said').textContent.includes('does not answer')")
+        assert assigned(browser) == shown
+        browser.get_log("browser")  # that the server is gone
+    finished = FinishedRun(run)
+    assert finished.corrected.cluster.tolist() == shown
+    with serving(run) as server, browsing(server.address) as browser:
+        assert assigned(browser) == shown
+        assert browser.execute_script("return store.name(3)") == "mine"
+        browser.find_element("id", "redo").click()
+        until(browser, "store.state.merged.has(4)")
+        assert server.edit(action="rename", names={"0": "mine"})[0] == 400
+    assert isinstance(FinishedRun(run).corrections[1], Rename)
+    assert json.loads((run / "corrections.jsonl").read_text().splitlines()[-1])["action"] == "redo"

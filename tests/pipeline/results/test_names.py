@@ -13,6 +13,7 @@ from temi.cache import EmbeddingCache
 from temi.cli import app
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
+from temi.pipeline.results.corrections import Undo, append_corrections
 from temi.pipeline.results.export import export_folders
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import NAMES, read_names, set_names
@@ -31,6 +32,14 @@ def test_names_are_kept_changed_and_taken_away(tmp_path: Path) -> None:
     assert set_names(tmp_path, table(tmp_path, "cluster,name\n2,Käse\n0,cars"), 3) == ["cars", "", "Käse"]
     assert set_names(tmp_path, table(tmp_path, "\ufeffname,cluster\ncats,1\n,0\n"), 3) == ["", "cats", "Käse"]
     assert read_names(tmp_path, 3) == ["", "cats", "Käse"]
+    append_corrections(tmp_path, [Undo()])  # a table of names is one correction
+    assert read_names(tmp_path, 3) == ["cars", "", "Käse"]
+
+
+def test_names_of_earlier_versions_are_kept(tmp_path: Path) -> None:
+    (tmp_path / NAMES).write_text('{"0": "cars", "2": "cats"}')
+    assert set_names(tmp_path, table(tmp_path, "cluster,name\n0,vans"), 3) == ["vans", "", "cats"]
+    assert read_names(tmp_path, 3) == ["vans", "", "cats"]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +50,8 @@ def test_names_are_kept_changed_and_taken_away(tmp_path: Path) -> None:
         ("cluster,name\n3,a\n", r"line 2 of .*names.csv: '3' is not a cluster of this run; they are 0 to 2"),
         ("cluster,name\n-1,a\n", "'-1' is not a cluster"),
         ("cluster,name\n0,a\n0,b\n", r"line 3 of .*names.csv names cluster 0 again"),
+        ("cluster,name\n0,a\n1,a\n", "clusters 0 and 1 would both be called 'a'"),
+        ("cluster,name\n1,before\n", "clusters 0 and 1 would both be called 'before'"),
         ("cluster,name\n0," + "x" * 121, "at most 120 characters"),
         ('cluster,name\n0,"a\nb"\n', "line break or control character"),
     ],

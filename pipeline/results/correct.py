@@ -1,0 +1,161 @@
+"""Taking corrections into a run: each is checked against what the run is by then, completed, and written down."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int64
+from sklearn.cluster import KMeans
+
+from temi.cache.files import os_errors
+from temi.pipeline.errors import UserError
+from temi.pipeline.results.corrections import (
+    Corrected,
+    Correction,
+    Different,
+    Merge,
+    Move,
+    Note,
+    Redo,
+    Rename,
+    Same,
+    Split,
+    Undo,
+    append_corrections,
+    apply,
+    can_redo,
+    contradictions,
+    correction_lock,
+    in_force,
+    parse_correction,
+    positions,
+    read_corrections,
+    signed,
+)
+from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.names import check_name, check_unique
+
+STARTS = 4  # of k-means in splitting a cluster
+
+
+def correct(run: FinishedRun, asked: Sequence[Correction], who: str = "") -> list[Correction]:
+    """Check and complete the entries `asked`, write them to the run, and return them as written; all or none.
+
+    Raises
+    ------
+    UserError
+        An entry names a cluster or an image that is not there, gives a name that another cluster has, has nothing to
+        undo or redo, or says the opposite of earlier ones.
+    """
+    with correction_lock(run.folder):
+        entries = read_corrections(run.folder)
+        before, state = len(entries), run.replayed(entries)
+        for number, entry in enumerate(asked, 1):
+            try:
+                entry = _complete(run, entries, state, entry)
+            except UserError as error:
+                where = f"correction {number} ({entry.action})" if len(asked) > 1 else entry.action
+                raise UserError(f"{where}: {error}") from None
+            entries.append(signed(entry, who))
+            if isinstance(entry, Undo | Redo):
+                state = run.replayed(entries)
+        append_corrections(run.folder, entries[before:])
+    run.forget_corrections()
+    return entries[before:]
+
+
+def read_file(path: Path) -> list[Correction]:
+    """Entries of a file that the report saved or a person wrote: one JSON object a line."""
+    try:
+        with os_errors(path, "read"):
+            text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; give a file of corrections, one JSON object a line") from None
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"{path} holds no correction; give one JSON object a line")
+    return [parse_correction(line, f"line {number} of {path}") for number, line in lines]
+
+
+def _complete(run: FinishedRun, entries: list[Correction], state: Corrected, entry: Correction) -> Correction:
+    """`entry` with all it leaves open filled in, applied to `state`; UserError where it does not fit that."""
+    match entry:
+        case Undo() if not in_force(entries):
+            raise UserError("there is nothing to undo")
+        case Redo() if not can_redo(entries):
+            raise UserError("there is nothing to redo")
+        case Merge(clusters=clusters):
+            if len(set(clusters)) < len(clusters):
+                raise UserError(f"cluster {max(clusters, key=clusters.count)} is named twice; name each once")
+            _check_clusters(state, clusters)
+        case Split(cluster=cluster):
+            _check_clusters(state, [cluster])
+            entry = _split(run, state, entry)
+        case Move(to=to):
+            _check_clusters(state, [to] if to != state.clusters else [])
+        case Rename(names=names):
+            _check_clusters(state, names)
+            _check_names(state, names)
+        case Note(cluster=cluster, keys=keys):
+            _check_clusters(state, [] if cluster is None else [cluster])
+            positions(keys, run.place)
+        case Same(keys=keys) | Different(keys=keys):
+            positions(keys, run.place)
+            _check_consistent([*entries, entry])
+    apply(state, entry, run.place)
+    return entry
+
+
+def _check_clusters(state: Corrected, clusters: Iterable[int]) -> None:
+    for cluster in clusters:
+        if cluster >= state.clusters:
+            raise UserError(f"cluster {cluster} does not exist; they are 0 to {state.clusters - 1}")
+        if cluster in state.merged:
+            raise UserError(f"cluster {cluster} was merged into another; undo that, or name the other")
+
+
+def _check_names(state: Corrected, names: dict[int, str]) -> None:
+    for cluster, name in names.items():
+        check_name(name, f"cluster {cluster}")
+    check_unique(state.names | names)
+
+
+def _check_consistent(entries: list[Correction]) -> None:
+    if found := contradictions(entries):
+        one, other = found[0]
+        raise UserError(f"{one} and {other} would be both the same and different; undo one of the two first")
+
+
+def _split(run: FinishedRun, state: Corrected, entry: Split) -> Split:
+    """The parts of a cluster: the largest keeps its number."""
+    members = np.flatnonzero(state.cluster == entry.cluster)
+    if len(members) < entry.parts:
+        raise UserError(f"cluster {entry.cluster} has {len(members)} images, too few for {entry.parts} parts")
+    part, center = split_rows(run.scaled[members], entry.parts)
+    keys = run.trained["key"].to_numpy()[members]
+    return Split(
+        who=entry.who,
+        when=entry.when,
+        cluster=entry.cluster,
+        parts=len(center),
+        into=[entry.cluster, *range(state.clusters, state.clusters + len(center) - 1)],
+        keys=[keys[part == number].tolist() for number in range(len(center))],
+        centers=[[round(float(value), 5) for value in row] for row in center],
+    )
+
+
+def split_rows(
+    scaled: Float32[np.ndarray, "n D"], parts: int
+) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, "P D"]]:
+    """The best of STARTS k-means of the rows, parts numbered by falling size, and their centers.
+
+    Raises
+    ------
+    UserError
+        There are fewer different rows than parts.
+    """
+    if len(np.unique(scaled, axis=0)) < parts:
+        raise UserError(f"these images are too much alike to make {parts} parts of them")
+    found = KMeans(parts, n_init=STARTS, random_state=0).fit(scaled)
+    order = np.argsort(-np.bincount(found.labels_, minlength=parts), kind="stable")
+    return np.argsort(order)[found.labels_].astype(np.int64), found.cluster_centers_[order].astype(np.float32)

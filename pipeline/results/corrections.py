@@ -1,0 +1,366 @@
+"""What a person put right in a run: an append-only file of entries, and what they make of the assignments.
+
+::
+
+    RUN/corrections.jsonl     one entry a line: what, who, when; nothing is ever changed or taken out
+
+Undo and redo are entries too. An entry counts once its line ends; a line that a crash cut short is cut off before the
+next is written. Images are named by their keys, so that entries mean the same beside another cache of those images.
+"""
+
+import getpass
+import json
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from temi.cache.files import LOCK, Lock, os_errors
+from temi.pipeline.errors import UserError
+
+CORRECTIONS = "corrections.jsonl"
+REMOVED = -1  # cluster of an image that a person took out of all clusters
+MAX_LENGTH = 120  # characters of a name: it is a heading and part of a folder's name
+MAX_NOTE = 2000
+MAX_PARTS = 50
+
+Cluster = Annotated[int, Field(ge=0, strict=True)]
+Keys = Annotated[list[str], Field(min_length=1)]
+
+
+class Entry(BaseModel):
+    """One thing that a person said; `who` and `when` (ISO 8601, UTC) are filled in where they are empty."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    who: str = Field("", max_length=MAX_LENGTH)
+    when: str = Field("", max_length=40)
+
+
+class Merge(Entry):
+    """These clusters are one; it keeps the number of the first."""
+
+    action: Literal["merge"] = "merge"
+    clusters: Annotated[list[Cluster], Field(min_length=2)]
+
+
+class Split(Entry):
+    """This cluster is several.
+
+    Asked for by a number of `parts`; what is recorded holds the outcome: the images, the cluster and the center (of
+    scaled embeddings) of each part.
+    """
+
+    action: Literal["split"] = "split"
+    cluster: Cluster
+    parts: int = Field(2, ge=2, le=MAX_PARTS, strict=True)
+    into: list[Cluster] = []
+    keys: list[Keys] = []
+    centers: list[list[float]] = []
+
+
+class Move(Entry):
+    """These images belong to cluster `to`; the first number that no cluster has makes a new one."""
+
+    action: Literal["move"] = "move"
+    keys: Keys
+    to: Cluster
+
+
+class Remove(Entry):
+    """These images belong to no cluster."""
+
+    action: Literal["remove"] = "remove"
+    keys: Keys
+
+
+class Same(Entry):
+    """These two images belong together, whatever the cluster."""
+
+    action: Literal["same"] = "same"
+    keys: Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+class Different(Entry):
+    """These two images do not belong together."""
+
+    action: Literal["different"] = "different"
+    keys: Annotated[list[str], Field(min_length=2, max_length=2)]
+
+
+class Rename(Entry):
+    """Names by cluster; an empty one takes a name away."""
+
+    action: Literal["rename"] = "rename"
+    names: Annotated[dict[Cluster, Annotated[str, Field(max_length=MAX_LENGTH)]], Field(min_length=1)]
+
+
+class Note(Entry):
+    """A remark on a cluster, or on images."""
+
+    action: Literal["note"] = "note"
+    text: Annotated[str, Field(min_length=1, max_length=MAX_NOTE)]
+    cluster: Cluster | None = None
+    keys: list[str] = []
+
+
+class Undo(Entry):
+    """The last entry in force is taken back."""
+
+    action: Literal["undo"] = "undo"
+
+
+class Redo(Entry):
+    """The entry taken back last is in force again."""
+
+    action: Literal["redo"] = "redo"
+
+
+Correction = Merge | Split | Move | Remove | Same | Different | Rename | Note | Undo | Redo
+_READER: TypeAdapter[Correction] = TypeAdapter(Annotated[Correction, Field(discriminator="action")])
+
+
+def parse_correction(line: str | bytes, where: object) -> Correction:
+    """The entry in one line of JSON; a UserError that says what is wrong `where`."""
+    try:
+        return _READER.validate_json(line)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"{where}: {f'{place}: ' if place else ''}{problem['msg']}; correct or remove it") from None
+
+
+def read_corrections(run: Path) -> list[Correction]:
+    """Every entry of the run, undone or not, in the order they were made; UserError where a line is damaged."""
+    path = run / CORRECTIONS
+    return [
+        parse_correction(line, f"line {number} of {path}")
+        for number, line in enumerate(_whole_lines(path).splitlines(), 1)
+        if line.strip()
+    ]
+
+
+def signed(entry: Correction, who: str = "") -> Correction:
+    """`entry` with its author and its time, where they are not there yet: `who`, or the user of this process."""
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return entry.model_copy(update={"who": entry.who or who or _user(), "when": entry.when or now})
+
+
+def _user() -> str:
+    with suppress(OSError, KeyError):  # no name for this user id, as in some containers
+        return getpass.getuser()[:MAX_LENGTH]
+    return ""
+
+
+def to_json(entry: Correction) -> dict[str, Any]:
+    """An entry as it stands in the file."""
+    return {"action": entry.action} | entry.model_dump(mode="json", exclude_defaults=True)
+
+
+def append_corrections(run: Path, entries: Iterable[Correction]) -> None:
+    """Add entries, all of them or, after a crash, the first ones; returns when they are on the disk.
+
+    The caller holds `correction_lock`.
+    """
+    path = run / CORRECTIONS
+    whole = _whole_lines(path)
+    lines = "".join(json.dumps(to_json(entry), ensure_ascii=False) + "\n" for entry in entries)
+    with os_errors(path, "write"):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with open(descriptor, "r+b", buffering=0) as file:
+            file.truncate(len(whole))
+            file.seek(0, os.SEEK_END)
+            rest = memoryview(lines.encode())
+            while rest:
+                rest = rest[file.write(rest) :]
+            os.fsync(file.fileno())
+
+
+def correction_lock(run: Path) -> Lock:
+    """Held while entries are checked against those before them and written; others wait."""
+    lock = Lock.acquire(run / f"{CORRECTIONS}{LOCK}", wait=True)
+    assert lock is not None  # it waited
+    return lock
+
+
+def in_force(entries: Iterable[Correction]) -> list[Correction]:
+    """The entries that are not undone, without undo and redo themselves."""
+    return _history(entries)[0]
+
+
+def can_redo(entries: Iterable[Correction]) -> bool:
+    """Whether an entry was undone and nothing came after it."""
+    return bool(_history(entries)[1])
+
+
+def _history(entries: Iterable[Correction]) -> tuple[list[Correction], list[Correction]]:
+    done: list[Correction] = []
+    undone: list[Correction] = []
+    for entry in entries:
+        match entry:
+            case Undo():
+                undone += [done.pop()] if done else []
+            case Redo():
+                done += [undone.pop()] if undone else []
+            case _:
+                done.append(entry)
+                undone.clear()
+    return done, undone
+
+
+@dataclass
+class Corrected:
+    """Assignments as a person left them.
+
+    Attributes
+    ----------
+    cluster : (n,) REMOVED where an image is in none
+    clusters : how many numbers there are, those of clusters merged into others included
+    by_hand : (n,) whether a person said where the image belongs
+    merged : numbers of clusters that are part of others
+    names : by cluster
+    notes : texts by cluster or key
+    """
+
+    cluster: Int64[np.ndarray, " n"]
+    clusters: int
+    by_hand: Bool[np.ndarray, " n"]
+    merged: set[int] = field(default_factory=set)
+    names: dict[int, str] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+
+
+def replay(
+    keys: Sequence[str],
+    cluster: Int64[np.ndarray, " n"],
+    clusters: int,
+    entries: Iterable[Correction],
+    names: dict[int, str] | None = None,
+    place: dict[str, int] | None = None,
+) -> Corrected:
+    """`entries`, one after another, on assignments of `keys` to `clusters` clusters, which have `names`.
+
+    `place` is where each key is, where that is known already.
+
+    Raises
+    ------
+    UserError
+        An entry names an image that is not among `keys`.
+    """
+    state = Corrected(cluster.copy(), clusters, np.zeros(len(cluster), dtype=bool), names=dict(names or {}))
+    effective = in_force(entries)
+    if effective and place is None:
+        place = {key: position for position, key in enumerate(keys)}
+    for entry in effective:
+        apply(state, entry, place or {})
+    return state
+
+
+def replay_clusters(clusters: int, entries: Iterable[Correction], names: dict[int, str] | None = None) -> Corrected:
+    """What `entries` make of clusters alone, their numbers and names; of no image."""
+    none = np.zeros(0, dtype=np.int64)
+    return replay([], none, clusters, map(_without_images, entries), names)
+
+
+def _without_images(entry: Correction) -> Correction:
+    match entry:
+        case Split():
+            return entry.model_copy(update={"keys": [[] for _ in entry.into]})
+        case Move() | Remove():
+            return entry.model_copy(update={"keys": []})
+    return entry
+
+
+def apply(state: Corrected, entry: Correction, place: dict[str, int]) -> None:
+    """One entry in force, on `state`; `place` is where each key is."""
+    match entry:
+        case Merge(clusters=[first, *others]):
+            state.cluster[np.isin(state.cluster, others)] = first
+            state.merged |= set(others)
+            lost = [state.names.pop(other) for other in others if other in state.names]
+            if lost:
+                state.names.setdefault(first, lost[0])
+        case Split():
+            for part, images in zip(entry.into, entry.keys, strict=True):
+                state.cluster[positions(images, place)] = part
+            state.clusters = max(state.clusters, *(part + 1 for part in entry.into))
+        case Move():
+            _set_by_hand(state, positions(entry.keys, place), entry.to)
+            state.clusters = max(state.clusters, entry.to + 1)
+        case Remove():
+            _set_by_hand(state, positions(entry.keys, place), REMOVED)
+        case Rename():
+            state.names = {c: name for c, name in (state.names | entry.names).items() if name}
+        case Note():
+            state.notes.append(entry)
+
+
+def _set_by_hand(state: Corrected, images: Int64[np.ndarray, " m"], cluster: int) -> None:
+    state.cluster[images] = cluster
+    state.by_hand[images] = True
+
+
+def positions(keys: Iterable[str], place: dict[str, int]) -> Int64[np.ndarray, " m"]:
+    """Where images are, by key; UserError where one is not there."""
+    try:
+        return np.array([place[key] for key in keys], dtype=np.int64)
+    except KeyError as error:
+        raise UserError(f"image {error.args[0]!r} is not in this run; correct or remove the entry") from None
+
+
+def route(
+    entries: Iterable[Correction], cluster: Int64[np.ndarray, " n"], scaled: Float32[np.ndarray, "n D"]
+) -> Int64[np.ndarray, " n"]:
+    """Clusters of new images as merges and splits leave them: of a split cluster, the part of the nearest center."""
+    cluster = cluster.copy()
+    for entry in in_force(entries):
+        match entry:
+            case Merge(clusters=[first, *others]):
+                cluster[np.isin(cluster, others)] = first
+            case Split():
+                members = np.flatnonzero(cluster == entry.cluster)
+                center = np.asarray(entry.centers, dtype=np.float32)
+                distance = ((scaled[members, None] - center[None]) ** 2).sum(-1)
+                cluster[members] = np.asarray(entry.into)[distance.argmin(1)]
+    return cluster
+
+
+def merged(entries: Iterable[Correction], cluster: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Numbers of clusters as merges alone leave them."""
+    cluster = cluster.copy()
+    for entry in in_force(entries):
+        if isinstance(entry, Merge):
+            cluster[np.isin(cluster, entry.clusters[1:])] = entry.clusters[0]
+    return cluster
+
+
+def contradictions(entries: Iterable[Correction]) -> list[tuple[str, str]]:
+    """Pairs marked as different that pairs marked as the same join, directly or by way of others."""
+    effective = in_force(entries)
+    root: dict[str, str] = {}
+
+    def find(key: str) -> str:
+        while (above := root.get(key, key)) != key:
+            key = above
+        return key
+
+    for entry in effective:
+        if isinstance(entry, Same):
+            root[find(entry.keys[0])] = find(entry.keys[1])
+    apart = [entry.keys for entry in effective if isinstance(entry, Different)]
+    return [(one, other) for one, other in apart if find(one) == find(other)]
+
+
+def _whole_lines(path: Path) -> bytes:
+    """The bytes of `path` up to its last line break; none where there is no file."""
+    if not path.exists():
+        return b""
+    with os_errors(path, "read"):
+        data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1]

@@ -1,0 +1,233 @@
+"""The page of a run with a server behind it: pictures of its images, and corrections written as they are made.
+
+The server listens on this machine only, answers nobody without the token in the address, and no page of another site:
+a foreign Host is a rebound name, a foreign Origin is another site's script. It opens images by row of the run and
+nothing else, so no path of a request reaches the disk.
+"""
+
+import hmac
+import secrets
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+
+from temi.pipeline.errors import USER_ERRORS, UserError
+from temi.pipeline.images import ImageSource, UnreadableImage
+from temi.pipeline.report.pages import page_map, render, run_figures
+from temi.pipeline.report.thumbnails import Thumbnail, kept_oddities, kept_thumbnails, large, thumbnail
+from temi.pipeline.results.correct import correct
+from temi.pipeline.results.corrections import parse_correction, to_json
+from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.lists import Evidence, evidence
+
+MAX_REQUEST = 8 * 2**20  # bytes of a correction: 100,000 names of images
+KEPT_BYTES = 256 * 2**20  # of thumbnails made while serving
+MOST_SIMILAR = 200
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+PICTURE = {"Cache-Control": "private, max-age=3600"}  # rows of a finished run never change
+
+Next = Callable[[Request], Awaitable[Response]]
+
+
+class ServedRun:
+    """A run ready to be shown: what its page needs, computed once, and its images."""
+
+    def __init__(self, run: FinishedRun, source: str | None = None) -> None:
+        self.run = run
+        self.known: Evidence = evidence(run)
+        self.rows = run.trained["row"].to_numpy("int64")
+        self.position = {int(row): place for place, row in enumerate(self.rows)}
+        self.shown = np.arange(len(self.rows))
+        self.map = page_map(run, self.known, self.shown)
+        self.images, self.missing = _images(run, source)
+        kept = kept_thumbnails(run.shared)
+        self.made: OrderedDict[int, Thumbnail] = OrderedDict((row, kept[row]) for row in kept if row in self.position)
+        self.odd = kept_oddities(run)
+        self.looked = len(self.made)
+        self._kept = sum(len(seen.webp) for seen in self.made.values())
+        self._making, self._editing = Lock(), Lock()
+        self._figures = run_figures(run, self.known, self.shown, self.map)
+        del self._figures["images"]["near"]  # the server is asked for them
+        self._page = list(self._figures["entries"]), self._render(self._figures["entries"])
+
+    def page(self) -> bytes:
+        """The page as the corrections are by now."""
+        with self._editing:
+            self.run.forget_corrections()
+            entries = [to_json(entry) for entry in self.run.corrections]
+            if entries != self._page[0]:
+                self._page = entries, self._render(entries)
+            return self._page[1]
+
+    def _render(self, entries: list[dict[str, Any]]) -> bytes:
+        data = self._figures | {
+            "entries": entries,
+            "levels": None,
+            "missing": self.missing,
+            "odd": self.odd,
+            "looked": self.looked,
+        }
+        return render("report", data, self.run.folder.resolve().name, served=True).encode("utf-8", "backslashreplace")
+
+    def edit(self, body: bytes) -> list[dict[str, Any]]:
+        """Take one correction in; the entry as written to the disk."""
+        with self._editing:
+            return [to_json(entry) for entry in correct(self.run, [parse_correction(body, "this correction")])]
+
+    def thumbnail(self, row: int) -> bytes:
+        """A small picture, kept for the next who asks."""
+        assert self.images is not None  # a page without pictures does not ask
+        seen = self.made.get(row)
+        if seen is None:
+            seen = thumbnail(self.images, row)
+            with self._making:
+                self._kept += len(seen.webp) - len(self.made.get(row, Thumbnail()).webp)
+                self.made[row] = seen
+                while self._kept > KEPT_BYTES:
+                    self._kept -= len(self.made.popitem(last=False)[1].webp)
+        return seen.webp
+
+    def similar(self, row: int, count: int) -> list[int]:
+        """Places of the images most similar to `row`."""
+        return [int(place) for place in self.known.neighbor[self.position[row]][:count]]
+
+    def views(self, row: int) -> float | None:
+        """Share of the augmented views of an image that the heads put into its own cluster; None without views."""
+        if not self.run.cache.views:
+            return None
+        views = torch.from_numpy(self.run.cache.view_embedding(row, row + 1)[0])
+        cluster = self.run.model.assign(views)[0].cpu().numpy()
+        return float((cluster == self.run.trained["cluster"].iloc[self.position[row]]).mean())
+
+
+def _images(run: FinishedRun, source: str | None) -> tuple[ImageSource | None, str]:
+    """The images, or why there are none; UserError where `source` was given and is wrong."""
+    try:
+        return run.images(source), ""
+    except UserError as error:
+        if source is not None:
+            raise
+        return None, str(error)
+
+
+def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
+    """The application; `hosts` are the values of the header Host under which it may be reached."""
+
+    async def page(request: Request) -> Response:
+        return Response(await run_in_threadpool(served.page), media_type="text/html; charset=utf-8")
+
+    async def small(request: Request) -> Response:
+        webp = await run_in_threadpool(served.thumbnail, _row(request, served, pictures=True))
+        return Response(webp, media_type="image/webp", headers=PICTURE) if webp else _refusal(404, "cannot be read")
+
+    async def whole(request: Request) -> Response:
+        row = _row(request, served, pictures=True)
+        assert served.images is not None  # or _row would have refused
+        try:
+            webp = await run_in_threadpool(large, served.images, row)
+        except UnreadableImage as error:
+            return _refusal(404, str(error))
+        return Response(webp, media_type="image/webp", headers=PICTURE)
+
+    async def similar(request: Request) -> Response:
+        asked = request.query_params.get("count", "8")
+        if not (asked.isascii() and asked.isdigit() and 1 <= int(asked[:9]) <= MOST_SIMILAR):
+            return _refusal(400, f"count goes from 1 to {MOST_SIMILAR}")
+        return JSONResponse({"images": served.similar(_row(request, served), int(asked))})
+
+    async def views(request: Request) -> Response:
+        return JSONResponse({"views": await run_in_threadpool(served.views, _row(request, served))})
+
+    async def edit(request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return _refusal(415, "a correction is application/json")
+        body = bytearray()
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_REQUEST:
+                return _refusal(413, "a correction of that size is none")
+        try:
+            return JSONResponse({"entries": await run_in_threadpool(served.edit, bytes(body))})
+        except USER_ERRORS as error:
+            return _refusal(400, str(error))
+
+    routes = [
+        Route("/", page),
+        Route("/thumb/{row}", small),
+        Route("/image/{row}", whole),
+        Route("/similar/{row}", similar),
+        Route("/views/{row}", views),
+        Route("/edit", edit, methods=["POST"]),
+    ]
+
+    async def guard(request: Request, answer: Next) -> Response:
+        refusal = _refused(request, token, hosts)
+        response = refusal or await answer(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        return response
+
+    return Starlette(
+        routes=[Mount("/{token}", routes=routes)],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
+        exception_handlers={_NoSuchRow: _no_such_row},
+    )
+
+
+def new_token() -> str:
+    """A word that nobody guesses."""
+    return secrets.token_urlsafe(24)
+
+
+def _refused(request: Request, token: str, hosts: set[str]) -> Response | None:
+    """Why a request gets no answer: by the name it came under, the page it came from, or its token."""
+    if request.headers.get("host", "") not in hosts:
+        return _refusal(403, "unknown host")
+    origin = request.headers.get("origin")
+    if origin is not None and origin not in {f"http://{host}" for host in hosts}:
+        return _refusal(403, "foreign origin")
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return _refusal(403, "foreign origin")
+    given = request.url.path.split("/")[1] if request.url.path.count("/") else ""
+    if not hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode()):
+        return _refusal(403, "wrong token; open the address that temi serve printed")
+    return None
+
+
+class _NoSuchRow(Exception):
+    """A request names a row that the run does not have."""
+
+
+def _no_such_row(request: Request, error: Exception) -> Response:
+    return _refusal(404, "no such image")
+
+
+def _row(request: Request, served: ServedRun, pictures: bool = False) -> int:
+    """The row that a request names, which must be one of the run's."""
+    text = request.path_params["row"]
+    if not (text.isascii() and text.isdigit() and len(text) < 12) or int(text) not in served.position:
+        raise _NoSuchRow
+    if pictures and served.images is None:
+        raise _NoSuchRow
+    return int(text)
+
+
+def _refusal(status: int, why: str) -> Response:
+    return JSONResponse({"error": why}, status_code=status)

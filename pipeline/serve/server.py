@@ -1,0 +1,42 @@
+"""`temi serve`: the server process of a run's page."""
+
+import socket
+
+from temi.pipeline.errors import UserError
+from temi.pipeline.extras import import_extra
+from temi.pipeline.results.finished import FinishedRun
+
+LOOPBACK = "127.0.0.1"
+
+
+def serve(run: FinishedRun, port: int = 0, source: str | None = None) -> None:
+    """Show the page of `run` at an address that is printed, until Ctrl-C; port 0: any that is free.
+
+    Raises
+    ------
+    UserError
+        The port is taken, or the extra ``serve`` is not installed.
+    """
+    uvicorn = import_extra("uvicorn", "serve", "temi serve")
+    import_extra("starlette", "serve", "temi serve")
+    from temi.pipeline.serve.app import ServedRun, build_app, new_token
+
+    listening = _listen(port)
+    port, token = listening.getsockname()[1], new_token()
+    app = build_app(ServedRun(run, source), token, {f"{LOOPBACK}:{port}", f"localhost:{port}"})
+    print(f"open http://{LOOPBACK}:{port}/{token}/ in a browser on this machine; Ctrl-C stops the server", flush=True)
+    settings = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, date_header=False)
+    uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _listen(port: int) -> socket.socket:
+    """A socket on this machine only."""
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((LOOPBACK, port))
+        listening.listen()  # the address may be opened as soon as it is printed
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise UserError(f"port {port} cannot be used ({error}); give another by --port, or none") from None
+    return listening

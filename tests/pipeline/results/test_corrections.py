@@ -1,0 +1,184 @@
+"""Corrections: an append-only file that a crash cannot hurt, and a replay that does what each entry says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from temi.pipeline.errors import UserError
+from temi.pipeline.results.constraints import UNKNOWN, constraints
+from temi.pipeline.results.corrections import (
+    CORRECTIONS,
+    REMOVED,
+    Correction,
+    Different,
+    Merge,
+    Move,
+    Redo,
+    Remove,
+    Rename,
+    Same,
+    Split,
+    Undo,
+    append_corrections,
+    contradictions,
+    in_force,
+    read_corrections,
+    replay,
+    route,
+)
+
+KEYS = [f"{number}.jpg" for number in range(8)]
+CLUSTER = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+SPLIT = Split(cluster=0, into=[0, 3], keys=[["0.jpg"], ["1.jpg", "2.jpg"]], centers=[[0.0, 0.0], [4.0, 0.0]])
+
+
+def after(*entries: Correction) -> list[int]:
+    return replay(KEYS, CLUSTER, 3, entries).cluster.tolist()
+
+
+def test_each_entry_does_what_it_says() -> None:
+    assert after() == CLUSTER.tolist()
+    assert after(Merge(clusters=[2, 0])) == [2, 2, 2, 1, 1, 2, 2, 2]
+    assert after(SPLIT) == [0, 3, 3, 1, 1, 2, 2, 2]
+    assert after(Move(keys=["7.jpg", "3.jpg"], to=0)) == [0, 0, 0, 0, 1, 2, 2, 0]
+    assert after(Remove(keys=["0.jpg"])) == [REMOVED, 0, 0, 1, 1, 2, 2, 2]
+    assert after(Same(keys=["0.jpg", "7.jpg"]), Different(keys=["0.jpg", "1.jpg"])) == CLUSTER.tolist()
+    both = replay(KEYS, CLUSTER, 3, [SPLIT, Merge(clusters=[1, 3]), Move(keys=["0.jpg"], to=4)])
+    assert both.cluster.tolist() == [4, 1, 1, 1, 1, 2, 2, 2]
+    assert (both.clusters, both.merged, both.by_hand.tolist()) == (5, {3}, [True] + 7 * [False])
+
+
+def test_names_follow_a_merge_and_the_input_is_left_alone() -> None:
+    before = CLUSTER.copy()
+    state = replay(KEYS, CLUSTER, 3, [Rename(names={1: "cats", 2: "dogs"}), Merge(clusters=[0, 2])], {0: ""})
+    assert state.names == {0: "", 1: "cats"} or state.names == {0: "dogs", 1: "cats"}
+    assert replay(KEYS, CLUSTER, 3, [Rename(names={2: "dogs"}), Merge(clusters=[0, 2])]).names == {0: "dogs"}
+    assert replay(KEYS, CLUSTER, 3, [Rename(names={2: "dogs"}), Rename(names={2: ""})]).names == {}
+    assert (before == CLUSTER).all()
+    with pytest.raises(UserError, match=r"image 'no.jpg' is not in this run"):
+        after(Move(keys=["no.jpg"], to=0))
+
+
+actions = st.sampled_from([Merge(clusters=[0, 1]), Merge(clusters=[2, 0]), Move(keys=["0.jpg"], to=1), Undo(), Redo()])
+
+
+@given(st.lists(actions, max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_undo_and_redo_are_those_of_every_editor(entries: list[Correction]) -> None:
+    done: list[Correction] = []
+    future: list[Correction] = []
+    for entry in entries:
+        if isinstance(entry, Undo):
+            if done:
+                future.insert(0, done.pop())
+        elif isinstance(entry, Redo):
+            if future:
+                done.append(future.pop(0))
+        else:
+            done, future = [*done, entry], []
+    assert in_force(entries) == done
+    assert after(*entries) == after(*done)
+
+
+def test_new_images_go_where_merges_and_splits_lead() -> None:
+    scaled = np.array([[0.4, 0], [3.8, 0], [9, 9]], dtype=np.float32)
+    entries = [SPLIT, Merge(clusters=[2, 1]), Move(keys=["0.jpg"], to=1)]
+    assert route(entries, np.array([0, 0, 1]), scaled).tolist() == [0, 3, 2]
+    assert route([*entries, Undo(), Undo(), Undo()], np.array([0, 0, 1]), scaled).tolist() == [0, 0, 1]
+
+
+def test_a_contradiction_by_way_of_others_is_named() -> None:
+    chain = [Same(keys=["0.jpg", "1.jpg"]), Same(keys=["1.jpg", "2.jpg"]), Different(keys=["3.jpg", "2.jpg"])]
+    assert contradictions(chain) == []
+    apart = Different(keys=["2.jpg", "0.jpg"])
+    assert contradictions([*chain, apart]) == [("2.jpg", "0.jpg")]
+    assert contradictions([*chain, apart, Undo()]) == []
+
+
+def test_a_torn_last_line_is_nothing_and_is_cut_off(tmp_path: Path) -> None:
+    entries = [Merge(clusters=[0, 1], who="ann", when="2026-01-01T00:00:00Z"), Rename(names={0: "Käse"})]
+    append_corrections(tmp_path, entries)
+    assert read_corrections(tmp_path) == entries
+    whole = (tmp_path / CORRECTIONS).read_bytes()
+    for cut in range(len(whole)):
+        (tmp_path / CORRECTIONS).write_bytes(whole[:cut])
+        kept = read_corrections(tmp_path)
+        assert kept == entries[: whole[:cut].count(b"\n")]
+        append_corrections(tmp_path, [Undo()])
+        assert read_corrections(tmp_path) == [*kept, Undo()]
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    for line in ('{"action": "fly"}', "[]", "{", '{"action": "merge", "clusters": [1]}', '{"action": "undo", "x": 1}'):
+        (tmp_path / CORRECTIONS).write_text(f'{{"action": "undo"}}\n{line}\n')
+        with pytest.raises(UserError, match=rf"line 2 of .*{CORRECTIONS}: .*; correct or remove it"):
+            read_corrections(tmp_path)
+
+
+def test_a_kill_at_any_moment_loses_no_entry_that_was_acknowledged(tmp_path: Path) -> None:
+    program = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from temi.pipeline.results.corrections import Rename, append_corrections
+        for number in range(100000):
+            append_corrections(Path(sys.argv[1]), [Rename(names={number: "x" * 100})])
+            print(number, flush=True)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = [process.stdout.readline() for _ in range(50)]
+    os.kill(process.pid, signal.SIGKILL)
+    said += process.stdout.readlines()
+    process.stdout.close()
+    process.wait()
+    count = len([line for line in said if line.endswith("\n")])
+    entries = read_corrections(tmp_path)
+    assert count <= len(entries) <= count + 1
+    assert [list(entry.names) for entry in entries] == [[number] for number in range(len(entries))]
+
+
+def test_entries_become_pairs_and_seeds() -> None:
+    confidence = np.linspace(0.2, 0.9, 8).astype(np.float32)
+    merge = constraints(KEYS, CLUSTER, confidence, 3, [Merge(clusters=[0, 1])])
+    assert merge.must.tolist() == [[1, 3], [2, 4]]  # the surest of one with the surest of the other
+    assert len(merge.cannot) == 0
+    split = constraints(KEYS, CLUSTER, confidence, 3, [SPLIT])
+    assert (split.must.tolist(), split.cannot.tolist()) == ([[1, 2]], [[0, 2]])
+    moved = constraints(KEYS, CLUSTER, confidence, 3, [Move(keys=["0.jpg"], to=2)])
+    assert (moved.must.tolist(), moved.cannot.tolist()) == ([[0, 7]], [[0, 2]])
+    assert moved.seeds.tolist() == [2] + 7 * [UNKNOWN]
+    told = constraints(
+        KEYS, CLUSTER, confidence, 3, [Same(keys=["6.jpg", "0.jpg"]), Different(keys=["0.jpg", "6.jpg"])]
+    )
+    assert (told.must.tolist(), told.cannot.tolist()) == ([], [[0, 6]])  # what was said last
+    undone = constraints(KEYS, CLUSTER, confidence, 3, [Remove(keys=["0.jpg"]), Undo()])
+    assert len(undone.must) == len(undone.cannot) == 0
+    assert (undone.seeds == UNKNOWN).all()
+
+
+def test_pairs_are_found_again_among_more_images() -> None:
+    confidence = np.ones(8, dtype=np.float32)
+    found = constraints(KEYS, CLUSTER, confidence, 3, [Move(keys=["0.jpg", "6.jpg"], to=1)])
+    elsewhere = ["new.jpg", *reversed(KEYS[:6])]  # 6.jpg is gone
+    there = found.located(KEYS, elsewhere)
+    assert there.seeds[elsewhere.index("0.jpg")] == 1
+    assert {tuple(pair) for pair in there.must} == {(3, 6)}  # 3.jpg is where 0.jpg went
+    assert all(elsewhere[one] in KEYS and elsewhere[other] in KEYS for one, other in there.cannot)
+
+
+def test_lines_are_plain_json(tmp_path: Path) -> None:
+    append_corrections(tmp_path, [Move(keys=["a b/ü.jpg"], to=3, who="ann", when="2026-01-01T00:00:00Z")])
+    [line] = (tmp_path / CORRECTIONS).read_text().splitlines()
+    expected = {"action": "move", "keys": ["a b/ü.jpg"], "to": 3, "who": "ann", "when": "2026-01-01T00:00:00Z"}
+    assert json.loads(line) == expected
+    assert isinstance(pd.DataFrame([json.loads(line)]), pd.DataFrame)

@@ -1,0 +1,179 @@
+"""`temi serve` answers its own page and refuses everyone else; a kill between two corrections loses none."""
+
+import io
+import json
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from photos import PhotoRun
+from PIL import Image
+from serving import TEMI, Server, serving
+
+from temi.pipeline.results.corrections import CORRECTIONS, read_corrections
+from temi.pipeline.results.finished import FinishedRun
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def run(photo_run: PhotoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("served") / "run"
+    shutil.copytree(photo_run.run, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(run: Path) -> Iterator[Server]:
+    with serving(run) as started:
+        yield started
+
+
+def test_the_page_and_its_pictures(server: Server) -> None:
+    status, page = server.ask("")
+    assert status == 200
+    assert b"data-served" in page
+    assert b'class="pictures"' not in page
+    status, small = server.ask("thumb/3")
+    assert status == 200
+    assert max(Image.open(io.BytesIO(small)).size) == 128
+    status, whole = server.ask("image/3")
+    assert status == 200
+    assert Image.open(io.BytesIO(whole)).size == (200, 120)
+    status, near = server.ask("similar/3?count=4")
+    assert status == 200
+    assert len(json.loads(near)["images"]) == 4
+    assert server.ask("views/3") == (200, b'{"views":null}')
+
+
+@pytest.mark.parametrize(
+    "path", ["thumb/45", "thumb/-1", "thumb/../../etc/passwd", "image/..%2f..%2fetc%2fpasswd", "x"]
+)
+def test_nothing_but_rows_of_the_run_is_opened(server: Server, path: str) -> None:
+    assert server.ask(path)[0] == 404
+
+
+def test_the_unreadable_image_has_no_row_of_assignments(server: Server, run: Path) -> None:
+    rows = set(FinishedRun(run).trained["row"])
+    [broken] = set(range(45)) - rows
+    assert server.ask(f"thumb/{broken}")[0] == server.ask(f"image/{broken}")[0] == 404
+
+
+def test_strangers_are_refused(server: Server) -> None:
+    own = f"127.0.0.1:{server.port}"
+    assert server.raw("/")[0] == server.raw("/wrong/")[0] == server.raw(f"/{server.token}x/thumb/3")[0] == 403
+    assert server.raw(f"/../{server.token}/")[0] == 403
+    assert server.ask("", host="evil.example")[0] == 403
+    assert server.ask("", origin="http://evil.example")[0] == 403
+    assert server.ask("", origin="null")[0] == 403
+    assert server.ask("thumb/3", sec_fetch_site="cross-site")[0] == 403
+    assert server.ask("", origin=f"http://{own}")[0] == 200
+    body = b'{"action": "undo"}'
+    assert server.ask("edit", "POST", body, content_type="application/json", origin="http://evil.example")[0] == 403
+    assert server.ask("edit", "POST", body, content_type="text/plain")[0] == 415
+    assert server.ask("edit")[0] == 405
+
+
+def test_only_this_machine_is_listened_to(server: Server) -> None:
+    with socket.socket() as other:
+        other.settimeout(2)
+        with pytest.raises(OSError):  # noqa: PT011 - refused or unreachable, by the system
+            other.connect(
+                (
+                    socket.gethostbyname(socket.gethostname() or "localhost").replace("127.0.0.1", "127.0.0.2"),
+                    server.port,
+                )
+            )
+
+
+def test_what_does_not_fit_is_refused_in_a_sentence_and_changes_nothing(server: Server, run: Path) -> None:
+    cases = {
+        '{"action": "merge", "clusters": [0, 9]}': "cluster 9 does not exist; they are 0 to 2",
+        '{"action": "move", "keys": ["no.jpg"], "to": 0}': "'no.jpg' is not in this run",
+        '{"action": "undo"}': "there is nothing to undo",
+        '{"action": "merge", "clusters": [1, 1]}': "cluster 1 is named twice",
+        '{"action": "split", "cluster": 0, "parts": 49}': "too few for 49 parts",
+        "{": "this correction: ",
+    }
+    for body, sentence in cases.items():
+        status, answer = server.ask("edit", "POST", body.encode(), content_type="application/json")
+        assert status == 400, body
+        assert sentence in json.loads(answer)["error"], answer
+    assert read_corrections(run) == []
+    assert server.ask("edit", "POST", b" " * (9 * 2**20), content_type="application/json")[0] == 413
+
+
+paths = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#"), max_size=60)
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(path=paths, method=st.sampled_from(["GET", "POST", "PUT", "DELETE"]), body=st.none() | st.binary(max_size=200))
+def test_a_thousand_malformed_requests(server: Server, path: str, method: str, body: bytes | None) -> None:
+    status, _ = server.ask(path, method, body, content_type="application/json")
+    assert status < 500
+    assert server.process.poll() is None
+
+
+def test_bytes_that_are_no_request(server: Server) -> None:
+    for junk in (
+        b"\x00" * 500,
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
+    ):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+            raw.sendall(junk)
+            raw.shutdown(socket.SHUT_WR)
+            raw.recv(1000)
+    assert server.ask("")[0] == 200
+
+
+def test_twenty_clients_at_once(server: Server) -> None:
+    rows = [row for row in range(40) if server.ask(f"similar/{row}")[0] == 200]
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda number: server.ask(f"image/{rows[number % len(rows)]}"), range(200)))
+    assert {status for status, _ in answers} == {200}
+    first = dict(zip([number % len(rows) for number in range(200)], answers, strict=True))
+    assert all(first[number % len(rows)][1] == body for number, (_, body) in enumerate(answers))
+
+
+def test_a_kill_between_two_corrections_loses_none(photo_run: PhotoRun, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(photo_run.run, run)
+    with serving(run) as first:
+        assert first.edit(action="rename", names={"0": "reds"})[0] == 200
+        status, told = first.edit(action="split", cluster=0, parts=2)
+        assert status == 200
+        assert told["entries"][0]["into"] == [0, 3]
+        first.process.kill()
+    with serving(run) as second:
+        assert second.edit(action="merge", clusters=[1, 2])[0] == 200
+        moved = FinishedRun(run).trained["key"].iloc[:30].tolist()
+        assert second.edit(action="move", keys=moved, to=4)[0] == 200
+        assert second.edit(action="undo")[0] == 200
+        assert second.edit(action="redo")[0] == 200
+        page = second.ask("")[1].decode()
+        assert "reds" in page
+    finished = FinishedRun(run)
+    assert [entry.action for entry in finished.corrections] == ["rename", "split", "merge", "move", "undo", "redo"]
+    assert (finished.assignments["cluster"].iloc[:30] == 4).all()
+    assert not (finished.assignments["cluster"] == 2).any()
+    exported = subprocess.run(
+        [TEMI, "export", str(run), "--out", str(tmp_path / "t.csv")], capture_output=True, text=True
+    )
+    assert exported.returncode == 0, exported.stderr
+    assert (tmp_path / "t.csv").read_text().count(",cluster 4,") == 30
+    assert (run / CORRECTIONS).read_text().count("\n") == 6
+
+
+def test_a_taken_port_is_a_sentence(server: Server, run: Path) -> None:
+    done = subprocess.run([TEMI, "serve", str(run), "--port", str(server.port)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"port {server.port} cannot be used" in done.stderr
+    assert "Traceback" not in done.stderr
