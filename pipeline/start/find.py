@@ -4,8 +4,8 @@ From a random start a few thousand steps of TEMI lose to k-means on small folder
 clusters in several ways (pool.py), and the heads learn these cuts before the first step of the objective.
 
 Cuts come in three kinds. Clusters of very different size that lie apart are found by density, overlapping ones by cuts
-that keep sizes alike, and many small ones along the graph. Which of these the data have is told by stability: heads learn
-the kind whose cuts agree most from space to space (von Luxburg, "Clustering stability", 2010).
+that keep sizes alike, and many small ones along the graph. Which of these the data have is told by stability: heads
+learn the kind whose cuts agree most from space to space (von Luxburg, "Clustering stability", 2010).
 
 Rows that repeat others count once.
 """
