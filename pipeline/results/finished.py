@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float16, Float32, Int32
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.tables import open_training_cache
+from temi.pipeline.features.features import Features
 from temi.pipeline.images import ImageSource
 from temi.pipeline.images.recorded import open_images
 from temi.pipeline.results.corrections import Corrected, Correction, read_corrections, replay, replay_clusters
@@ -97,11 +98,33 @@ class FinishedRun:
         """What each cluster is called: its name, or "cluster 3"."""
         return [display_name(cluster, self.names) for cluster in range(self.clusters)]
 
+    def __repr__(self) -> str:
+        images = len(self.trained)
+        return f"FinishedRun({str(self.folder)!r}: {images:,} images in {self.clusters} clusters)"
+
+    @cached_property
+    def embeddings(self) -> Float16[np.ndarray, "n D"]:
+        """Cached embeddings of the images in the assignments, in their order."""
+        rows: Float16[np.ndarray, "n D"] = self.cache.embedding()[self.trained["row"].to_numpy()]
+        return rows
+
+    @cached_property
+    def probabilities(self) -> Float32[np.ndarray, "n C"]:
+        """Probability of every trained cluster for each image in the assignments."""
+        found: Float32[np.ndarray, "n C"] = self.model.predict_proba(torch.from_numpy(self.embeddings)).numpy(
+            force=True
+        )
+        return found
+
+    def neighbors(self, k: int = 15) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
+        """The k nearest images of each image in the assignments, as the run scales them, and their cosines."""
+        settings = recorded_config(self.files.config).neighbors
+        return Features.of_cache(self.cache, self.trained["row"].to_numpy()).neighbors(k, settings.scale)
+
     @cached_property
     def scaled(self) -> Float32[np.ndarray, "n D"]:
         """Embeddings of the images in the assignments, as the heads read them."""
-        embedding = torch.from_numpy(self.cache.embedding()[self.trained["row"].to_numpy()])
-        rows: Float32[np.ndarray, "n D"] = self.model.scaling(embedding).cpu().numpy()
+        rows: Float32[np.ndarray, "n D"] = self.model.scaling(torch.from_numpy(self.embeddings)).cpu().numpy()
         return rows
 
     @cached_property
