@@ -97,7 +97,7 @@ def test_the_folder_has_a_page_of_its_own_and_other_commands_say_what_to_type(tr
     [tree] = data["trees"]
     assert tree["levels"][0]["clusters"] == 2
     assert (tmp_path / "page.html").read_text().count('class="pictures"') == 1
-    for command in (["export", "--out", str(tmp_path / "x")], ["names"]):
+    for command in (["export", "--out", str(tmp_path / "x.csv")], ["names"]):
         refused = CliRunner().invoke(app, [command[0], str(trials), *command[1:]])
         assert refused.exit_code == 2
         assert f"{trials / 'trial-001'} (heads.clusters=6" in refused.stderr
