@@ -22,12 +22,15 @@ from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features import scaling
+from temi.pipeline.features.features import Features
 from temi.pipeline.features.scaling import Scaling, signed_root
 from temi.pipeline.heads.batches import TrainingSet, load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.heads.warm_start import warm_start
 from temi.pipeline.runs.checks import training_rows
-from temi.pipeline.runs.train import assign, build_model
-from temi.pipeline.start.find import Start, find_start, warm_start
+from temi.pipeline.runs.fit import build_model
+from temi.pipeline.runs.loop import Trial
+from temi.pipeline.start.find import Start, pool_start
 
 SPACES = ("root", "whiten50-256", "whiten50-128", "whiten50-64", "random-128")
 KINDS = ("linear", "hidden")
@@ -55,7 +58,7 @@ def settings(kind: str, heads: int, clusters: int, steps: int, seed: int) -> Con
     return load_config(None, chosen)
 
 
-def measure(cache: EmbeddingCache, data: TrainingSet, config: Config, start: Start, label: np.ndarray) -> np.ndarray:
+def measure(features: Features, data: TrainingSet, config: Config, start: Start, label: np.ndarray) -> np.ndarray:
     """Seconds, and ACC of the consensus on the training rows."""
     began = time.process_time()
     trainer = HeadTrainer([config], data)
@@ -63,10 +66,12 @@ def measure(cache: EmbeddingCache, data: TrainingSet, config: Config, start: Sta
     for number, rows in enumerate(trainer.batches.bank_rows(0, trainer.steps)):
         trainer.step(number, rows)
     seconds = time.process_time() - began
-    teachers = {f"teacher.{name}": tensor for name, tensor in trainer.teacher.tensors().items()}
-    model = build_model(trainer, 0, teachers | {"loss": trainer.window.means()[0][0]}, cache)
-    cluster, _ = assign(model, cache.embedding()[data.rows])
-    return np.array([seconds, hungarian_accuracy(label, cluster.astype(np.int64))])
+    trial = Trial(trainer, 0, config)
+    trial.best = {f"teacher.{name}": tensor for name, tensor in trainer.teacher.tensors().items()}
+    trial.best["loss"] = trainer.window.means()[0][0]
+    model = build_model(trial, features, features.embedding, {}, begun=True)
+    cluster, _ = model.assign(features.embedding)
+    return np.array([seconds, hungarian_accuracy(label, cluster.numpy())])
 
 
 def main() -> None:
@@ -85,16 +90,16 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{args.cache.name}: {len(rows):,} rows x {cache.dim}, C = {args.clusters}, n = {args.seeds} seeds, means")
     with tempfile.TemporaryDirectory() as scratch:
-        folder, found = Path(scratch), {}
-        plain = settings("linear", 1, args.clusters, 1, 0)
-        data = load_training_set(cache, plain, CPU, folder)
-        start = find_start(cache, rows, args.clusters, plain.start, CPU, folder)
+        found = {}
+        plain, features = settings("linear", 1, args.clusters, 1, 0), Features.of_cache(cache, rows, Path(scratch))
+        data = load_training_set(features, plain)
+        start = pool_start(features, args.clusters, plain.start)
         for space in args.spaces:
             scale = project(space, embedding)
             data = replace(data, bank=scale(embedding), scaling=scale)
             for key in product([space], args.kinds, args.heads, args.steps):
                 runs = [
-                    measure(cache, data, settings(*key[1:3], args.clusters, key[3], seed), start, label)
+                    measure(features, data, settings(*key[1:3], args.clusters, key[3], seed), start, label)
                     for seed in range(args.seeds)
                 ]
                 found[key] = np.mean(runs, axis=0)

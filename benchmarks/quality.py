@@ -34,9 +34,10 @@ from temi.cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_
 from temi.cache.schema import MANIFEST
 from temi.pipeline.config import load_config
 from temi.pipeline.encode.embed import embed
-from temi.pipeline.evaluate.baselines import BASELINES, run_baseline
+from temi.pipeline.evaluate.baselines import run_baseline
 from temi.pipeline.evaluate.metrics import cluster_scores, confident_accuracy, knn_accuracy, probe_accuracy
-from temi.pipeline.evaluate.recipes import CONFIGS, RECIPES, TITLES, load_recipe
+from temi.pipeline.evaluate.recipes import CONFIGS, RECIPES, load_recipe, title_of
+from temi.pipeline.registry import BASELINES
 from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.train import assign, train_heads
 
@@ -45,8 +46,6 @@ TRAINED: dict[str, tuple[str, list[str]]] = {
     **{name: (name, []) for name in RECIPES},
     # The default without one of its parts.
     "random start": ("", ["start.kind=random", "train.min_steps=2000"]),
-    "even sizes": ("", ["start.sizes=even"]),
-    "free sizes": ("", ["start.sizes=free"]),
     "no steps of TEMI": ("", ["train.epochs=0", "train.min_steps=1", "optimizer.lr=1e-9"]),
     "one head": ("", ["heads.count=1"]),
     "centered features": ("", ["heads.scale=center"]),
@@ -55,7 +54,7 @@ TRAINED: dict[str, tuple[str, list[str]]] = {
 }
 NAMES = {
     "default": "**TEMI, default**",
-    **TITLES,
+    **{name: title_of(name) for name in [*BASELINES, *RECIPES]},
     "knn": "20-NN on labels (ceiling)",
     "probe": "linear probe (ceiling)",
 }

@@ -28,12 +28,12 @@ from synthetic import make_manifest, write_cache
 from temi.cache import EmbeddingCache, load_neighbors
 from temi.cache.verify import verify
 from temi.pipeline.config import load_config
-from temi.pipeline.features.blocks import CachedRows
-from temi.pipeline.features.neighbors import mine_neighbors
+from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.runs.fit import build_model
+from temi.pipeline.runs.loop import Trial
 from temi.pipeline.runs.memory import predict
-from temi.pipeline.runs.train import assign, build_model
 
 DIM = 768
 
@@ -57,9 +57,14 @@ def load(folder: Path, rows: int) -> None:
     assert len(cache.keys) == rows
 
 
+def features_of(folder: Path) -> Features:
+    cache = EmbeddingCache.open(folder)
+    return Features.of_cache(cache, np.arange(cache.rows))
+
+
 def mine(folder: Path, rows: int) -> str:
-    cache, settings = EmbeddingCache.open(folder), CONFIG.neighbors
-    mine_neighbors(cache, np.arange(rows), settings.k, settings.scale)
+    settings = CONFIG.neighbors
+    features_of(folder).neighbors(settings.k, settings.scale)
     (graph,) = (folder / "neighbors").glob("*.h5")
     stored = load_neighbors(folder / "neighbors", graph.stem)
     assert stored is not None
@@ -67,18 +72,19 @@ def mine(folder: Path, rows: int) -> str:
 
 
 def train(folder: Path, rows: int) -> str:
-    data = load_training_set(EmbeddingCache.open(folder), CONFIG, torch.device("cpu"), folder / "neighbors")
-    trainer = HeadTrainer([CONFIG], data)
+    trainer = HeadTrainer([CONFIG], load_training_set(features_of(folder), CONFIG))
     trainer.step(0, next(trainer.batches.bank_rows(0, 1)))
     return f", predicted {predict([CONFIG], rows, DIM, 0, torch.device('cpu')).total / 2**20:,.0f} MiB"
 
 
 def assign_all(folder: Path, rows: int) -> None:
-    cache = EmbeddingCache.open(folder)
-    trainer = HeadTrainer([CONFIG], load_training_set(cache, CONFIG, torch.device("cpu"), folder / "neighbors"))
-    best = {name: tensor for name, tensor in trainer.state().items() if name.startswith("teacher.")}
-    model = build_model(trainer, 0, best | {"loss": torch.zeros(CONFIG.heads.count)}, cache)
-    assert len(assign(model, CachedRows(cache, np.arange(rows)))[0]) == rows
+    features = features_of(folder)
+    trial = Trial(HeadTrainer([CONFIG], load_training_set(features, CONFIG)), 0, CONFIG)
+    state = trial.trainer.state()
+    trial.best = {name: tensor for name, tensor in state.items() if name.startswith("teacher.")}
+    trial.best["loss"] = torch.zeros(CONFIG.heads.count)
+    model = build_model(trial, features, features.embedding, {}, begun=False)
+    assert len(model.assign(features.embedding)[0]) == rows
 
 
 CONFIG = load_config(None, ["heads.clusters=100", "start.kind=random"])  # no step lays out

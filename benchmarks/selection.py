@@ -65,10 +65,13 @@ def measure(folder: Path, heads: int, steps: int) -> list[dict[str, Any]]:
     configs = [load_config(None, [*base, *(f"{key}={value}" for key, value in point.items())]) for point in points]
     with tempfile.TemporaryDirectory() as out:
         trials = train_trials(cache, configs, Path(out))
-        trained = [trial | {"loss": -min(trial["head_loss"])} for trial in trials if "stopped" not in trial]
-        for trial in trained:
-            model = ClusterModel.load(Path(out) / trial["trial"] / "heads.safetensors")
-            trial["acc"] = hungarian_accuracy(label, assign(model, cache.embedding()[rows])[0])
+        trained: list[dict[str, Any]] = []
+        for trial in trials:
+            if trial.training is None:
+                continue
+            model = ClusterModel.load(Path(out) / trial.trial / "heads.safetensors")
+            acc = hungarian_accuracy(label, assign(model, cache.embedding()[rows])[0])
+            trained.append({**trial.training.model_dump(), "loss": -trial.training.loss, "acc": acc})
     return trained
 
 
