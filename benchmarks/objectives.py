@@ -44,7 +44,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     rounds = parser.parse_args().rounds
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, medians of {rounds} pairs")
+    print(
+        f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, medians of {rounds} pairs"
+    )
     print("| C | closed form, ms | autograd, ms | ratio |\n|---|---|---|---|")
     for clusters in (10, 100, 1000):
         batch, by_hand, by_torch = draw(clusters), OBJECTIVES["temi"].loss, by_autograd(temi)
