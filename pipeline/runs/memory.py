@@ -20,7 +20,7 @@ from temi.pipeline.runs.label_free import FOLDS, LINEAR_ROWS
 from temi.pipeline.runs.novelty import SAMPLE
 from temi.pipeline.start.find import LARGEST
 from temi.pipeline.start.layout import ward_rows
-from temi.pipeline.start.pool import LAYOUTS, NEIGHBORS, SPACES
+from temi.pipeline.start.pool import NEIGHBORS, SPACES
 
 FLOAT, DOUBLE, INDEX = 4, 8, 4  # bytes
 BLOCK_COPIES = 24  # bytes per value of a block of the cache while it is scaled: as read and chosen, and five in float32
@@ -148,7 +148,7 @@ def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.devi
     graphs = spaces * sum(NEIGHBORS) * rows * EDGE
     mining = rows * dim * FLOAT + _searching(rows, dim, max(NEIGHBORS), device)
     ward = WARD_COPIES * min(rows, ward_rows(max(counts))) ** 2 // 2
-    cuts = CUT_COPIES * len(set(counts)) * spaces * (len(NEIGHBORS) + 2 * LAYOUTS) * rows * DOUBLE
+    cuts = CUT_COPIES * len(set(counts)) * spaces * (len(NEIGHBORS) + 1) * rows * DOUBLE
     voting = rows * max(counts) * FLOAT
     return max(graphs + max(mining, ward * DOUBLE), cuts + voting)
 

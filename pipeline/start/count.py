@@ -93,11 +93,10 @@ def estimate_clusters(
     numbers = candidates(lowest, highest)
     scores = np.zeros((len(laid_out), len(numbers), 2))
     with Progress("numbers of clusters", total=scores[..., 0].size, unit="cut") as progress:
-        for number, (name, y) in enumerate(laid_out.items()):
-            space = next(space for space in spaces_of(features) if name.startswith(f"{space} "))
+        for number, space in enumerate(spaces_of(features)):
             ((_, graph),) = space_graphs(features, space, [k])
             for position, clusters in enumerate(numbers):
-                scores[number, position] = cut_scores(y, sp.coo_array(graph), clusters, config.seed)
+                scores[number, position] = cut_scores(laid_out[space], sp.coo_array(graph), clusters, config.seed)
                 progress.advance()
     return choose(tuple(Score(k, *pair) for k, pair in zip(numbers, scores.mean(0).tolist(), strict=True)))
 

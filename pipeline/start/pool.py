@@ -1,8 +1,8 @@
 """Many partitions of the same rows at exactly C clusters, and one score that needs no label.
 
 Every space gives two fuzzy graphs, of 10 and 15 neighbors, and every graph its communities; the larger graph of a space
-is laid out in three dimensions, twice, and the layouts are cut into parts of similar size and into dense parts of any
-size. A partition's score is its edge information, mean over the larger graphs of all spaces. There is no threshold.
+is laid out in three dimensions, and the layout is cut into parts of similar size and into dense parts of any size. A
+partition's score is its edge information, mean over the larger graphs of all spaces. There is no threshold.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,6 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Float32, Int64
 
-from temi.cache.kept import Recipe
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.scaling import Kind
 from temi.pipeline.progress import Progress
@@ -26,7 +25,6 @@ from temi.pipeline.start.score import edge_information
 
 SPACES: tuple[Kind, ...] = ("center", "whiten50", "joined")  # and `views`, where there are any
 NEIGHBORS = (10, 15)  # of the graphs of a space; the larger is the one that is laid out and that scores
-LAYOUTS = 2  # of a space: they differ in where they begin
 FEWEST_NEIGHBORS = 5
 AGREEMENT_ROWS = 4_000  # rows that partitions are compared on
 COMPONENTS = 4  # principal components that a layout begins at
@@ -67,7 +65,7 @@ def make_pool(features: Features, clusters: int, seed: int) -> Pool:
     """All partitions of the rows into `clusters`, made once for these features."""
     spaces, counts = spaces_of(features), neighbor_counts(len(features), clusters)
     names = [f"communities {space} {k}" for space in spaces for k in counts]
-    names += [f"{kind} {own}" for kind in ("even", "dense") for own in layout_names(spaces)]
+    names += [f"{kind} {space}" for kind in ("even", "dense") for space in spaces]
 
     def make() -> dict[str, np.ndarray]:
         graphs: dict[tuple[str, int], sp.csr_array] = {}
@@ -76,11 +74,11 @@ def make_pool(features: Features, clusters: int, seed: int) -> Pool:
         laid_out, labels = layouts(features, clusters, seed), []
         with Progress("partitions", len(names), "partition") as progress:
             for name in names:
-                kind, of, number = name.split()
-                own, graph = f"{of} {number}", graphs[of, counts[-1]]
+                kind, own, *k = name.split()
+                graph = graphs[own, int(k[0]) if k else counts[-1]]
                 match kind:
                     case "communities":
-                        label = communities(graphs[of, int(number)], clusters, seed)
+                        label = communities(graph, clusters, seed)
                     case "even":
                         label = even_cut(laid_out[own], clusters, seed)
                     case _:
@@ -125,27 +123,19 @@ def space_graphs(features: Features, space: Kind, counts: list[int]) -> Iterator
 
 
 def layouts(features: Features, clusters: int, seed: int) -> dict[str, Float32[np.ndarray, "N 3"]]:
-    """LAYOUTS layouts of the larger graph of every space by `layout_names`, made once for these features."""
+    """A layout of the larger graph of every space, made once for these features."""
     spaces, k = spaces_of(features), neighbor_counts(len(features), clusters)[-1]
 
     def make() -> dict[str, np.ndarray]:
         made: dict[str, np.ndarray] = {}
-        with Progress("layouts", LAYOUTS * len(spaces), "layout") as progress:
-            for space in spaces:
+        with Progress("layouts", len(spaces), "layout") as progress:
+            for number, space in enumerate(spaces):
                 ((_, graph),) = space_graphs(features, space, [k])
-                leading = leading_components(features.scaled(space))
-                for own in layout_names((space,)):
-                    made[own] = layout(graph, leading, 1000 * seed + len(made))
-                    progress.advance()
+                made[space] = layout(graph, leading_components(features.scaled(space)), 1000 * seed + number)
+                progress.advance()
         return made
 
-    recipe: Recipe = {"layouts": " ".join(layout_names(spaces)), "neighbors": k, "epochs": EPOCHS, "seed": seed}
-    return features.memo("layouts", recipe, make)
-
-
-def layout_names(spaces: tuple[Kind, ...]) -> list[str]:
-    """What layouts are called: their space, and which of its layouts."""
-    return [f"{space} {number}" for space in spaces for number in range(LAYOUTS)]
+    return features.memo("layouts", {"spaces": " ".join(spaces), "neighbors": k, "epochs": EPOCHS, "seed": seed}, make)
 
 
 def leading_components(x: Float[torch.Tensor, "N P"]) -> Float32[np.ndarray, "N 4"]:
