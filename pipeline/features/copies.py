@@ -6,7 +6,7 @@ from jaxtyping import Float, Int, Int64
 
 from temi.pipeline.features.blocks import Embeddings, blocks_of
 
-SAME = 1e-3  # one minus the cosine, of centered rows, below which two rows are one
+SAME = 1 / 300  # of the median distance to the last neighbor: two rows nearer than that are one
 HASHES = 2  # of 64 bits each: two different rows in 10^12 share both with a probability of 10^-15
 
 Groups = tuple[Int64[np.ndarray, " M"], Int64[np.ndarray, " N"]]
@@ -26,14 +26,16 @@ def exact_copies(embedding: Embeddings) -> Groups:
 
 
 def near_copies(index: Int[np.ndarray, "N K"], distance: Float[np.ndarray, "N K"]) -> Groups:
-    """The same for rows nearer than SAME to one of their neighbors, and chains of such.
+    """The same for rows far nearer to a neighbor than rows are to theirs (SAME), and chains of such.
+
+    Relative to the data: where clusters are so tight that all their rows look alike, none is a copy.
 
     Parameters
     ----------
     index : neighbors of rows, centered and of unit norm
     distance : one minus the cosine to each
     """
-    rows, place = np.nonzero(distance < SAME)
+    rows, place = np.nonzero(distance < SAME * np.median(distance[:, -1]))
     linked = sp.coo_array((np.ones(len(rows)), (rows, index[rows, place])), shape=(len(index), len(index)))
     return in_order(sp.csgraph.connected_components(linked, directed=False)[1])
 

@@ -97,6 +97,8 @@ class Tree:
         elif kind == "pipe":
             os.mkfifo(path)
         elif kind == "socket":
+            if os.path.lexists(path):
+                raise FileExistsError(path)
             with socket.socket(socket.AF_UNIX) as server, suppress(OSError):  # a path may be too long for one
                 server.bind(path)
             if not os.path.lexists(path):

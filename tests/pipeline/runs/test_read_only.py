@@ -35,5 +35,5 @@ def test_training_from_a_read_only_cache_leaves_graph_and_layouts_in_the_run(tmp
         path.name.partition("-")[0] if "-" in path.name else path.suffix
         for path in (tmp_path / "run/neighbors").iterdir()
     }
-    assert kept == {"layouts", ".h5"}
+    assert kept == {"layouts", "pool", ".h5"}
     assert (tmp_path / "run/assignments.csv").exists()
