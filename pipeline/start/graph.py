@@ -1,4 +1,4 @@
-"""Weighted graphs of neighbor lists: how near an edge's ends are, or how many neighbors they share."""
+"""The weighted graph of neighbor lists."""
 
 import numpy as np
 import scipy.sparse as sp
@@ -29,22 +29,3 @@ def fuzzy_graph(index: Index, distance: Distance) -> sp.csr_array:
     graph = sp.csr_array(one_way + one_way.T - one_way.multiply(one_way.T))
     graph.sort_indices()
     return graph
-
-
-def jaccard_graph(index: Index) -> sp.csr_array:
-    """Edges of the neighbor lists, weighted by |A_i and A_j| / |A_i or A_j|, A_i the list of row i and i itself.
-
-    Levine et al., "Data-driven phenotypic dissection of AML", Cell 2015 (PhenoGraph).
-    """
-    rows, k = index.shape
-    member = np.c_[np.arange(rows), index].ravel()
-    lists = sp.csr_array((np.ones(len(member), np.float32), member, np.arange(0, len(member) + 1, k + 1)))
-    lists.resize((rows, rows))
-    edges = sp.csr_array(lists + lists.T)
-    edges.data[:] = 1
-    shared = sp.csr_array((lists @ lists.T).multiply(edges))
-    shared.setdiag(0)
-    shared.eliminate_zeros()
-    shared.data = shared.data / (2 * (k + 1) - shared.data)
-    shared.sort_indices()
-    return shared.astype(np.float64)
