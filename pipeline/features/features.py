@@ -92,7 +92,9 @@ class Features:
         return blocks_of(self.embedding)
 
     def sample(self, positions: Int64[np.ndarray, " M"]) -> "Features":
-        """The features of some rows, ascending, with a memory of their own in the same place."""
+        """The features of some rows, ascending, with a memory of their own in the same place; of all rows: these."""
+        if len(positions) == len(self):
+            return self
         chosen = hashlib.sha256(np.ascontiguousarray(positions, "<i8").tobytes()).hexdigest()[:16]
         embedding = _rows(self.embedding, positions)
         views = None if self.views is None else _rows(self.views, positions)
@@ -101,8 +103,7 @@ class Features:
 
     def distinct(self) -> "Features":
         """The first of every set of equal rows: copies would count for more than what they show."""
-        first, _ = exact_copies(self.embedding)
-        return self if len(first) == len(self) else self.sample(first)
+        return self.sample(exact_copies(self.embedding)[0])
 
     def scaling(self, kind: Kind) -> Scaling:
         """The map of `kind`, fitted once to these rows."""

@@ -86,8 +86,7 @@ def build_model(
 
 def _trust(model: ClusterModel, features: Features) -> Float[Tensor, " H"]:
     """softmax(s_h / (TOLERANCE max s)), s_h the edge information of a head's clusters (see start/score.py)."""
-    rows = sample(len(features))
-    seen = features if len(rows) == len(features) else features.sample(rows)
+    seen = features.sample(sample(len(features)))
     graphs = judges(seen, model.clusters)
     labels = model.head_clusters(seen.embedding).cpu().numpy().astype(np.int64)
     score = torch.tensor([mean_information(graphs, own) for own in labels], device=model.loss.device)

@@ -61,12 +61,12 @@ FindStart = Callable[[Features, int, StartConfig], Start | None]
 def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     """Cut the rows in every way, and choose the cuts that heads learn. Labels are not read."""
     rows = sample(len(features))
-    cut = features if len(rows) == len(features) else features.sample(rows)
+    cut = features.sample(rows)
     index, similarity = cut.neighbors(neighbor_counts(len(cut), clusters)[-1], "center")
     first, group = near_copies(index, 1 - similarity.astype(np.float32))
     if len(first) < clusters:  # so few differ: every row counts
         first, group = np.arange(len(cut)), np.arange(len(cut))
-    pool = make_pool(cut if len(first) == len(cut) else cut.sample(first), clusters, config.seed)
+    pool = make_pool(cut.sample(first), clusters, config.seed)
     agreement = {kind: pool.of(kind).agreement() for kind in KINDS}
     chosen = pool.of(max(agreement, key=lambda kind: agreement[kind]))
     best = chosen.labels[chosen.score.argmax()]
