@@ -2,7 +2,7 @@
 
 ``FOLDER WORKER WORKERS`` starts one, the answer is its process id; ``wait`` waits for it, the answer is how it ended.
 Until then its process id is not given to another process, so it can be killed safely. ``FOLDER WORKER WORKERS FILE``
-starts one that claims its shards and then waits until FILE exists.
+starts one that claims its first shard, says so by FILE.claimed, and then waits until FILE exists.
 """
 
 import os
@@ -19,7 +19,10 @@ MANIFEST = make_manifest(rows=600, dim=48, shard_rows=20)
 
 def write(folder: str, worker: str, workers: str, signal: str = "") -> None:
     with ShardWriter.open(Path(folder), MANIFEST) as writer:
-        for shard in writer.pending(int(worker), int(workers)):
+        owed = writer.pending(int(worker), int(workers))
+        if signal:
+            Path(f"{signal}.claimed").touch()
+        for shard in owed:
             while signal and not Path(signal).exists():
                 time.sleep(0.01)
             writer.write(shard, **shard_content(MANIFEST, shard))
