@@ -21,13 +21,12 @@ def communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
     Their number grows about as a power of the resolution, so the search interpolates logarithms, and halves the
     interval every third time, as steps of that curve can be steep.
     """
-    arrays = graph.indptr.astype(np.int64), graph.indices.astype(np.int64), graph.data.astype(np.float64)
     low, high = [np.log(COARSEST), 0.0], [np.log(graph.shape[0])] * 2  # logs of resolution and number
     wanted, nearest = np.log(clusters * (1 + SURPLUS) / 2), (True, graph.shape[0])
     for attempt in range(TRIES):
         share = np.clip((wanted - low[1]) / max(high[1] - low[1], 1e-9), 0.1, 0.9) if attempt % 3 < 2 else 0.5
         resolution = float(np.exp(low[0] + share * (high[0] - low[0])))
-        label = louvain(*arrays, resolution, ROUNDS, seed)
+        label = find_communities(graph, resolution, seed)
         found = int(label.max()) + 1
         if (found < clusters, abs(found - clusters)) < nearest:
             nearest, best = (found < clusters, abs(found - clusters)), label
@@ -36,6 +35,13 @@ def communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
         bound = low if found < clusters else high
         bound[:] = np.log(resolution), np.log(found)
     return merge_parts(best, graph, clusters)
+
+
+def find_communities(graph: sp.csr_array, resolution: float, seed: int) -> Labeling:
+    """Communities of high modularity at a resolution, numbered from 0."""
+    arrays = graph.indptr.astype(np.int64), graph.indices.astype(np.int64), graph.data.astype(np.float64)
+    label: Labeling = louvain(*arrays, resolution, ROUNDS, seed)
+    return label
 
 
 def merge_parts(part: Labeling, graph: sp.csr_array, clusters: int) -> Labeling:

@@ -1,43 +1,54 @@
-"""How many clusters: an estimate without labels, from the layouts that the warm start makes anyway.
+"""How many clusters: an estimate without labels, from the communities of several graphs of the same rows.
 
-Every layout is cut by k-means into k parts for a range of k. Two scores of the cuts, averaged over the layouts, peak
-where k suits the data, and both err towards few clusters: silhouette where groups of classes lie together, modularity
-where there are many classes (its resolution limit). So the larger of the two peaks is the estimate. It is a suggestion,
-not a measurement: ``benchmarks/baselines.md`` has it against the truth.
+A number of clusters suits the rows where the rows decide the clusters, and not the space that they are compared in. So
+the graph of every space (pool.py) is cut into k communities for a range of k, and two scores of these cuts are
+multiplied. Agreement is the mutual information of two spaces' cuts, adjusted for chance (Vinh, Epps, Bailey, JMLR
+2010), mean over their pairs: stability (von Luxburg, "Clustering stability", 2010), which a few coarse clusters reach
+easily. Modularity (Newman 2006) is low for these, and for very many clusters. The estimate is the k of the highest
+product. Rows may have several scales, such as makes and models of cars: numbers at which the spaces agree even more are
+named beside the estimate. It is a suggestion: ``benchmarks/count.py`` has it against the truth.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float32
-from scipy.spatial import KDTree
-from sklearn.cluster import KMeans
+from jaxtyping import Int64
+from sklearn.metrics import adjusted_mutual_info_score
 
 from temi.pipeline.config import StartConfig
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import Progress
-from temi.pipeline.start.pool import layouts, neighbor_counts, space_graphs, spaces_of
+from temi.pipeline.start.communities import edge_counts, find_communities, merge_parts
+from temi.pipeline.start.find import distinct_sample
+from temi.pipeline.start.pool import AGREEMENT_ROWS, judges
 
 LOWEST, HIGHEST = 2, 200  # number of clusters, where no range is given,
 ROWS_PER_CLUSTER = 10  # and no more than one for so many rows
 EVERY = 12  # up to here every number is tried,
 STEP = 1.12  # from there on a geometric grid
-SAMPLE = 20_000  # rows that centers are fitted to
+FINEST, FINER = 0.02, 1.35  # resolutions: the first, and the ratio of two that follow
 
-Layout = Float32[np.ndarray, "N 3"]
+Labeling = Int64[np.ndarray, " N"]
 
 
 @dataclass(frozen=True)
 class Score:
-    """One point of the curve: means over the layouts."""
+    """One point of the curve: agreement of two spaces and modularity, means over pairs and over spaces."""
 
     clusters: int
-    silhouette: float
+    agreement: float
     modularity: float
+
+    @property
+    def product(self) -> float:
+        """What is highest at the estimate."""
+        return self.agreement * self.modularity
 
 
 @dataclass(frozen=True)
@@ -74,8 +85,6 @@ def estimate_clusters(
 ) -> ClusterCount:
     """The number of clusters that fits the rows, between `lowest` and `highest`; no label is read.
 
-    Layouts are kept by `features`, where the warm start finds them again.
-
     Raises
     ------
     UserError
@@ -89,16 +98,14 @@ def estimate_clusters(
             f"{rows} images are too few to search {lowest} to {highest} clusters; "
             f"give a range that ends at {most} or below, or a number"
         )
-    laid_out, k = layouts(features, lowest, config.seed), neighbor_counts(rows, lowest)[-1]
-    numbers = candidates(lowest, highest)
-    scores = np.zeros((len(laid_out), len(numbers), 2))
-    with Progress("numbers of clusters", total=scores[..., 0].size, unit="cut") as progress:
-        for number, space in enumerate(spaces_of(features)):
-            ((_, graph),) = space_graphs(features, space, [k])
-            for position, clusters in enumerate(numbers):
-                scores[number, position] = cut_scores(laid_out[space], sp.coo_array(graph), clusters, config.seed)
-                progress.advance()
-    return choose(tuple(Score(k, *pair) for k, pair in zip(numbers, scores.mean(0).tolist(), strict=True)))
+    distinct = distinct_sample(features, highest).features
+    graphs, numbers = judges(distinct, lowest), candidates(lowest, highest)
+    cuts = []
+    with Progress("numbers of clusters", total=len(graphs), unit="space") as progress:
+        for graph in graphs:
+            cuts.append(list(cuts_into(graph, numbers, config.seed)))
+            progress.advance()
+    return choose(tuple(score(k, graphs, labels) for k, *labels in zip(numbers, *cuts, strict=True)))
 
 
 def candidates(lowest: int, highest: int) -> list[int]:
@@ -110,35 +117,48 @@ def candidates(lowest: int, highest: int) -> list[int]:
     return [*numbers, highest]
 
 
-def cut_scores(y: Layout, edges: sp.coo_array, clusters: int, seed: int) -> tuple[float, float]:
-    """Silhouette in a layout of its k-means cut, and modularity of the cut on the layout's graph.
+def cuts_into(graph: sp.csr_array, numbers: list[int], seed: int) -> Iterator[Labeling]:
+    """Communities of a graph, merged to each of the rising `numbers`.
 
-    The silhouette is the simplified one (Hruschka et al. 2004), by distances to centers instead of all rows; modularity
-    is Newman's, of the weighted graph.
+    The resolution rises until there are enough, so that one search serves all numbers.
     """
-    sample = y[:: -(-len(y) // SAMPLE)]
-    part = KMeans(clusters, n_init=1, max_iter=50, random_state=seed).fit_predict(sample)
-    size = np.bincount(part, minlength=clusters)
-    center = np.stack([np.bincount(part, weights=axis, minlength=clusters) for axis in sample.T], axis=1)
-    used = size > 0
-    distance, nearest = KDTree(center[used] / size[used, None]).query(y, k=2)
-    label = nearest[:, 0]
-    silhouette = 1 - (distance[:, 0] / np.maximum(distance[:, 1], 1e-12)).mean()
-    share = edges.data / edges.data.sum()
-    inside = share[label[edges.row] == label[edges.col]].sum()
-    degree = np.bincount(label[edges.row], weights=share)
-    return float(silhouette), float(inside - (degree * degree).sum())
+    resolution, finer = FINEST, np.zeros(graph.shape[0], np.int64)
+    for clusters in numbers:
+        while finer.max() + 1 < clusters and resolution < graph.shape[0]:
+            finer = find_communities(graph, resolution, seed)
+            resolution *= FINER
+        yield merge_parts(finer, graph, clusters)
+
+
+def score(clusters: int, graphs: list[sp.csr_array], labels: list[Labeling]) -> Score:
+    """Agreement and modularity of one cut of each graph."""
+    some = slice(None, None, -(-len(labels[0]) // AGREEMENT_ROWS))
+    agreement = [adjusted_mutual_info_score(a[some], b[some]) for a, b in combinations(labels, 2)]
+    quality = [modularity(graph, label) for graph, label in zip(graphs, labels, strict=True)]
+    return Score(clusters, float(np.mean(agreement)), float(np.mean(quality)))
+
+
+def modularity(graph: sp.csr_array, label: Labeling) -> float:
+    """Newman's, of a weighted graph: the share of edge weight inside clusters less what degrees alone would give."""
+    share = edge_counts(graph, label)
+    share /= share.sum()
+    return float(share.trace() - (share.sum(0) ** 2).sum())
 
 
 def choose(curve: tuple[Score, ...]) -> ClusterCount:
-    """The larger of the numbers at which silhouette and modularity are highest."""
-    by_silhouette = max(curve, key=lambda score: score.silhouette).clusters
-    by_modularity = max(curve, key=lambda score: score.modularity).clusters
-    chosen = max(by_silhouette, by_modularity)
-    reason = (
-        f"silhouette is highest at {by_silhouette} clusters, modularity at {by_modularity}; "
-        "both miss classes that are alike rather than invent some, so the larger counts"
-    )
-    if chosen == curve[-1].clusters:
-        reason += f"; the range ends at {chosen}, so the best number may be above: widen it with auto:LOW-HIGH"
-    return ClusterCount(chosen, reason, curve)
+    """The number of the highest product; where agreement peaks above that number's, the peaks are named."""
+    best = max(curve, key=lambda score: score.product)
+    reason = f"agreement of the spaces ({best.agreement:.2f}) times modularity ({best.modularity:.2f}) is highest there"
+    clearer = [str(peak.clusters) for peak in peaks(curve) if peak.agreement > best.agreement]
+    if clearer:
+        reason += f"; the spaces agree even more on {', '.join(clearer)}: the images may have more than one scale"
+    if best is curve[-1]:
+        reason += f"; the range ends at {best.clusters}, so the best number may be above: widen it with auto:LOW-HIGH"
+    return ClusterCount(best.clusters, reason, curve)
+
+
+def peaks(curve: tuple[Score, ...]) -> list[Score]:
+    """Where agreement is higher than at both neighbors on the curve, its ends left out; the highest three, rising."""
+    inner = zip(curve, curve[1:], curve[2:], strict=False)
+    found = [b for a, b, c in inner if b.agreement > max(a.agreement, c.agreement)]
+    return sorted(sorted(found, key=lambda score: -score.agreement)[:3], key=lambda score: score.clusters)

@@ -60,19 +60,41 @@ FindStart = Callable[[Features, int, StartConfig], Start | None]
 
 def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     """Cut the rows in every way, and choose the cuts that heads learn. Labels are not read."""
-    rows = sample(len(features))
-    cut = features.sample(rows)
-    index, similarity = cut.neighbors(neighbor_counts(len(cut), clusters)[-1], "center")
-    first, group = near_copies(index, 1 - similarity.astype(np.float32))
-    if len(first) < clusters:  # so few differ: every row counts
-        first, group = np.arange(len(cut)), np.arange(len(cut))
-    pool = make_pool(cut.sample(first), clusters, config.seed)
+    distinct = distinct_sample(features, clusters)
+    pool = make_pool(distinct.features, clusters, config.seed)
     agreement = {kind: pool.of(kind).agreement() for kind in KINDS}
     chosen = pool.of(max(agreement, key=lambda kind: agreement[kind]))
     best = chosen.labels[chosen.score.argmax()]
     aligned = vote([best, *chosen.labels], clusters)[0]
-    cuts = np.stack([match(label, aligned, clusters)[label][group] for label in chosen.labels])
-    return Start(rows, clusters, agreement, chosen.names, cuts)
+    cuts = np.stack([match(label, aligned, clusters)[label][distinct.group] for label in chosen.labels])
+    return Start(distinct.rows, clusters, agreement, chosen.names, cuts)
+
+
+@dataclass(frozen=True)
+class Distinct:
+    """Rows that are cut.
+
+    Attributes
+    ----------
+    features : of D rows that are no near-copies of one another
+    rows : (M,) positions of the rows that these stand for: all, or a sample of LARGEST
+    group : (M,) which of the D each is like
+    """
+
+    features: Features
+    rows: Int64[np.ndarray, " M"]
+    group: Int64[np.ndarray, " M"]
+
+
+def distinct_sample(features: Features, clusters: int) -> Distinct:
+    """Rows, at most LARGEST, that near-copies do not decide; all count where fewer than `clusters` differ."""
+    rows = sample(len(features))
+    cut = features.sample(rows)
+    index, similarity = cut.neighbors(neighbor_counts(len(cut), clusters)[-1], "center")
+    first, group = near_copies(index, 1 - similarity.astype(np.float32))
+    if len(first) < clusters:
+        first, group = np.arange(len(cut)), np.arange(len(cut))
+    return Distinct(cut.sample(first), rows, group)
 
 
 def sample(count: int) -> Rows:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from mixtures import mixture, write_cache
-from sklearn.metrics import silhouette_score
 from typer.testing import CliRunner
 
 from temi.cache import EmbeddingCache
@@ -16,7 +15,16 @@ from temi.cli import app
 from temi.pipeline.config import StartConfig
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
-from temi.pipeline.start.count import Score, candidates, choose, cut_scores, estimate_clusters, parse_clusters
+from temi.pipeline.start.count import (
+    Score,
+    candidates,
+    choose,
+    cuts_into,
+    estimate_clusters,
+    modularity,
+    parse_clusters,
+)
+from temi.pipeline.start.pool import judges
 
 
 def estimate(embedding: np.ndarray, lowest: int = 2, highest: int | None = None) -> int:
@@ -44,27 +52,44 @@ def test_the_range_is_respected_and_its_end_is_named() -> None:
     assert "the range ends at 6" in count.reason
 
 
-def test_scores_are_those_of_the_definitions() -> None:
+def test_modularity_is_that_of_its_definition() -> None:
     random = np.random.default_rng(0)
-    y = (np.repeat(10 * np.eye(3), 40, axis=0) + random.standard_normal((120, 3))).astype(np.float32)
     weight = np.triu(random.random((120, 120)) * (random.random((120, 120)) < 0.1), 1)
     weight += weight.T
-    silhouette, modularity = cut_scores(y, sp.coo_array(weight), 3, 0)
     label = np.repeat(np.arange(3), 40)
     degree = weight.sum(1)
-    expected = weight - np.outer(degree, degree) / weight.sum()
-    assert modularity == pytest.approx((expected * (label[:, None] == label)).sum() / weight.sum())
-    center = np.stack([y[label == c].mean(0) for c in range(3)])
-    distance = np.sort(np.linalg.norm(y[:, None] - center, axis=2), axis=1)
-    assert silhouette == pytest.approx((1 - distance[:, 0] / distance[:, 1]).mean(), rel=1e-4)
-    assert silhouette == pytest.approx(silhouette_score(y, label), abs=0.1)  # what it simplifies
+    expected = (weight - np.outer(degree, degree) / weight.sum()) / weight.sum()
+    found = modularity(sp.csr_array(weight), label)
+    assert found == pytest.approx(expected[label[:, None] == label].sum())
 
 
-def test_the_larger_peak_is_chosen() -> None:
-    curve = (Score(5, 0.9, 0.5), Score(8, 0.5, 0.7), Score(10, 0.2, 0.1))
+def test_cuts_have_every_number_that_is_asked_for() -> None:
+    embedding, _ = mixture(rows=300, dim=32, clusters=6, noise=0.5)
+    (graph, *_) = judges(Features.of_array(embedding), 2)
+    numbers = [2, 3, 6, 11, 20]
+    assert [len(np.unique(label)) for label in cuts_into(graph, numbers, 0)] == numbers
+
+
+def test_the_highest_product_is_chosen_and_clearer_scales_are_named() -> None:
+    curve = (Score(2, 0.5, 0.3), Score(4, 1.0, 0.4), Score(5, 0.8, 0.6), Score(8, 0.9, 0.7), Score(9, 0.7, 0.6))
     count = choose(curve)
     assert count.clusters == 8
-    assert "highest at 5 clusters, modularity at 8" in count.reason
+    assert "agreement of the spaces (0.90) times modularity (0.70)" in count.reason
+    assert "agree even more on 4:" in count.reason
+    assert "widen" not in count.reason
+    assert "the range ends at 8" in choose(curve[:4]).reason
+
+
+def test_two_scales_are_both_said() -> None:
+    """Five far groups, each of four that lie near one another."""
+    random = np.random.default_rng(0)
+    group, part = np.repeat(np.arange(20) // 4, 30), np.repeat(np.arange(20), 30)
+    centers = 8 * random.standard_normal((5, 48)), 2.2 * random.standard_normal((20, 48))
+    embedding = centers[0][group] + centers[1][part] + random.standard_normal((600, 48))
+    count = estimate_clusters(Features.of_array(embedding.astype(np.float32)), StartConfig())
+    assert abs(count.clusters - 20) <= 2  # numbers from 12 on are tried in steps of 12 percent
+    scores = {score.clusters: score.agreement for score in count.curve}
+    assert scores[5] > 0.99
 
 
 def test_candidates_reach_both_ends_in_rising_steps() -> None:
@@ -110,7 +135,7 @@ def test_the_command_prints_and_keeps_the_estimate(tmp_path: Path) -> None:
     options = [option for setting in quick for option in ("--set", setting)]
     shown = CliRunner().invoke(app, [*arguments, *options])
     assert shown.exit_code == 0, shown.output
-    assert "5 clusters: silhouette is highest at 5" in " ".join(shown.output.split())
+    assert "5 clusters: agreement of the spaces" in " ".join(shown.output.split())
     kept = json.loads((tmp_path / "run/clusters.json").read_text())
     assert kept["clusters"] == 5
     assert len(kept["curve"]) == 11
