@@ -81,14 +81,6 @@ def list_kept(folder: Path) -> Iterator[Kept]:
         yield Kept(path, header["name"], header["recipe"], path.stat().st_size)
 
 
-def keep_first(folders: list[Path], name: str, recipe: Recipe, arrays: Arrays) -> None:
-    """Keep `arrays` in the first of `folders` that can be written to; in none where none can."""
-    for folder in folders:
-        with suppress(CacheError):
-            save_kept(folder, name, recipe, arrays)
-            return
-
-
 def _digest(arrays: Arrays) -> str:
     digest = xxhash.xxh3_128()
     for name in sorted(arrays):

@@ -75,6 +75,11 @@ class RunFolder:
         """Why training cannot go on: a sentence; None where nothing speaks against it."""
         return str(read_json(self.stop_reason)["reason"]) if self.stop_reason.exists() else None
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do: training ran to its end, or cannot go on."""
+        return self.finished or self.stopped is not None
+
     def saved_states(self) -> dict[int, Path]:
         """Step -> checkpoint to resume from: the latest and the one before."""
         found = [path for path in (self.latest, self.previous) if path.exists()]
