@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from temi.cache.files import LOCK, Lock, make_folder, write_atomic
-from temi.cache.schema import CacheError
 
 Recipe = Mapping[str, str | int | float]
 Arrays = dict[str, npt.NDArray[Any]]

@@ -3,9 +3,11 @@
 import errno
 import io
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -51,6 +53,11 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("temi: stopped; run the same command again to go on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def typed(path: Path) -> str:
+    """A path as a shell takes it, for hints that can be pasted."""
+    return shlex.quote(str(path))
 
 
 def _accept_any_name() -> None:

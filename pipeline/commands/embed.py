@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from temi.pipeline.commands.console import failures, known, user_errors
+from temi.pipeline.commands.console import failures, known, typed, user_errors
 from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
 
 commands = typer.Typer()
@@ -46,7 +46,7 @@ def embed(
             return
         print(f"{out}: {known(cache)}")
         print(f"{out}: {cache.rows:,} images x {cache.dim}, {cache.views} views each{failures(cache)}")
-        print(f"next: temi train-heads {out} --clusters C --out RUN")
+        print(f"next: temi train-heads {typed(out)} --clusters C --out RUN")
 
 
 def _parse_shard(text: str | None, overwrite: bool) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from temi.pipeline.device import pick_device
+from temi.pipeline.evaluate.metrics import majority
 from temi.pipeline.extras import import_extra
 from temi.pipeline.features.neighbors import exact_neighbors, nearest, unit_rows
 from temi.pipeline.progress import Progress
@@ -308,10 +309,7 @@ def nearest_mean(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D"
 def neighbor_vote(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D"]) -> Int64[np.ndarray, " n"]:
     """Majority cluster of the 20 nearest training rows by cosine; a tie goes to the lowest id."""
     index, _ = nearest(train, rows, min(VOTERS, len(train)))
-    votes = np.zeros((len(rows), cluster.max() + 1), np.int32)
-    np.add.at(votes, (np.arange(len(rows))[:, None], cluster[index]), 1)
-    majority: Int64[np.ndarray, " n"] = votes.argmax(1)
-    return majority
+    return majority(cluster[index], np.ones(index.shape))
 
 
 def import_needed(name: str) -> None:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +111,7 @@ def _finish(trial: LoggedTrial, cache: EmbeddingCache, features: Features, every
     """Leave the model of a trained trial, its assignments and its scores in its run folder."""
     trainer, run = trial.trainer, trial.run
     begun = run.start_file.exists()
-    made_from = asdict(cache.manifest.fingerprint)
-    model = build_model(trial, features, everything.embedding, made_from, begun=begun)
+    model = build_model(trial, features, everything.embedding, cache.manifest.fingerprint, begun=begun)
     model.save(run.model)
     cluster = write_assignments(cache, model, run.folder)["cluster"].to_numpy()
     training = Training(
