@@ -17,9 +17,10 @@ from temi.cache.kept import Arrays, Recipe
 from temi.cache.neighbors import Attribute, selection_digest
 from temi.pipeline.features.blocks import CachedRows, Embeddings, blocks_of
 from temi.pipeline.features.copies import exact_copies
+from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.memory import Memory
 from temi.pipeline.features.neighbors import check_count, find_neighbors
-from temi.pipeline.features.scaling import Kind, Scaling
+from temi.pipeline.features.scaling import Scaling
 
 Neighbors = tuple[Int32[np.ndarray, "N K"], Float16[np.ndarray, "N K"]]
 CPU = torch.device("cpu")
