@@ -4,7 +4,7 @@
 
     FOLDER/NAME-KEY.safetensors    KEY is a digest of the recipe, which the file holds too
 
-A file that is damaged, or that another recipe made, is as good as none: it is made again.
+A damaged file, or one of another recipe, is made again.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What verbs share: how they end after a user's mistake, and how they draw a merge tree."""
+"""What verbs share: how they end after a user's mistake, hints, and the merge tree."""
 
 import errno
 import io
@@ -28,7 +28,7 @@ PRINTED_CLUSTERS = 200  # of the finest trial; a larger tree is for the report
 def user_errors() -> Iterator[None]:
     """A user's mistake is one sentence on stderr and exit code 2; Ctrl-C says how to go on.
 
-    An output that is full is such a mistake; one that somebody closed, as `head` does, is a quiet end.
+    A full output is such a mistake; a closed one, as behind `| head`, ends quietly.
     """
     try:
         _accept_any_name()

@@ -20,8 +20,8 @@ from temi.pipeline.features.blocks import Embeddings, blocks_of, collect
 from temi.pipeline.features.scaling import Scaling
 from temi.pipeline.heads.stack import Heads
 
-BLOCK_ROWS = 8192  # rows per forward pass,
-BLOCK_BYTES = 2**22  # or fewer, where the widest activation of all heads is more than so many bytes
+BLOCK_ROWS = 8192  # rows per forward pass
+BLOCK_BYTES = 2**22  # largest activation of a forward pass
 FORMAT = "temi-heads-3"
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from temi.pipeline.start.kernels import louvain
 
 TRIES = 12  # resolutions tried on the way to the number of clusters
-SURPLUS = 1.02  # communities per cluster that end the search: so few more are merged
+SURPLUS = 1.02  # communities per cluster at which the search ends; the surplus is merged
 COARSEST = 1e-2  # resolution: one community for every part of the graph
 ROUNDS = 6  # of Louvain, each from where the last ended
 LINKAGE = 0.75  # 1 is average linkage; lower lets sizes differ more
