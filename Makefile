@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 # faiss-cpu and faiss-gpu are the same module: exactly one of them, by whether an NVIDIA driver is there.
 FAISS  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 DEMO   := demo
+JOBS   ?= 2
 
 .PHONY: help demo test check docs bench clean
 
@@ -17,9 +18,10 @@ demo: $(VENV)/installed ## embed, train and evaluate on 1,797 digits
 	$(BIN)/temi train-heads $(DEMO)/cache --out $(DEMO)/run --config configs/demo.toml
 	$(BIN)/temi evaluate $(DEMO)/run
 
-# One thread: the tests' matrices are tiny, and threads that wait for each other cost more than they bring.
-test: $(VENV)/installed ## run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# One thread a process: the tests' matrices are tiny, and threads that wait for each other cost more than they bring.
+# A file stays in one process, so that what its tests share is made once.
+test: $(VENV)/installed ## run the tests in JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(VENV)/installed ## format, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .

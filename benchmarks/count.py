@@ -71,7 +71,7 @@ def estimates(embedding: np.ndarray, views: np.ndarray | None) -> dict[str, Call
     graph = judges(features, LOWEST)[0]
     return {
         "default": lambda: estimate_clusters(features, StartConfig()).clusters,
-        "Louvain, resolution 1": lambda: found(find_communities(graph, 1.0, 0)),
+        "Louvain, resolution 1": lambda: found(find_communities(graph, 1.0, seed=0)),
         "silhouette on UMAP": lambda: by_silhouette(x),
         "eigengap": lambda: by_eigengap(graph),
         "UMAP + HDBSCAN": lambda: found(HDBSCAN(copy=True).fit_predict(layout(x, 5))),

@@ -10,6 +10,8 @@ from pydantic import ConfigDict, Field
 
 from temi.cache.schema import MAX_VIEWS
 
+MEANING = ("backbone", "revision", "preprocessing", "pooling")
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -41,6 +43,14 @@ class Fingerprint:
         """32 hexadecimal digits that identify these settings; every shard carries them."""
         canonical = json.dumps(asdict(self), sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return xxhash.xxh3_128_hexdigest(canonical.encode())
+
+    def differences_in_meaning(self, other: "Fingerprint") -> list[str]:
+        """Those of `differences` by which embeddings of `other` do not mean what those of here do.
+
+        How files are decoded is none of them: other decoding changes a few pictures, not what the numbers stand for.
+        """
+        found = [text for name in MEANING for text in _differences(name, getattr(self, name), getattr(other, name))]
+        return [text for text in found if not text.startswith("preprocessing.decoding:")]
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """Fields in which `other`, what is asked for, differs from what is here: ``field: here X, asked Y``."""

@@ -13,13 +13,18 @@ MOST_LOST = 1e-3
 """Share of a row's norm that rounding may take. float16 takes 5e-4 at most, unless values are below 6e-5."""
 
 
-def to_halves(values: npt.NDArray[Any], name: Callable[[int], str]) -> Half:
+MEND = "multiply all embeddings by one number, e.g. so that their norms are about 1, or remove that row"
+
+
+def to_halves(values: npt.NDArray[Any], name: Callable[[int], str], mend: str = MEND) -> Half:
     """Embeddings (n, ...) of any float type, as float16.
 
     Parameters
     ----------
     name
         What row i is called in a refusal, e.g. "the embedding of a.jpg (row 3)".
+    mend
+        What can be done, to end the refusal with.
 
     Raises
     ------
@@ -30,27 +35,24 @@ def to_halves(values: npt.NDArray[Any], name: Callable[[int], str]) -> Half:
         halves: Half = values.astype(np.float16)
     for start in range(0, len(values), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
-        _check(values[block], halves[block], lambda row, start=start: name(start + row))  # type: ignore[misc]
+        _check(values[block], halves[block], lambda row, start=start: name(start + row), mend)  # type: ignore[misc]
     return halves
 
 
-def _check(values: npt.NDArray[Any], halves: Half, name: Callable[[int], str]) -> None:
+def _check(values: npt.NDArray[Any], halves: Half, name: Callable[[int], str], mend: str) -> None:
     rows = halves.reshape(len(halves), -1)
     finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise CacheError(
             f"{name(int(np.argmin(finite)))} holds a value that is not finite or beyond 65504, the largest float16; "
-            "remove that row, or scale the embeddings"
+            f"{mend}"
         )
     if values.dtype == np.float16:
         return
     lost = _lost(values.reshape(rows.shape), rows)
     row = int(np.argmax(lost))
     if lost[row] > MOST_LOST:
-        raise CacheError(
-            f"{name(row)} loses {lost[row]:.1%} of its norm in float16, its values are too small; "
-            "multiply all embeddings by one number, e.g. so that their norms are about 1"
-        )
+        raise CacheError(f"{name(row)} loses {lost[row]:.1%} of its norm in float16, its values are too small; {mend}")
 
 
 def _lost(values: npt.NDArray[Any], halves: Half) -> npt.NDArray[np.float64]:

@@ -73,10 +73,10 @@ def encode_keys(keys: Sequence[str]) -> npt.NDArray[np.bytes_]:
 def parse_structure(path: Path, manifest: Manifest, rows: int, header: int, size: int) -> dict[str, Part]:
     """Where the datasets of the shard at `path` lie; it has `rows` rows and `size` bytes, `header` before the datasets.
 
-    Raises ValueError, saying what is not as the layout says; whatever the file holds, no other file is opened.
+    Raises ValueError that names what breaks the layout. A link in the file opens no other file.
     """
     try:
-        # Through Python's own file: no lock, and no quarrel with whoever has it open in this process with one.
+        # Open through Python: HDF5 takes no lock, so other handles in this process stay valid.
         with open(path, "rb") as raw, h5py.File(raw, "r") as file:
             if problem := _structure_problem(file, manifest, rows):
                 raise ValueError(problem)

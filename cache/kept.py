@@ -4,7 +4,7 @@
 
     FOLDER/NAME-KEY.safetensors    KEY is a digest of the recipe, which the file holds too
 
-A file that is damaged, or that another recipe made, is as good as none: it is made again.
+A damaged file, or one of another recipe, is made again.
 """
 
 import json
@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from temi.cache.files import LOCK, Lock, make_folder, write_atomic
-from temi.cache.schema import CacheError
 
 Recipe = Mapping[str, str | int | float]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -79,14 +78,6 @@ def list_kept(folder: Path) -> Iterator[Kept]:
         with suppress(OSError, SafetensorError, ValueError, KeyError), safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {})[HEADER])
         yield Kept(path, header["name"], header["recipe"], path.stat().st_size)
-
-
-def keep_first(folders: list[Path], name: str, recipe: Recipe, arrays: Arrays) -> None:
-    """Keep `arrays` in the first of `folders` that can be written to; in none where none can."""
-    for folder in folders:
-        with suppress(CacheError):
-            save_kept(folder, name, recipe, arrays)
-            return
 
 
 def _digest(arrays: Arrays) -> str:

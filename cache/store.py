@@ -17,7 +17,7 @@ from temi.cache.schema import CacheError, Half, Shard
 from temi.cache.shard import ShardFile, Sidecar, Structures, repair
 from temi.cache.verify import verify
 
-_THREADS = min(4, os.cpu_count() or 1)
+_THREADS = 4  # that read and check shards at a time
 
 
 class EmbeddingCache:

@@ -12,7 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.scaling import Kind
+from temi.pipeline.features.kinds import Kind
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS, STARTS
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -201,7 +201,10 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
     """
     config = _validated(path, overrides)
     where = f"in {path} or --set" if path else "in --set"
-    _ = STARTS[config.start.kind]
+    if config.start.kind != StartConfig().kind:  # defaults are known: a look-up imports all of stage two
+        _ = STARTS[config.start.kind]
+    if config.objective == ObjectiveConfig():
+        return config
     own = OBJECTIVES[config.objective.name].settings.keys() | REGULARIZERS[config.objective.regularizer].settings.keys()
     for name, value in (config.objective.model_extra or {}).items():
         if name not in own:

@@ -1,11 +1,13 @@
-"""What verbs share: how they end after a user's mistake, and how they draw a merge tree."""
+"""What verbs share: how they end after a user's mistake, hints, and the merge tree."""
 
 import errno
 import io
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
@@ -26,7 +28,7 @@ PRINTED_CLUSTERS = 200  # of the finest trial; a larger tree is for the report
 def user_errors() -> Iterator[None]:
     """A user's mistake is one sentence on stderr and exit code 2; Ctrl-C says how to go on.
 
-    An output that is full is such a mistake; one that somebody closed, as `head` does, is a quiet end.
+    A full output is such a mistake; a closed one, as behind `| head`, ends quietly.
     """
     try:
         _accept_any_name()
@@ -51,6 +53,11 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("temi: stopped; run the same command again to go on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def typed(path: Path) -> str:
+    """A path as a shell takes it, for hints that can be pasted."""
+    return shlex.quote(str(path))
 
 
 def _accept_any_name() -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from temi.pipeline.commands.console import failures, known, user_errors
+from temi.pipeline.commands.console import failures, known, typed, user_errors
 from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
 
 commands = typer.Typer()
@@ -34,19 +34,23 @@ def embed(
     """Stage one: run a frozen backbone once over SOURCE and its augmented views, into an embedding cache."""
     with user_errors():
         from temi.pipeline.config import load_config
-        from temi.pipeline.encode.embed import embed as run_embed
+        from temi.pipeline.network import check_backbone_is_here
         from temi.pipeline.plugins import load_plugin
 
         for path in plugin or ():
             load_plugin(path)
         settings = load_config(config, [*(set_ or ()), *([f"embed.digest={digest}"] if digest else [])]).embed
+        if not plugin:  # a plugin may register any name
+            check_backbone_is_here(settings.backbone)
+        from temi.pipeline.encode.embed import embed as run_embed  # brings torch: not before the hub is known to answer
+
         cache = run_embed(source, out, settings, root=root, shard=_parse_shard(shard, overwrite), overwrite=overwrite)
         if cache is None:
             print(f"{out}: this worker's shards are done; the cache is complete when the other workers' are")
             return
         print(f"{out}: {known(cache)}")
         print(f"{out}: {cache.rows:,} images x {cache.dim}, {cache.views} views each{failures(cache)}")
-        print(f"next: temi train-heads {out} --clusters C --out RUN")
+        print(f"next: temi train-heads {typed(out)} --clusters C --out RUN")
 
 
 def _parse_shard(text: str | None, overwrite: bool) -> tuple[int, int]:

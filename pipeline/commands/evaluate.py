@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from temi.pipeline.commands.console import user_errors
+from temi.pipeline.commands.console import typed, user_errors
 from temi.pipeline.commands.options import Plugins
 from temi.pipeline.commands.tables import figure, print_table
 
@@ -47,4 +47,4 @@ def evaluate(
                 f"label-free: loss {scores.loss:.4f}, neighbor consistency {figure(scores.neighbor_consistency)}, "
                 f"head agreement {figure(scores.head_agreement)}"
             )
-        print(f"written: {run / 'result.json'}\nnext: temi report {run}")
+        print(f"written: {run / 'result.json'}\nnext: temi report {typed(run)}")

@@ -84,7 +84,7 @@ def _hub(check: Callable[[], None] | None = None) -> Finding:
         return Finding("model hub", f"{DEFAULT_BACKBONE} is downloaded")
     try:
         (check or (lambda: HfApi().model_info(DEFAULT_BACKBONE, timeout=HUB_TIMEOUT)))()
-    except Exception as error:  # whatever the network and the hub's client come up with is one answer: no
+    except Exception as error:  # any trouble of the network or the hub's client means no
         advice = "copy a model here and give its folder as embed.backbone, or use embed.backbone=efficientnet-lite0"
         return Finding("model hub", f"out of reach ({type(error).__name__})", advice)
     return Finding("model hub", f"reachable; `temi embed` will download {DEFAULT_BACKBONE}")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from temi.pipeline.commands.console import user_errors
+from temi.pipeline.commands.console import typed, user_errors
 from temi.pipeline.commands.options import RESULTS, Plugins
 
 commands = typer.Typer()
@@ -64,10 +64,12 @@ def report(
         page = write_overview(run, out, images, cache) if trials else write_report(FinishedRun(run, cache), out, images)
         print(f"written: {page} ({page.stat().st_size / 2**20:.1f} MB); open it in a browser, it needs no network")
         if trials:
-            print(f"next: temi report {run}/trial-000, or another of them, to see its clusters")
+            print(f"next: temi report {typed(run / 'trial-000')}, or another of them, to see its clusters")
             return
         print(f"beside it: {', '.join(f'{name}.csv' for name in LISTS)}")
-        print(f"next: temi serve {run}, to see images large and to correct; or temi names {run} > names.csv")
+        print(
+            f"next: temi serve {typed(run)}, to see images large and to correct; or temi names {typed(run)} > names.csv"
+        )
 
 
 @commands.command(rich_help_panel=RESULTS)
@@ -147,7 +149,7 @@ def names(
         finished = FinishedRun(run)
         if table is not None:
             given = sum(map(bool, set_names(run, table, finished.clusters)))
-            print(f"{run}: {given} of {finished.clusters} clusters have a name\nnext: temi report {run}")
+            print(f"{run}: {given} of {finished.clusters} clusters have a name\nnext: temi report {typed(run)}")
             return
         groups = finished.assignments.groupby("cluster")["confidence"]
         sizes, confidence = groups.size(), groups.mean()
@@ -210,7 +212,8 @@ def correct(
         from temi.pipeline.results.finished import FinishedRun
 
         done = run_correct(FinishedRun(run, cache), read_file(file), who)
-        print(f"{run / CORRECTIONS}: {len(done)} corrections more\nnext: temi report {run}, or temi export {run}")
+        print(f"{run / CORRECTIONS}: {len(done)} corrections more")
+        print(f"next: temi report {typed(run)}, or temi export {typed(run)}")
 
 
 def _load(plugins: list[Path] | None) -> None:

@@ -1,13 +1,14 @@
 """Tables on the terminal: one row a method or a trial, one column a score."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
+BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "acc": ("ACC", lambda value: f"{100 * value:.1f}"),
     "nmi": ("NMI", lambda value: f"{100 * value:.1f}"),
@@ -24,8 +25,6 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "effective_clusters": ("exp(H)", lambda value: f"{value:.1f}"),
     "smallest_cluster": ("min size", str),
     "largest_cluster": ("max size", str),
-    "silhouette": ("silhouette", lambda value: figure(value)),
-    "modularity": ("modularity", lambda value: figure(value)),
     "seconds": ("seconds", lambda value: f"{value:.1f}"),
 }
 
@@ -40,6 +39,22 @@ def print_table(title: str, rows: list[dict[str, Any]]) -> None:
         cells = [show(row[key]) if row.get(key) is not None else "" for key, (_, show) in columns.items()]
         table.add_row(row["method"], *cells, style="dim" if row["kind"] == "ceiling" else "")
     print_wide(table)
+
+
+def print_curves(along: str, points: Sequence[Mapping[str, float]]) -> None:
+    """Every score of `points` as a line of bars, one bar a point, and where it is highest."""
+    print(f"{len(points)} numbers of {along} tried, {points[0][along]} to {points[-1][along]}; a bar for each:")
+    for name in points[0]:
+        if name != along:
+            best = max(points, key=lambda point: point[name])
+            print(f"{name:<12}{bars([point[name] for point in points])}  highest {best[name]:.3f} at {best[along]}")
+
+
+def bars(values: Sequence[float]) -> str:
+    """One mark for each value, as high as it stands between the lowest and the highest."""
+    low, span = min(values), (max(values) - min(values)) or 1.0
+    marks = BARS if "utf" in (sys.stdout.encoding or "").lower() else "12345678"
+    return "".join(marks[round((value - low) / span * (len(marks) - 1))] for value in values)
 
 
 def print_wide(shown: Table | Tree) -> None:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from temi.pipeline.commands.console import merge_tree, user_errors
+from temi.pipeline.commands.console import merge_tree, typed, user_errors
 from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
-from temi.pipeline.commands.tables import print_table, print_wide
+from temi.pipeline.commands.tables import print_curves, print_table, print_wide
 
 if TYPE_CHECKING:
     from temi.cache import EmbeddingCache
@@ -76,7 +76,7 @@ def train_heads(
         if clusters is None and "clusters" not in settings.heads.model_fields_set:
             print(f"note: {summary.clusters} clusters were made because that is the default; {HINT}")
         _print_training(summary)
-        print(f"assignments: {out / 'assignments.csv'}\nnext: temi evaluate {out}")
+        print(f"assignments: {out / 'assignments.csv'}\nnext: temi evaluate {typed(out)}")
 
 
 def _count_clusters(
@@ -97,8 +97,7 @@ def _count_clusters(
     rows, device = training_rows(opened, settings.train.split), pick_device(settings.train.device)
     features = Features.of_cache(opened, rows, out / "neighbors", device).distinct()
     count = estimate_clusters(features, settings.start, *asked)
-    curve = [{"method": str(score.clusters), "kind": "clustering", **vars(score)} for score in count.curve]
-    print_table("numbers of clusters, by scores that need no label", curve)
+    print_curves("clusters", [vars(score) for score in count.curve])
     print(f"{count.clusters} clusters: {count.reason}")
     return [count.clusters], count
 
@@ -127,7 +126,7 @@ def _train_trials(
         raise UserError(f"none of the {len(trials)} trials in {out} could be trained; see the notes above")
     for tree in read_record(list[MergeTree], out / MERGES):
         print_wide(merge_tree(tree))
-    print(f"written: {out / 'trials.json'}\nnext: temi evaluate {out}, temi report {out}")
+    print(f"written: {out / 'trials.json'}\nnext: temi evaluate {typed(out)}, temi report {typed(out)}")
 
 
 def _print_training(training: "Training") -> None:

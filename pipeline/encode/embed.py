@@ -8,7 +8,7 @@ on the shard alone, so a resumed cache equals an uninterrupted one.
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +17,11 @@ from threading import Lock
 
 import numpy as np
 import torch
-from jaxtyping import Float16
+from jaxtyping import Float16, Float32
 from torch import Tensor
 
 from temi.cache import EmbeddingCache, Fingerprint, Manifest, Shard, ShardWriter, plan_shards
+from temi.cache.halves import to_halves
 from temi.cache.schema import MANIFEST
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import Backbone, load_backbone
@@ -34,6 +35,7 @@ from temi.pipeline.images.recorded import record_origin
 from temi.pipeline.progress import Progress
 
 BATCH_SIZES = {"cpu": 16, "cuda": 128}
+MEND = "use precision fp32, or another backbone"  # of an embedding that float16 cannot hold
 PARTS = ("decode wait", "preprocess", "forward", "write")
 
 
@@ -42,8 +44,8 @@ class EmbeddedBatch:
     """What one batch became, still on the backbone's device."""
 
     rows: range
-    embedding: Float16[Tensor, "b D"]
-    views: Float16[Tensor, "b V D"]
+    embedding: Float32[Tensor, "b D"]
+    views: Float32[Tensor, "b V D"]
     failures: dict[int, str]  # row -> why it could not be read; its embedding means nothing
     notes: dict[int, str]  # row -> what was assumed to read it
 
@@ -168,10 +170,10 @@ def fill(
                 notes |= parts[-1].notes
                 note = f"shard {shard.index + 1}/{len(writer.manifest.shards)}"
                 progress.advance(len(parts[-1].rows), note + (f", {unreadable} unreadable" if unreadable else ""))
+            failures, keys = {row: why for part in parts for row, why in part.failures.items()}, images.keys
             with clock("forward"):  # where a GPU is waited for
-                embedding = torch.cat([part.embedding for part in parts]).cpu().numpy()
-                views = torch.cat([part.views for part in parts]).cpu().numpy()
-            failures = {row: reason for part in parts for row, reason in part.failures.items()}
+                embedding = stored(torch.cat([part.embedding for part in parts]), keys, shard.start, failures)
+                views = stored(torch.cat([part.views for part in parts]), keys, shard.start, failures)
             with clock("write"):
                 written.result()
             seconds = {part: clock.seconds[part] - before[part] for part in PARTS}
@@ -234,6 +236,21 @@ def _in_order(
         pool.shutdown(cancel_futures=True)
 
 
+def stored(
+    rows: Float32[Tensor, "n ... D"], keys: Sequence[str], start: int, failures: Collection[int]
+) -> Float16[np.ndarray, "n ... D"]:
+    """Rows `start`, `start` + 1, ... as a cache holds them; those of `failures` become zeros.
+
+    Raises
+    ------
+    CacheError
+        float16 cannot hold a row; see `to_halves`.
+    """
+    values = rows.numpy(force=True)
+    values[[row - start for row in failures]] = 0
+    return to_halves(values, lambda row: f"the embedding of {keys[start + row]} (row {start + row})", MEND)
+
+
 @contextmanager
 def single_torch_thread() -> Iterator[None]:
     """One torch thread in this thread and those it starts: the lanes are as many as the cores already."""
@@ -289,7 +306,7 @@ class Forward:
             if index > 0:
                 pixels = jitter(pixels, batch.jitter[index, rows].to(device, non_blocking=True))
         with self.clock("forward"):
-            return self.backbone(pixels).half()
+            return self.backbone(pixels)
 
     def _shrink(self, rows: int) -> None:
         tried = min(self.limit, rows)

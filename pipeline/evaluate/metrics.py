@@ -10,21 +10,13 @@ from sklearn.model_selection import train_test_split
 
 from temi.pipeline.features.neighbors import drop_self, nearest
 from temi.pipeline.runs.label_free import size_scores
+from temi.pipeline.start.agreement import contingency
 
 KNN = 20  # neighbors that vote in the kNN ceiling
 CONFIDENT = (50, 80, 90, 100)  # percent
 
 Labels = Int[np.ndarray, " n"]
 Embedding = Float[np.ndarray, "n D"]
-
-
-def contingency(label: Labels, cluster: Labels) -> Int64[np.ndarray, "classes clusters"]:
-    """Images of each class in each cluster; classes and clusters without images have no row or column."""
-    _, row = np.unique(label, return_inverse=True)
-    _, column = np.unique(cluster, return_inverse=True)
-    table = np.zeros((row.max() + 1, column.max() + 1), dtype=np.int64)
-    np.add.at(table, (row, column), 1)
-    return table
 
 
 def hungarian_accuracy(label: Labels, cluster: Labels) -> float:
@@ -83,9 +75,15 @@ def knn_accuracy(
     found, score = nearest(train, asked, k + own)
     if own:
         found, score = drop_self(np.arange(len(train)), found, score)
-    votes = np.zeros((len(asked), label.max() + 1))
-    np.add.at(votes, (np.arange(len(asked))[:, None], label[found]), np.maximum(score, 0))
-    return float((votes.argmax(1) == wanted).mean())
+    return float((majority(label[found], np.maximum(score, 0)) == wanted).mean())
+
+
+def majority(voters: Int[np.ndarray, "n K"], weight: Float[np.ndarray, "n K"]) -> Int64[np.ndarray, " n"]:
+    """The label that weighs most among each row's voters; a tie goes to the lowest."""
+    votes = np.zeros((len(voters), voters.max() + 1))
+    np.add.at(votes, (np.arange(len(voters))[:, None], voters), weight)
+    chosen: Int64[np.ndarray, " n"] = votes.argmax(1)
+    return chosen
 
 
 def probe_accuracy(

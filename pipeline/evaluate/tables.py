@@ -1,7 +1,7 @@
 """A run beside baselines and the labeled ceilings. This room alone reads labels."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,11 +25,8 @@ from temi.pipeline.evaluate.recipes import run_rival, title_of
 from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.records import Result, ScoredPart, ScoreRow, Training, read_record, write_record
-from temi.pipeline.runs.run_folder import RunFolder, read_json
+from temi.pipeline.runs.run_folder import RunFolder
 from temi.pipeline.runs.train import assign, write_assignments
-
-# Two caches whose fingerprints differ in one of these hold embeddings of different meaning.
-EMBEDDING_FIELDS = ("backbone", "revision", "preprocessing", "pooling")
 
 
 @dataclass(frozen=True)
@@ -78,13 +75,13 @@ def evaluate_run(folder: Path, other: EmbeddingCache | None = None, baselines: S
 
 def open_training_cache(run: RunFolder, other: EmbeddingCache | None) -> EmbeddingCache:
     """The cache that `run` was trained on: where it was, or `other` if it holds the same embeddings."""
-    there = read_json(run.environment)["cache"]
-    if other is not None and other.digest == there["digest"]:
+    trained = run.begun_with().cache
+    if other is not None and other.digest == trained.digest:
         return other
-    cache = EmbeddingCache.open(Path(there["folder"]))
-    if cache.digest != there["digest"]:
+    cache = EmbeddingCache.open(Path(trained.folder))
+    if cache.digest != trained.digest:
         raise UserError(
-            f"{there['folder']} has changed since {run.folder} was trained; give the original cache, by --cache or as "
+            f"{trained.folder} has changed since {run.folder} was trained; give the original cache, by --cache or as "
             "second argument of `temi evaluate`"
         )
     return cache
@@ -112,13 +109,11 @@ def _part(name: str, cache: EmbeddingCache, rows: Int64[np.ndarray, " n"]) -> Pa
 
 def check_same_backbone(model: ClusterModel, cache: EmbeddingCache) -> None:
     """Refuse a cache whose embeddings do not mean what the model was trained on."""
-    there = asdict(cache.manifest.fingerprint)
-    for field in EMBEDDING_FIELDS:
-        if there[field] != model.fingerprint[field]:
-            raise UserError(
-                f"{cache.folder} was embedded with {field} {there[field]!r} and the run with "
-                f"{model.fingerprint[field]!r}; embed these images with the run's settings"
-            )
+    if differences := cache.manifest.fingerprint.differences_in_meaning(model.made_from):
+        raise UserError(
+            f"{cache.folder} was embedded otherwise than the run ({'; '.join(differences)}); "
+            "embed these images with the run's settings"
+        )
 
 
 @dataclass(frozen=True)

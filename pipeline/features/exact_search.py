@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-SPARE = 32  # rows scored again beyond twice those that are wanted: so many that few rows stay unsure
-WORTHWHILE = 32  # times the candidates: with fewer rows, scoring all of them in float32 is as fast
+SPARE = 32  # candidates rescored in float32 beyond 2k, so few rows need the full search
+WORTHWHILE = 32  # rows per candidate; with fewer, float32 alone is as fast
 GROUP = 16  # columns per group; see benchmarks/mining.py
-BLOCK_ROWS = {"cpu": 512, "cuda": 8192}  # whose scores are held at a time,
-BLOCK_BYTES = {"cpu": 2**26, "cuda": 2**30}  # or fewer, where these are more than so many bytes
-TILE = 256  # rows of a block are a multiple of it where they can: products of other sizes are up to a third slower
-GATHERED_BYTES = 2**22  # of the candidates that are scored again at a time: what stays in the processor's cache
+BLOCK_ROWS = {"cpu": 512, "cuda": 8192}  # rows scored at a time
+BLOCK_BYTES = {"cpu": 2**26, "cuda": 2**30}  # largest block of scores
+TILE = 256  # blocks are multiples of it: products of other sizes are up to a third slower
+GATHERED_BYTES = 2**22  # candidates rescored at a time fit the processor's cache
 HALF_ULP = 2.0**-8  # bfloat16 has 8 significant bits: rounding changes a value by at most this share of it
 
 Found = tuple[Int64[Tensor, "n K"], Float[Tensor, "n K"]]

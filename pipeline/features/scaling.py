@@ -20,7 +20,6 @@ is the mean of the cosines of their parts.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +28,9 @@ from torch import Tensor
 
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, blocks_of
+from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.view_metric import view_directions
 
-Kind = Literal["none", "l2", "standardize", "center", "root", "whiten25", "whiten50", "views", "joined"]
 POWER = {"whiten25": 0.25, "whiten50": 0.5}
 ROOTED = ("root", "views", "joined", *POWER)
 COMPONENTS = 128  # of what is whitened

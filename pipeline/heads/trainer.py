@@ -27,8 +27,8 @@ from temi.pipeline.heads.schedule import learning_rate, teacher_momentum, total_
 from temi.pipeline.heads.stack import LAST_LAYER, Heads, dropout_mask_, init_heads
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 
-MARGINAL_ROWS = 4096  # rows per block when the marginal of a warm start is taken
-BLOCK_BYTES = 2**21  # of a block's widest activation on a CPU: about what a core keeps in its second-level cache
+MARGINAL_ROWS = 4096  # rows per block while the first marginal is summed
+BLOCK_BYTES = 2**21  # widest activation of a block on a CPU: about a core's second-level cache
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class HeadTrainer:
         self.window = Window(self.trials, self.heads_per_trial, self.device)
         self.skipped = torch.zeros(self.trials, dtype=torch.long, device=self.device)
         self.skipped_in_a_row = torch.zeros_like(self.skipped)
-        # What is to be done in a step, by the layers that are frozen: two graphs at most.
+        # Step function per set of frozen layers; at most two.
         self._computes: dict[Sequence[str], Callable[[], None]] = {}
         graphs = self.device.type == "cuda" and processes.size == 1
         self.record: Callable[[Callable[[], None]], Callable[[], None]] = Replay if graphs else _as_it_is

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import xxhash
 from jaxtyping import Int32, UInt8
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from temi.pipeline.errors import UserError
@@ -41,6 +40,8 @@ class ArrayImages(ImageSource):
 
 def digits() -> ArrayImages:
     """scikit-learn's 1,797 handwritten digits, 8 x 8, white on black: no download, no file."""
+    from sklearn.datasets import load_digits  # takes a second to import
+
     data = load_digits()
     pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
     return ArrayImages(pixels, data.target.astype(np.int32), tuple("0123456789"), {})

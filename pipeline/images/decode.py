@@ -62,7 +62,7 @@ MAX_SAMPLE_VALUE, SMAX_SAMPLE_VALUE = 281, 341  # TIFF 6.0: largest value of who
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 NOISE = b"\xaa" * 64  # coefficients other than the zeros that a decoder puts where data end; no marker
 # What `decode_image` does to pixels, by name: part of a cache's fingerprint.
-DECODING = "rgb8, exif rotation, alpha on white"
+DECODING = "rgb8, exif rotation, alpha on white, deep gray by its range"
 
 Image.MAX_IMAGE_PIXELS = None  # Pillow's limit is fixed and only warns; decode_image applies one that can be set
 

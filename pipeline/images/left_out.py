@@ -10,7 +10,9 @@ from temi.pipeline.images.source import ImageSource, Skipped
 
 HIDDEN = "hidden"
 SYSTEM = "folder of the system"
-SYSTEM_FOLDERS = frozenset({"@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX"})
+SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"}
+)
 LONGEST_SUFFIX = 8
 NOUNS = ("link", "folder", "file")  # first words of reasons that are counted
 

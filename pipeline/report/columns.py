@@ -1,12 +1,12 @@
 """What a page knows of each image: columns as JSON, from which page/*.js draws everything."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from temi.pipeline.report.cards import centers
+from temi.pipeline.report.records import Images
 from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, unusual_images
@@ -19,7 +19,7 @@ def image_columns(
     known: Evidence,
     position: Float32[np.ndarray, "shown 2"],
     shown: Int64[np.ndarray, " shown"],
-) -> dict[str, Any]:
+) -> Images:
     """Columns of the images at `shown`, as trained: the page replays corrections itself.
 
     ``near`` are places in the page, -1 for images that are not in it; ``typical`` is the cosine to the center of the
@@ -32,23 +32,23 @@ def image_columns(
     place[shown] = np.arange(len(shown))
     strange = np.zeros(len(table), dtype=np.int64)
     strange[unusual_images(known.likeness)] = 1
-    return {
-        "row": table["row"].to_numpy()[shown].tolist(),
-        "key": table["key"].iloc[shown].tolist(),
-        "cluster": cluster[shown].tolist(),
-        "confidence": rounded(table["confidence"].to_numpy()[shown], 3),
-        "second": known.second[shown].tolist(),
-        "runner": rounded(known.second_confidence[shown], 3),
-        "typical": rounded(closeness(run)[shown], 3),
-        "likeness": rounded(known.likeness[shown], 3),
-        "strange": strange[shown].tolist(),
-        "group": known.group[shown].tolist(),
-        "exact": known.exact[shown].tolist(),
-        "x": rounded(position[:, 0], 4),
-        "y": rounded(position[:, 1], 4),
-        "label": label[shown].tolist() if (label >= 0).any() else [],
-        "near": place[known.neighbor[shown][:, :NEAR]].tolist(),
-    }
+    return Images(
+        row=table["row"].to_numpy()[shown].tolist(),
+        key=table["key"].iloc[shown].tolist(),
+        cluster=cluster[shown].tolist(),
+        confidence=rounded(table["confidence"].to_numpy()[shown], 3),
+        second=known.second[shown].tolist(),
+        runner=rounded(known.second_confidence[shown], 3),
+        typical=rounded(closeness(run)[shown], 3),
+        likeness=rounded(known.likeness[shown], 3),
+        strange=strange[shown].tolist(),
+        group=known.group[shown].tolist(),
+        exact=known.exact[shown].tolist(),
+        x=rounded(position[:, 0], 4),
+        y=rounded(position[:, 1], 4),
+        label=label[shown].tolist() if (label >= 0).any() else [],
+        near=place[known.neighbor[shown][:, :NEAR]].tolist(),
+    )
 
 
 def closeness(run: FinishedRun) -> Float32[np.ndarray, " n"]:

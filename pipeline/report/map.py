@@ -13,7 +13,7 @@ from temi.pipeline.start.layout import layout
 
 ATLAS = "atlas.safetensors"
 NEIGHBORS = 15
-FEW = 4 * NEIGHBORS  # rows below which a neighbor graph says little: principal components then
+FEW = 4 * NEIGHBORS  # with fewer rows the map shows principal components: a graph says little
 
 
 Graph = tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]

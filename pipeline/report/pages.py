@@ -10,34 +10,36 @@ import hashlib
 import html
 import json
 import re
-import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
+from pydantic import JsonValue
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.optimize import linear_sum_assignment
 
 from temi.cache.files import os_errors, write_atomic
+from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.report.cards import TYPICAL, centers, class_name, nearest_clusters, typical_images
 from temi.pipeline.report.columns import image_columns, rounded
 from temi.pipeline.report.levels import run_levels
 from temi.pipeline.report.map import run_atlas
+from temi.pipeline.report.records import Base, Brackets, Confusion, Curves, Overview, RunFigures, page_json
 from temi.pipeline.report.thumbnails import Thumbnail, oddities, run_thumbnails
-from temi.pipeline.results.corrections import REMOVED, to_json
+from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence, write_lists
 from temi.pipeline.results.names import first_names
 from temi.pipeline.runs.label_free import compared
-from temi.pipeline.runs.run_folder import read_json
-from temi.pipeline.start.agreement import mutual_information
+from temi.pipeline.runs.records import Result, ScoredPart, Training, read_record
+from temi.pipeline.start.agreement import contingency, mutual_information
 
 POINTS = 50_000  # images on the map; of more, a sample
 THUMBNAIL_BYTES = 30 * 2**20  # 40 MB as base64; typical images come first, then the others in random order
@@ -59,7 +61,7 @@ def write_report(run: FinishedRun, out: Path | None = None, source: str | None =
     out = out or run.folder / "report.html"
     known = evidence(run)
     data, pictures, odd = figures(run, known, source)
-    write_page(out, render("report", data, run.folder.resolve().name, pictures))
+    write_page(out, render("report", page_json(data), run.folder.resolve().name, pictures))
     write_lists(run, known, out.parent, odd)
     return out
 
@@ -71,8 +73,8 @@ def write_page(out: Path, page: str) -> None:
         write_atomic(out, page.encode("utf-8", "backslashreplace"))
 
 
-def render(name: str, data: dict[str, Any], title: str, pictures: Sequence[str] = (), served: bool = False) -> str:
-    """``page/NAME.html`` around `data`; whatever text is in it cannot leave its place.
+def render(name: str, data: str, title: str, pictures: Sequence[str] = (), served: bool = False) -> str:
+    """``page/NAME.html`` around `data`, a block of JSON; the title cannot leave its place.
 
     `pictures` are base64 WebP of the images, in blocks of CHUNK that the page reads when it needs them.
     """
@@ -85,15 +87,15 @@ def render(name: str, data: dict[str, Any], title: str, pictures: Sequence[str] 
         "style": (page / "report.css").read_text(encoding="utf-8"),
         "script": script,
         "allowed": f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
-        "data": json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "data": data,
         "pictures": "\n".join(f'<script type="application/json" class="pictures">{block}</script>' for block in blocks),
     }
     template = (page / f"{name}.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
 
 
-def figures(run: FinishedRun, known: Evidence, source: str | None) -> tuple[dict[str, Any], list[str], dict[int, str]]:
-    """All that the page shows, as JSON; its pictures; and what is odd about the pixels of images, by position."""
+def figures(run: FinishedRun, known: Evidence, source: str | None) -> tuple[RunFigures, list[str], dict[int, str]]:
+    """All that the page shows; its pictures; and what is odd about the pixels of images, by position."""
     rows = run.trained["row"].to_numpy()
     levels = run_levels(run, run.scaled)
     inside = np.flatnonzero(run.corrected.cluster != REMOVED)
@@ -105,12 +107,13 @@ def figures(run: FinishedRun, known: Evidence, source: str | None) -> tuple[dict
         making = pool.submit(pictures_of, run, rows[shown], [place[i] for i in first], source)
         position = page_map(run, known, shown)
         pictures, odd, missing = making.result()
-    data = run_figures(run, known, shown, position) | {
-        "levels": levels.figures(place) if levels else None,
-        "missing": missing,
-        "odd": odd,
-        "looked": sum(map(bool, pictures)),
-    }
+    data = replace(
+        run_figures(run, known, shown, position),
+        levels=levels.figures(place) if levels else None,
+        missing=missing,
+        odd=odd,
+        looked=sum(map(bool, pictures)),
+    )
     return data, pictures, {int(shown[place]): what for place, what in odd.items()}
 
 
@@ -132,31 +135,28 @@ def run_figures(
     known: Evidence,
     shown: Int64[np.ndarray, " shown"],
     position: Float32[np.ndarray, "shown 2"],
-) -> dict[str, Any]:
+) -> RunFigures:
     """What a page shows of a run, pictures apart: images as trained, and the corrections to replay on them."""
     trained = run.trained["cluster"].to_numpy("int64")
     cluster, inside = run.corrected.cluster, run.corrected.cluster != REMOVED
     center = _center(run)
     label = run.cache.labels[run.trained["row"].to_numpy()].astype(np.int64)
-    return {
-        "overview": overview(run),
-        "images": image_columns(run, known, position, shown),
-        "base": {
-            "clusters": run.model.clusters,
-            "sizes": np.bincount(trained, minlength=run.model.clusters).tolist(),
-            "names": first_names(run.folder, run.model.clusters),
-        },
-        "entries": [to_json(entry) for entry in run.corrections],
-        "classes": list(run.cache.classes),
-        "near": nearest_clusters(center, cluster[inside]),
-        "tree": merge_tree(center, cluster[inside]),
-        "comparison": _comparison(run),
-        "confusion": confusion(label[inside], cluster[inside], run.cache.classes, run.headings),
-        "curves": _curves(run),
-        "agreement": agreement(run, torch.from_numpy(run.cache.embedding()[run.trained["row"].to_numpy()])),
-        "settings": _settings(run),
-        "chunk": CHUNK,
-    }
+    sizes = np.bincount(trained, minlength=run.model.clusters).tolist()
+    return RunFigures(
+        overview=overview(run),
+        images=image_columns(run, known, position, shown),
+        base=Base(run.model.clusters, sizes, first_names(run.folder, run.model.clusters)),
+        entries=tuple(run.corrections),
+        classes=list(run.cache.classes),
+        near=nearest_clusters(center, cluster[inside]),
+        tree=merge_tree(center, cluster[inside]),
+        comparison=read_comparison(run.folder),
+        confusion=confusion(label[inside], cluster[inside], run.cache.classes, run.headings),
+        curves=_curves(run),
+        agreement=agreement(run, torch.from_numpy(run.embeddings)),
+        settings=_settings(run),
+        chunk=CHUNK,
+    )
 
 
 def shown_images(count: int, on_cards: list[int]) -> tuple[Int64[np.ndarray, " shown"], dict[int, int]]:
@@ -170,24 +170,22 @@ def shown_images(count: int, on_cards: list[int]) -> tuple[Int64[np.ndarray, " s
 
 def confusion(
     label: Int64[np.ndarray, " n"], cluster: Int64[np.ndarray, " n"], classes: Sequence[str], headings: Sequence[str]
-) -> dict[str, Any] | None:
+) -> Confusion | None:
     """Images of each class in each cluster, clusters ordered so that their best one-to-one match is the diagonal."""
     known = label >= 0
     present = np.unique(label[known])
     if not len(present) or len(present) > CONFUSION_CLASSES or len(headings) > CONFUSION_CLASSES:
         return None
-    table = np.zeros((label.max() + 1, len(headings)), dtype=np.int64)
-    np.add.at(table, (label[known], cluster[known]), 1)
-    table = table[present]
+    table = contingency(label[known], cluster[known], (int(label.max()) + 1, len(headings)))[present]
     row, column = linear_sum_assignment(table, maximize=True)
     matched = list(column[np.argsort(row)])
     order = matched + [c for c in range(len(headings)) if c not in set(matched) and table[:, c].any()]
-    return {
-        "classes": [class_name(classes, c) for c in present],
-        "clusters": [headings[c] for c in order],
-        "count": table[:, order].tolist(),
-        "accuracy": round(float(table[row, column].sum() / known.sum()), 4),
-    }
+    return Confusion(
+        classes=[class_name(classes, c) for c in present],
+        clusters=[headings[c] for c in order],
+        count=table[:, order].tolist(),
+        accuracy=round(float(table[row, column].sum() / known.sum()), 4),
+    )
 
 
 def agreement(run: FinishedRun, embedding: torch.Tensor) -> list[list[float]]:
@@ -198,40 +196,39 @@ def agreement(run: FinishedRun, embedding: torch.Tensor) -> list[list[float]]:
     return [rounded(row, 3) for row in mutual_information(labels[compared(len(labels))])]
 
 
-def merge_tree(center: Float32[np.ndarray, "C D"], cluster: Int64[np.ndarray, " n"]) -> dict[str, Any] | None:
+def merge_tree(center: Float32[np.ndarray, "C D"], cluster: Int64[np.ndarray, " n"]) -> Brackets | None:
     """Average-linkage tree over the distances of centers, as the corners of its brackets; None for one cluster."""
     used = np.unique(cluster)
     if len(used) < 2:
         return None
     tree = dendrogram(linkage(center[used].astype(np.float64), "average"), no_plot=True)
-    return {
-        "across": [rounded(corners, 4) for corners in tree["dcoord"]],
-        "along": [rounded(corners, 1) for corners in tree["icoord"]],
-        "leaves": [int(used[leaf]) for leaf in tree["leaves"]],
-    }
+    return Brackets(
+        across=[rounded(corners, 4) for corners in tree["dcoord"]],
+        along=[rounded(corners, 1) for corners in tree["icoord"]],
+        leaves=[int(used[leaf]) for leaf in tree["leaves"]],
+    )
 
 
-def overview(run: FinishedRun) -> dict[str, Any]:
+def overview(run: FinishedRun) -> Overview:
     """The figures of the whole run."""
     confidence = run.trained["confidence"].to_numpy("float32")
-    training = read_json(run.files.training)
-    made = run.model.fingerprint
-    return {
-        "images": len(confidence),
-        "unreadable": int((~run.cache.ok).sum()),
-        "clusters": run.model.clusters,
-        "used": training["used_clusters"],
-        "smallest": training["smallest_cluster"],
-        "largest": training["largest_cluster"],
-        "confidence": round(float(confidence.mean()), 4),
-        "seconds": training["seconds"],
-        "steps": training["steps"],
-        "agreement": training["head_agreement"],
-        "consistency": training["neighbor_consistency"],
-        "backbone": made["backbone"],
-        "histogram": np.histogram(confidence, bins=20, range=(0, 1))[0].tolist(),
-        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
+    training = read_record(Training, run.files.training)
+    return Overview(
+        images=len(confidence),
+        unreadable=int((~run.cache.ok).sum()),
+        clusters=run.model.clusters,
+        used=training.used_clusters,
+        smallest=training.smallest_cluster,
+        largest=training.largest_cluster,
+        confidence=round(float(confidence.mean()), 4),
+        seconds=training.seconds,
+        steps=training.steps,
+        agreement=training.head_agreement,
+        consistency=training.neighbor_consistency,
+        backbone=run.model.made_from.backbone,
+        histogram=np.histogram(confidence, bins=20, range=(0, 1))[0].tolist(),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
 
 
 def pictures_of(
@@ -255,23 +252,22 @@ def pictures_of(
     return [base64.b64encode(found.get(int(row), none).webp).decode() for row in rows], odd, ""
 
 
-def _comparison(run: FinishedRun) -> list[dict[str, Any]]:
-    path = run.folder / "result.json"
-    return list(read_json(path)["parts"]) if path.exists() else []
+def read_comparison(folder: Path) -> tuple[ScoredPart, ...]:
+    """What `temi evaluate` left in a run or a folder of trials; () where it was not asked."""
+    path = folder / "result.json"
+    return read_record(Result, path).parts if path.exists() else ()
 
 
-def _curves(run: FinishedRun) -> dict[str, list[float]] | None:
+def _curves(run: FinishedRun) -> Curves | None:
     """At most CURVE_POINTS of the metrics of training."""
     if not run.files.metrics.exists():
         return None
     lines = [json.loads(line) for line in run.files.metrics.read_text(encoding="utf-8").splitlines()]
     lines = lines[:: max(1, len(lines) // CURVE_POINTS)]
-    names = ("step", "loss", "best_head_loss", "effective_clusters")
-    return {name: [line.get(name) for line in lines] for name in names}
+    return Curves(**{part.name: [line.get(part.name) for line in lines] for part in fields(Curves)})
 
 
-def _settings(run: FinishedRun) -> dict[str, dict[str, Any]]:
-    with os_errors(run.files.config, "read"):
-        settings = tomllib.loads(run.files.config.read_text(encoding="utf-8"))
-    made = {name: value for name, value in run.model.fingerprint.items() if value not in ("", {}, None)}
-    return {"embeddings": made} | {name: table for name, table in settings.items() if name != "embed"}
+def _settings(run: FinishedRun) -> dict[str, dict[str, JsonValue]]:
+    made = {name: value for name, value in asdict(run.model.made_from).items() if value not in ("", {})}
+    settings = recorded_config(run.files.config).model_dump(mode="json", exclude={"embed"}, exclude_none=True)
+    return {"embeddings": made} | settings

@@ -26,8 +26,8 @@ from temi.pipeline.results.names import display_name
 REFERENCE = 5  # the neighbor whose distance says how far apart images are that are not copies
 DEVIATIONS = 4.0  # robust deviations of the logarithm of that distance below its median: closer are near-duplicates
 CLOSEST = 1e-3  # cosine distance that float16 similarities cannot tell from none
-ODDS = 2.0  # unsure: the first cluster is less than so many times as likely as the second
-BLOCK_ROWS = 1024  # whose neighbors are compared at a time
+ODDS = 2.0  # unsure: the first cluster is less than twice as likely as the second
+BLOCK_ROWS = 1024  # rows compared at a time
 UNUSUAL_SHARE = 0.01  # of images that are least like others
 
 LISTS = {

@@ -7,7 +7,7 @@ million take the same path and the same memory.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,9 +24,9 @@ from temi.cache.files import os_errors
 from temi.cache.schema import MANIFEST
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import Backbone, load_backbone
-from temi.pipeline.encode.embed import BATCH_SIZES, cut, embed_rows
+from temi.pipeline.encode.embed import BATCH_SIZES, cut, embed_rows, stored
 from temi.pipeline.errors import UserError
-from temi.pipeline.evaluate.tables import EMBEDDING_FIELDS, check_same_backbone
+from temi.pipeline.evaluate.tables import check_same_backbone
 from temi.pipeline.images import ImageSource, open_source
 from temi.pipeline.images.left_out import found_beside
 from temi.pipeline.progress import Progress
@@ -137,22 +137,22 @@ def _embedded(run: FinishedRun, images: str, backbone: str | None, device: str) 
 
 def recorded_settings(run: FinishedRun, backbone: str | None, device: str) -> EmbedConfig:
     """Settings of stage one that make embeddings like those the run was trained on."""
-    made = run.model.fingerprint
-    if SPACES in made["preprocessing"]:
+    made = run.model.made_from
+    if SPACES in made.preprocessing:
         raise UserError(
-            f"{run.folder} was trained on joined caches of {made['backbone']}; embed the new images with each, "
+            f"{run.folder} was trained on joined caches of {made.backbone}; embed the new images with each, "
             "`temi cache join` the caches and give the joined one"
         )
-    name = backbone or made["backbone"]
+    name = backbone or made.backbone
     if backbone is None and name.endswith(LOCAL):
         raise UserError(f"{run.folder} was trained with a backbone from a local folder; give it by --backbone FOLDER")
-    from_hub = backbone is None and not made["revision"].startswith("xxh3:")
+    from_hub = backbone is None and not made.revision.startswith("xxh3:")
     return EmbedConfig(
         backbone=name,
-        revision=made["revision"] if from_hub else None,
-        pooling=made["pooling"],
-        precision=made["precision"].partition(",")[0],  # without "compiled": a few images are not worth it
-        engine="auto" if "openvino" in made["precision"] else "torch",
+        revision=made.revision if from_hub else None,
+        pooling=made.pooling,
+        precision=made.precision.partition(",")[0],  # without "compiled": a few images are not worth it
+        engine="auto" if "openvino" in made.precision else "torch",
         views=0,
         device=device,
     )
@@ -161,7 +161,7 @@ def recorded_settings(run: FinishedRun, backbone: str | None, device: str) -> Em
 def load_recorded(run: FinishedRun, settings: EmbedConfig) -> Backbone:
     """The encoder of the run, at the image size of the run; UserError where the weights here are others."""
     encoder = load_backbone(settings)
-    crop = run.model.fingerprint["preprocessing"].get("crop")
+    crop = run.model.made_from.preprocessing.get("crop")
     if crop and tuple(crop) != encoder.preprocessing.crop:
         encoder = load_backbone(settings.model_copy(update={"image_size": crop[0]}))
     check_backbone(run, encoder)
@@ -170,19 +170,19 @@ def load_recorded(run: FinishedRun, settings: EmbedConfig) -> Backbone:
 
 def check_backbone(run: FinishedRun, encoder: Backbone) -> None:
     """Refuse an encoder whose embeddings do not mean what the run was trained on."""
-    made = run.model.fingerprint
-    here = {
-        "backbone": encoder.name,
-        "revision": encoder.revision,
-        "preprocessing": encoder.preprocessing.describe(),
-        "pooling": encoder.pooling,
-    }
-    for field in EMBEDDING_FIELDS:
-        if here[field] != made[field]:
-            raise UserError(
-                f"{run.folder} was trained on embeddings with {field} {made[field]!r} and here it is {here[field]!r}; "
-                "use the weights that the training images were embedded with"
-            )
+    made = run.model.made_from
+    here = replace(
+        made,
+        backbone=encoder.name,
+        revision=encoder.revision,
+        preprocessing=encoder.preprocessing.describe(),
+        pooling=encoder.pooling,
+    )
+    if differences := made.differences_in_meaning(here):
+        raise UserError(
+            f"{run.folder} was trained on other embeddings than this encoder makes ({'; '.join(differences)}); "
+            "use the weights that the training images were embedded with"
+        )
 
 
 def _cached(cache: EmbeddingCache) -> Iterator[Block]:
@@ -199,8 +199,8 @@ def _computed(encoder: Backbone, source: ImageSource) -> Iterator[Block]:
         parts = [next(stream) for _ in batches[first : first + per_block]]
         rows = range(parts[0].rows.start, parts[-1].rows.stop)
         failures = {row - rows.start: why for part in parts for row, why in part.failures.items()}
-        embedding = torch.cat([part.embedding for part in parts]).cpu().numpy()
-        yield Block(source.keys[rows.start : rows.stop], embedding, failures)
+        keys, embedding = source.keys[rows.start : rows.stop], torch.cat([part.embedding for part in parts])
+        yield Block(keys, stored(embedding, keys, rows.start, failures), failures)
 
 
 class TableWriter(Protocol):

@@ -1,14 +1,14 @@
 """A pass of stage two on features: heads are begun, trained, aligned and numbered. No folder is read or written."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from temi.cache import Fingerprint
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings
@@ -43,7 +43,7 @@ def fit_model(features: Features, config: Config) -> ClusterModel:
     TrainingLoop([trial], trainer).run()
     if trial.stopped:
         raise UserError(trial.stopped)
-    return build_model(trial, distinct, features.embedding, {}, begun=bool(starts))
+    return build_model(trial, distinct, features.embedding, None, begun=bool(starts))
 
 
 def begin_heads(trainer: HeadTrainer, features: Features, configs: Sequence[Config]) -> list[Start]:
@@ -58,7 +58,7 @@ def begin_heads(trainer: HeadTrainer, features: Features, configs: Sequence[Conf
 
 
 def build_model(
-    trial: Trial, features: Features, everything: Embeddings, fingerprint: Mapping[str, Any], *, begun: bool
+    trial: Trial, features: Features, everything: Embeddings, fingerprint: Fingerprint | None, *, begun: bool
 ) -> ClusterModel:
     """The best checkpoint's teachers, aligned to one another, with clusters numbered by falling size.
 
@@ -66,7 +66,7 @@ def build_model(
     ----------
     features : the distinct rows that were trained on
     everything : all rows, by which clusters are counted
-    fingerprint : what the embeddings were made from
+    fingerprint : what the embeddings were made from; None: an array
     begun : heads began at cuts, so that some are better than others; of heads that began at random all count alike
     """
     trainer, best = trial.trainer, trial.best
@@ -78,7 +78,7 @@ def build_model(
     plain = torch.arange(heads.outputs.shape[1], device=trainer.device).repeat(len(loss), 1)
     temperature = trainer.teacher_temperature[trainer.heads_of(trial.index)]
     alike = torch.full_like(loss, 1 / len(loss))
-    model = ClusterModel(heads, trainer.data.scaling, temperature, loss, alike, plain, dict(fingerprint))
+    model = ClusterModel(heads, trainer.data.scaling, temperature, loss, alike, plain, fingerprint)
     if begun:
         model = replace(model, trust=_trust(model, features))
     return _number_by_size(_align_heads(model, everything), everything)

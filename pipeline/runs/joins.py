@@ -9,16 +9,16 @@ from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int64
-from sklearn.metrics.cluster import contingency_matrix
 
 from temi.pipeline.runs.records import Join, Level, MergeTree, Setting, Top
+from temi.pipeline.start.agreement import contingency
 
 Assignment = Int64[np.ndarray, " n"]
 
 
 def joins(finer: Assignment, coarser: Assignment) -> list[Join]:
     """For each cluster of `finer` that has images, in order, the cluster of `coarser` it joins; of equals the first."""
-    table = contingency_matrix(finer, coarser)
+    table = contingency(finer, coarser)
     into, images = table.argmax(1), table.sum(1)
     names = np.unique(finer), np.unique(coarser)
     return [

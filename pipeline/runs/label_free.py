@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float, Int32, Int64
-from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 
 from temi.pipeline.features.blocks import BLOCK_ROWS, Embeddings, collect
@@ -100,8 +99,7 @@ def stability(halves: Int32[Tensor, "2 N"]) -> float:
 
     Every head began at a layout of its own, so these are two clusterings of two resamplings.
     """
-    one, other = halves.cpu().numpy()
-    return float(normalized_mutual_info_score(one, other))
+    return float(mutual_information(halves.cpu().numpy())[0, 1])
 
 
 def linear_accuracy(x: Float[Tensor, "N D"], cluster: Int64[Tensor, " N"], clusters: int) -> float:

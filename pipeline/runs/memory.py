@@ -23,22 +23,22 @@ from temi.pipeline.start.layout import ward_rows
 from temi.pipeline.start.pool import NEIGHBORS, SPACES
 
 FLOAT, DOUBLE, INDEX = 4, 8, 4  # bytes
-BLOCK_COPIES = 24  # bytes per value of a block of the cache while it is scaled: as read and chosen, and five in float32
-WHITENING_COPIES = 6  # of a covariance and its eigenvectors, in float64
-SEARCH_COPIES = 2.5  # of the rows that neighbors are searched among: as scaled, at unit norm, and in half precision;
-INDEX_COPIES = 3  # or in an approximate search's index
-FOUND = 24  # bytes per neighbor while a graph is searched for and written
-HEAD_COPIES = 5  # student, teacher, two moments, best checkpoint;
-WRITE_COPIES = 8  # and of the trial that is being written, the bytes of four, twice
-KEPT_COPIES = 3  # of what the teachers said: one in use, and as measured two that the C library holds on to
-WORK_COPIES = {"linear": 4, "published": 10, "mlp-bn": 12}  # of a block's widest activation; with a graph, far more
-EDGE = 20  # bytes per neighbor of a fuzzy graph: an edge of 12, and as measured 1.6 of them,
-CUT_COPIES = 5  # of the cuts of all layouts: of each kind, communities, and matched
-WARD_COPIES = 2  # of the distances of the pairs of rows that Ward's clusters are made of, in float64
-ASSIGNED_COPIES = 5  # of a block's widest activation while rows are assigned
-LINEAR_COPIES = 3  # in float64 of the sample that a linear classifier is tried on; the table is not given back before
-ASSIGNMENT = 400  # bytes of an image in the table of assignments, its name included,
-FORMATTED, FORMATTED_ROWS = 800, 25_000  # and while it is written as text, by so many
+BLOCK_COPIES = 24  # bytes per value while a block is scaled: float16 read and chosen, five float32 copies
+WHITENING_COPIES = 6  # covariance and eigenvectors, float64
+SEARCH_COPIES = 2.5  # rows searched: scaled, at unit norm, and half of that in bfloat16
+INDEX_COPIES = 3  # rows searched by an inverted file
+FOUND = 24  # bytes per neighbor while a graph is found and written
+HEAD_COPIES = 5  # student, teacher, two moments, best checkpoint
+WRITE_COPIES = 8  # of one trial while it is written: four tensors, as bytes and again packed
+KEPT_COPIES = 3  # teacher outputs: one in use, two that the C library keeps (measured)
+WORK_COPIES = {"linear": 4, "published": 10, "mlp-bn": 12}  # of the widest activation of a block
+EDGE = 20  # bytes per neighbor of a fuzzy graph: 12 an edge, 1.6 edges a neighbor (measured)
+CUT_COPIES = 5  # labelings of all layouts: each kind, communities, matched
+WARD_COPIES = 2  # distances of all pairs of Ward's rows, float64
+ASSIGNED_COPIES = 5  # of the widest activation while rows are assigned
+LINEAR_COPIES = 3  # sample of the linear classifier, float64; held beside the table
+ASSIGNMENT = 400  # bytes of an image in the assignments, name included
+FORMATTED, FORMATTED_ROWS = 800, 25_000  # bytes of an image as text, and images formatted at a time
 GIGABYTE = 1e9
 PHASES = (("search",), ("bank", "reading"), *(("bank", "heads", own) for own in ("start", "activations", "results")))
 

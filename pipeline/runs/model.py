@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from temi.cache.files import write_atomic
+from temi.cache import Fingerprint
+from temi.cache.files import parse, write_atomic
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, blocks_of, collect
 from temi.pipeline.features.scaling import Scaling
 from temi.pipeline.heads.stack import Heads
 
-BLOCK_ROWS = 8192  # rows per forward pass,
-BLOCK_BYTES = 2**22  # or fewer, where the widest activation of all heads is more than so many bytes
+BLOCK_ROWS = 8192  # rows per forward pass
+BLOCK_BYTES = 2**22  # largest activation of a forward pass
 FORMAT = "temi-heads-3"
 
 
@@ -45,7 +46,14 @@ class ClusterModel:
     loss: Float[Tensor, " H"]
     trust: Float[Tensor, " H"]
     alignment: Int64[Tensor, "H C"]
-    fingerprint: dict[str, Any]
+    fingerprint: Fingerprint | None
+
+    @property
+    def made_from(self) -> Fingerprint:
+        """The `fingerprint`; UserError where heads were trained on an array, and nothing tells what made it."""
+        if self.fingerprint is None:
+            raise UserError("these heads were trained on an array; what made its rows is not known")
+        return self.fingerprint
 
     @property
     def selected(self) -> int:
@@ -68,9 +76,12 @@ class ClusterModel:
         Probabilities are in the aligned cluster ids: entry c means the same cluster in every head.
         """
         if embedding.shape[1] != len(self.scaling.shift):
+            backbone = (
+                "" if self.fingerprint is None else f"; embed with the run's backbone, {self.fingerprint.backbone}"
+            )
             raise UserError(
                 f"these embeddings are {embedding.shape[1]} wide and the heads were trained on "
-                f"{len(self.scaling.shift)}; embed with the run's backbone, {self.fingerprint.get('backbone')}"
+                f"{len(self.scaling.shift)}{backbone}"
             )
         for block in blocks_of(embedding, block_rows(len(self.loss) * self.heads.widest)):
             scaled = self.scaling(block.to(self.scaling.shift.device))
@@ -113,7 +124,7 @@ class ClusterModel:
             "kind": self.heads.kind,
             "root": json.dumps(self.scaling.root),
             "segments": json.dumps(self.scaling.segments),
-            "fingerprint": json.dumps(self.fingerprint, sort_keys=True),
+            "fingerprint": json.dumps(self.fingerprint and asdict(self.fingerprint), sort_keys=True),
         }
         save_tensors(path, tensors, metadata)
 
@@ -134,7 +145,7 @@ class ClusterModel:
             tensors["loss"],
             tensors["trust"],
             tensors["alignment"],
-            json.loads(metadata["fingerprint"]),
+            parse(Fingerprint, made_from, path) if (made_from := json.loads(metadata["fingerprint"])) else None,
         )
 
 

@@ -20,14 +20,15 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
-from temi.cache import EmbeddingCache
+from temi.cache import EmbeddingCache, Fingerprint
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.config import Config, dump_toml, recorded_config
 from temi.pipeline.errors import UserError
@@ -45,6 +46,29 @@ PACKAGES = (
     "scikit-learn",
     "temi-clustering",
 )
+
+
+@dataclass(frozen=True)
+class TrainedCache:
+    """The cache of a run: where it was, the digest of its embeddings, and what they were made from."""
+
+    folder: str
+    digest: str
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a run was begun with: versions, device, cache, and the digest of every file of the user's own."""
+
+    python: str
+    platform: str
+    device: str
+    threads: int
+    packages: dict[str, str]
+    revision: str | None
+    cache: TrainedCache
+    plugins: dict[str, str] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -75,14 +99,25 @@ class RunFolder:
         """Why training cannot go on: a sentence; None where nothing speaks against it."""
         return str(read_json(self.stop_reason)["reason"]) if self.stop_reason.exists() else None
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to do: training ran to its end, or cannot go on."""
+        return self.finished or self.stopped is not None
+
+    def begun_with(self) -> Environment:
+        """What ``environment.json`` says; UserError where it is missing or damaged."""
+        try:
+            return TypeAdapter(Environment).validate_python(read_json(self.environment))
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
+            raise UserError(f"{self.environment} is damaged ({where}); restore it or train again") from None
+
     def saved_states(self) -> dict[int, Path]:
         """Step -> checkpoint to resume from: the latest and the one before."""
         found = [path for path in (self.latest, self.previous) if path.exists()]
         return {int(load_metadata(path)["step"]): path for path in found}
 
-    def start(
-        self, config: Config, environment: dict[str, Any], overwrite: bool, plugins: Sequence[Plugin] = ()
-    ) -> None:
+    def start(self, config: Config, environment: Environment, overwrite: bool, plugins: Sequence[Plugin] = ()) -> None:
         """Create the folder, or check that the one there was made with these settings on this cache.
 
         Raises
@@ -96,7 +131,7 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if plugins:
                 (self.folder / "plugins").mkdir(exist_ok=True)
-        environment = environment | {"plugins": {plugin.path.name: plugin.digest for plugin in plugins}}
+        environment = replace(environment, plugins={plugin.path.name: plugin.digest for plugin in plugins})
         if self.config.exists():
             self._check_same(config, environment)
             return
@@ -104,10 +139,10 @@ class RunFolder:
             raise UserError(f"{self.folder} has checkpoints but no config.toml; choose another --out")
         for plugin in plugins:  # for the record: it is never run from here
             write_atomic(self.folder / "plugins" / plugin.path.name, plugin.path.read_bytes())
-        write_json(self.environment, environment)
+        write_json(self.environment, asdict(environment))
         write_atomic(self.config, dump_toml(config, without="embed").encode())
 
-    def _check_same(self, config: Config, environment: dict[str, Any]) -> None:
+    def _check_same(self, config: Config, environment: Environment) -> None:
         before = recorded_config(self.config)
         for section, values in config.model_dump().items():
             if section == "embed":  # what embedding settings changed is in the cache's fingerprint
@@ -119,16 +154,16 @@ class RunFolder:
                         f"{self.folder} was started with {section}.{key} = {there!r} and {value!r} is asked; "
                         "use another --out, or --overwrite to start again"
                     )
-        there = read_json(self.environment)
-        if there.get("plugins", {}) != environment["plugins"]:
+        begun = self.begun_with()
+        if begun.plugins != environment.plugins:
             raise UserError(
                 f"{self.folder} was started with other plugins, or with a file that has changed since; "
                 f"the files it was started with are in {self.folder / 'plugins'}; "
                 "use another --out, or --overwrite to start again"
             )
-        if there["cache"]["digest"] != environment["cache"]["digest"]:
+        if begun.cache.digest != environment.cache.digest:
             raise UserError(
-                f"{self.folder} was trained on other embeddings than {environment['cache']['folder']} holds; "
+                f"{self.folder} was trained on other embeddings than {environment.cache.folder} holds; "
                 "use another --out, or --overwrite to start again"
             )
 
@@ -159,18 +194,17 @@ def finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def describe_environment(cache: EmbeddingCache, device: torch.device) -> dict[str, Any]:
+def describe_environment(cache: EmbeddingCache, device: torch.device) -> Environment:
     """Versions, revision and device of this process, and what the cache is."""
-    fingerprint = asdict(cache.manifest.fingerprint)
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
-        "revision": _git_revision(),
-        "cache": {"folder": str(cache.folder.resolve()), "digest": cache.digest, "fingerprint": fingerprint},
-    }
+    return Environment(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        threads=torch.get_num_threads(),
+        packages={name: found for name in PACKAGES if (found := _version(name))},
+        revision=_git_revision(),
+        cache=TrainedCache(str(cache.folder.resolve()), cache.digest, cache.manifest.fingerprint),
+    )
 
 
 def _version(package: str) -> str | None:

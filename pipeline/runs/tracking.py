@@ -150,7 +150,7 @@ class MLflow:
 
 
 def _client(uri: str) -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nobody asked for statistics of use to be sent out
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # send no statistics of use
     mlflow = import_extra("mlflow", "mlflow", "train.mlflow")
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +67,11 @@ def train_pass(
     """
     began = time.perf_counter()
     device, processes = pick_device(configs[0].train.device), join()
+    environment = describe_environment(cache, device)
+    if not overwrite and all(run.settled for run in runs):
+        for config, run in zip(configs, runs, strict=True):
+            run.start(config, environment, overwrite, plugins)  # refuses other settings
+        return
     rows = training_rows(cache, configs[0].train.split)
     everything = Features.of_cache(cache, rows, scratch, device)
     features = everything.distinct()
@@ -77,12 +81,9 @@ def train_pass(
         check_settings(config, len(features), cache.views, str(cache.folder))
         check_tracking(config)
         processes.check(config, min(config.train.batch_size, len(features)))
-    environment = describe_environment(cache, device)
     for config, run in zip(configs, runs, strict=True):
         run.start(config, environment, overwrite, plugins)
-    owed = [(config, run) for config, run in zip(configs, runs, strict=True) if not (run.finished or run.stopped)]
-    if not owed:
-        return
+    owed = [(config, run) for config, run in zip(configs, runs, strict=True) if not run.settled]
     configs, runs = zip(*owed, strict=True)
     footprint = check_memory(configs, cache, len(features), device)
     say(f"memory: about {footprint}")
@@ -110,8 +111,7 @@ def _finish(trial: LoggedTrial, cache: EmbeddingCache, features: Features, every
     """Leave the model of a trained trial, its assignments and its scores in its run folder."""
     trainer, run = trial.trainer, trial.run
     begun = run.start_file.exists()
-    made_from = asdict(cache.manifest.fingerprint)
-    model = build_model(trial, features, everything.embedding, made_from, begun=begun)
+    model = build_model(trial, features, everything.embedding, cache.manifest.fingerprint, begun=begun)
     model.save(run.model)
     cluster = write_assignments(cache, model, run.folder)["cluster"].to_numpy()
     training = Training(

@@ -9,8 +9,8 @@ import hmac
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from threading import Lock
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from starlette.routing import Mount, Route
 from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.report.pages import page_map, render, run_figures
+from temi.pipeline.report.records import page_json
 from temi.pipeline.report.thumbnails import Thumbnail, kept_oddities, kept_thumbnails, large, thumbnail
 from temi.pipeline.results.correct import correct
-from temi.pipeline.results.corrections import parse_correction, to_json
+from temi.pipeline.results.corrections import Correction, parse_correction, to_json
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence
 
@@ -63,33 +64,28 @@ class ServedRun:
         self.looked = len(self.made)
         self._kept = sum(len(seen.webp) for seen in self.made.values())
         self._making, self._editing = Lock(), Lock()
-        self._figures = run_figures(run, self.known, self.shown, self.map)
-        del self._figures["images"]["near"]  # the server is asked for them
-        self._page = list(self._figures["entries"]), self._render(self._figures["entries"])
+        figures = run_figures(run, self.known, self.shown, self.map)
+        images = replace(figures.images, near=None)  # the server is asked for them
+        self._figures = replace(figures, images=images, missing=self.missing, odd=self.odd, looked=self.looked)
+        self._page = self._figures.entries, self._render(self._figures.entries)
 
     def page(self) -> bytes:
         """The page as the corrections are by now."""
         with self._editing:
             self.run.forget_corrections()
-            entries = [to_json(entry) for entry in self.run.corrections]
+            entries = tuple(self.run.corrections)
             if entries != self._page[0]:
                 self._page = entries, self._render(entries)
             return self._page[1]
 
-    def _render(self, entries: list[dict[str, Any]]) -> bytes:
-        data = self._figures | {
-            "entries": entries,
-            "levels": None,
-            "missing": self.missing,
-            "odd": self.odd,
-            "looked": self.looked,
-        }
+    def _render(self, entries: tuple[Correction, ...]) -> bytes:
+        data = page_json(replace(self._figures, entries=entries))
         return render("report", data, self.run.folder.resolve().name, served=True).encode("utf-8", "backslashreplace")
 
-    def edit(self, body: bytes) -> list[dict[str, Any]]:
+    def edit(self, body: bytes) -> list[Correction]:
         """Take one correction in; the entry as written to the disk."""
         with self._editing:
-            return [to_json(entry) for entry in correct(self.run, [parse_correction(body, "this correction")])]
+            return correct(self.run, [parse_correction(body, "this correction")])
 
     def thumbnail(self, row: int) -> bytes:
         """A small picture, kept for the next who asks."""
@@ -164,9 +160,10 @@ def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
             if len(body) > MAX_REQUEST:
                 return _refusal(413, "a correction of that size is none")
         try:
-            return JSONResponse({"entries": await run_in_threadpool(served.edit, bytes(body))})
+            written = await run_in_threadpool(served.edit, bytes(body))
         except USER_ERRORS as error:
             return _refusal(400, str(error))
+        return JSONResponse({"entries": [to_json(entry) for entry in written]})
 
     routes = [
         Route("/", page),

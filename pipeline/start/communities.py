@@ -1,5 +1,8 @@
 """Communities of a graph, as many as are asked for: Louvain at the resolution that gives them."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int64
@@ -7,7 +10,7 @@ from jaxtyping import Float, Int64
 from temi.pipeline.start.kernels import louvain
 
 TRIES = 12  # resolutions tried on the way to the number of clusters
-SURPLUS = 1.02  # communities per cluster that end the search: so few more are merged
+SURPLUS = 1.02  # communities per cluster at which the search ends; the surplus is merged
 COARSEST = 1e-2  # resolution: one community for every part of the graph
 ROUNDS = 6  # of Louvain, each from where the last ended
 LINKAGE = 0.75  # 1 is average linkage; lower lets sizes differ more
@@ -16,17 +19,24 @@ Labeling = Int64[np.ndarray, " N"]
 
 
 def communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
-    """Communities of high modularity, `clusters` of them; fewer where the graph does not break into so many.
+    """Communities of high modularity, `clusters` of them; fewer where the graph does not break into so many."""
+    found = search_resolution(partial(find_communities, graph, seed=seed), graph.shape[0], clusters)
+    return merge_parts(found, graph, clusters)
 
-    Their number grows about as a power of the resolution, so the search interpolates logarithms, and halves the
+
+def search_resolution(cut: Callable[[float], Labeling], rows: int, clusters: int) -> Labeling:
+    """What `cut` makes at the resolution that gives `clusters` parts or a few more; else the nearest number found.
+
+    The number of parts grows about as a power of the resolution, so the search interpolates logarithms, and halves the
     interval every third time, as steps of that curve can be steep.
     """
-    low, high = [np.log(COARSEST), 0.0], [np.log(graph.shape[0])] * 2  # logs of resolution and number
-    wanted, nearest = np.log(clusters * (1 + SURPLUS) / 2), (True, graph.shape[0])
+    low, high = [np.log(COARSEST), 0.0], [np.log(rows)] * 2  # logs of resolution and number
+    wanted, nearest = np.log(clusters * (1 + SURPLUS) / 2), (True, rows)
+    best: Labeling = np.zeros(rows, np.int64)
     for attempt in range(TRIES):
         share = np.clip((wanted - low[1]) / max(high[1] - low[1], 1e-9), 0.1, 0.9) if attempt % 3 < 2 else 0.5
         resolution = float(np.exp(low[0] + share * (high[0] - low[0])))
-        label = find_communities(graph, resolution, seed)
+        label = cut(resolution)
         found = int(label.max()) + 1
         if (found < clusters, abs(found - clusters)) < nearest:
             nearest, best = (found < clusters, abs(found - clusters)), label
@@ -34,10 +44,10 @@ def communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
             break
         bound = low if found < clusters else high
         bound[:] = np.log(resolution), np.log(found)
-    return merge_parts(best, graph, clusters)
+    return best
 
 
-def find_communities(graph: sp.csr_array, resolution: float, seed: int) -> Labeling:
+def find_communities(graph: sp.csr_array, resolution: float, *, seed: int) -> Labeling:
     """Communities of high modularity at a resolution, numbered from 0."""
     arrays = graph.indptr.astype(np.int64), graph.indices.astype(np.int64), graph.data.astype(np.float64)
     label: Labeling = louvain(*arrays, resolution, ROUNDS, seed)

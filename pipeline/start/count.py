@@ -125,7 +125,7 @@ def cuts_into(graph: sp.csr_array, numbers: list[int], seed: int) -> Iterator[La
     resolution, finer = FINEST, np.zeros(graph.shape[0], np.int64)
     for clusters in numbers:
         while finer.max() + 1 < clusters and resolution < graph.shape[0]:
-            finer = find_communities(graph, resolution, seed)
+            finer = find_communities(graph, resolution, seed=seed)
             resolution *= FINER
         yield merge_parts(finer, graph, clusters)
 

@@ -4,7 +4,7 @@ import numba
 import numpy as np
 from numba import njit
 
-PASSES = 20  # moves of one level are at most so many times its nodes
+PASSES = 20  # most moves of one level, per node
 TIE = 1e-12  # gain below which a node stays
 LARGEST_MOVE = 4.0  # of one coordinate by one edge, as in UMAP
 NEAR = 1e-3  # added to squared distances of repulsion, as in UMAP

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 
 from temi.pipeline.features.features import Features
-from temi.pipeline.features.scaling import Kind
+from temi.pipeline.features.kinds import Kind
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.agreement import mean_agreement, mutual_information
 from temi.pipeline.start.communities import communities

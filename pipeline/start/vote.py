@@ -6,6 +6,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
 
+from temi.pipeline.start.agreement import contingency
+
 ROUNDS = 3  # of matching: first to the first labeling, then to the majority so far
 
 Labeling = Int64[np.ndarray, " N"]
@@ -28,6 +30,6 @@ def vote(labelings: Sequence[Labeling], clusters: int) -> tuple[Labeling, Float[
 
 def match(label: Labeling, reference: Labeling, clusters: int) -> Int64[np.ndarray, " C"]:
     """Entry c is the reference's cluster that cluster c of `label` is matched to, one to one."""
-    count = np.bincount(label * clusters + reference, minlength=clusters * clusters).reshape(clusters, clusters)
+    count = contingency(label, reference, (clusters, clusters))
     matched: Int64[np.ndarray, " C"] = linear_sum_assignment(count, maximize=True)[1].astype(np.int64)
     return matched

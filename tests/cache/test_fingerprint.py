@@ -27,6 +27,17 @@ def test_every_field_has_a_change() -> None:
     assert CHANGES.keys() == {field.name for field in fields(Fingerprint)}
 
 
+def test_another_decoding_is_another_cache_of_the_same_meaning() -> None:
+    before, after = (
+        Fingerprint(**{**FINGERPRINT, "preprocessing": {"decoding": decoding, "crop": [224, 224]}})
+        for decoding in ("rgb8", "rgb8, deep gray by its range")
+    )
+    assert before.differences(after) == ['preprocessing.decoding: here "rgb8", asked "rgb8, deep gray by its range"']
+    assert before.differences_in_meaning(after) == []
+    smaller = replace(after, preprocessing={"crop": [98, 98]}, images="f" * 32)
+    assert before.differences_in_meaning(smaller) == ["preprocessing.crop: here [224, 224], asked [98, 98]"]
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_field_is_named_and_changes_the_digest(name: str) -> None:
     here = Fingerprint(**FINGERPRINT)

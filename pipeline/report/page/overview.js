@@ -2,11 +2,12 @@
 // The page of a folder of trials.
 (() => {
   const { data, byId, percent, count, make, table, scores, joining } = shared;
-  const finished = data.trials.filter((trial) => !trial.stopped);
-  byId("made").textContent = `${data.trials.length} trials on ${count(finished[0]?.images ?? 0)} images.`;
+  const trials = data.trials.map(({ record, link }) => ({ ...record.training, ...record, link }));
+  const finished = trials.filter((trial) => !trial.stopped);
+  byId("made").textContent = `${trials.length} trials on ${count(finished[0]?.images ?? 0)} images.`;
 
-  const figure = (value, digits = 3) => (value === null || value === undefined ? "" : value.toFixed(digits));
-  const settings = Object.keys(data.trials[0].settings);
+  const figure = (value, digits = 3) => (value == null ? "" : value.toFixed(digits));
+  const settings = Object.keys(trials[0].settings);
   const least = (trial) => Math.min(...trial.head_loss);
   // heading, cell, the number or text that the table sorts by
   const numbers = (heading, value, show) => [heading, (trial) => show(value(trial)), (trial) => value(trial) ?? -1];
@@ -14,7 +15,7 @@
     ["trial", (trial) => [trial.link ? make("a", { href: trial.link, textContent: trial.trial }) : trial.trial, ...(trial.trial === data.best ? [" (most trustworthy)"] : [])], (trial) => trial.trial],
     ...settings.map((name) => [name, (trial) => String(trial.settings[name]), (trial) => trial.settings[name]]),
     numbers("loss", least, (value) => figure(value, 4)),
-    numbers("neighbors in own cluster", (trial) => trial.neighbor_consistency, (value) => (value === null ? "" : percent(value, 1))),
+    numbers("neighbors in own cluster", (trial) => trial.neighbor_consistency, (value) => (value == null ? "" : percent(value, 1))),
     numbers("heads agree", (trial) => trial.head_agreement, figure),
     numbers("confidence", (trial) => trial.mean_confidence, (value) => percent(value, 1)),
     numbers("clusters used", (trial) => trial.used_clusters, count),
@@ -24,7 +25,7 @@
   ];
   const rows = finished.map((trial) => ({ ...trial, kind: trial.trial === data.best ? "best" : "" }));
   byId("trials-table").append(table("by scores that need no label", columns, rows, true));
-  data.trials.filter((trial) => trial.stopped).forEach((trial) => byId("trials-table").append(make("p", { className: "note", textContent: `${trial.trial}: ${trial.stopped}` })));
+  trials.filter((trial) => trial.stopped).forEach((trial) => byId("trials-table").append(make("p", { className: "note", textContent: `${trial.trial}: ${trial.stopped}` })));
 
   byId("labels").hidden = byId("to-labels").hidden = !data.comparison.length;
   data.comparison.forEach((part) => byId("comparison").append(scores(part)));

@@ -160,10 +160,10 @@
   // ---- about
   function showAbout() {
     if (byId("tiles").childElementCount) return;
-    const share = (value) => (value === null ? "none" : percent(value, 1));
+    const share = (value) => (value == null ? "none" : percent(value, 1));
     const tiles = [["images", count(overview.images)], ["unreadable", count(overview.unreadable)], ["clusters used", `${count(overview.used)} of ${count(overview.clusters)}`],
       ["sizes", `${count(overview.smallest)} to ${count(overview.largest)}`], ["mean confidence", percent(overview.confidence, 1)], ["neighbors in own cluster", share(overview.consistency)],
-      ["heads agree (NMI)", overview.agreement === null ? "one head" : overview.agreement.toFixed(2)], ["training", `${overview.seconds.toFixed(0)} s`], ["backbone", overview.backbone]];
+      ["heads agree (NMI)", overview.agreement == null ? "one head" : overview.agreement.toFixed(2)], ["training", `${overview.seconds.toFixed(0)} s`], ["backbone", overview.backbone]];
     byId("tiles").append(...tiles.map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }))));
     const all = store.clusters(), sizes = all.map(store.size);
     byId("sizes").append(charts.bars(`Images per cluster, ${Math.min(...sizes)} to ${Math.max(...sizes)}`, sizes, (i) => `${store.name(all[i])}: ${count(sizes[i])}`, ["cluster 0", `cluster ${all.at(-1)}`]));

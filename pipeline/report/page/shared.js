@@ -89,7 +89,7 @@ const shared = (() => {
       + `Each cluster stands below the coarser one that holds most of its images; ${percent(together, 1)} of all images go along with theirs.`;
     const node = (cluster) => {
       const facts = `of ${levels[cluster.level].clusters}, ${count(cluster.images)} images`
-        + (cluster.share === null ? "" : cluster.share === 1 ? ", all inside" : `, ${percent(cluster.share)} of them inside`);
+        + (cluster.share == null ? "" : cluster.share === 1 ? ", all inside" : `, ${percent(cluster.share)} of them inside`);
       const pictures = make("ul", { className: "strip" }, ...cluster.typical.map((i) => make("li", {}, picture(i, data.images.key[i]))));
       const line = [make("b", { textContent: cluster.name }), make("span", { textContent: facts }), ...action(cluster)];
       if (!cluster.parts.length) return make("li", {}, make("div", { className: "node" }, ...line, pictures));

@@ -281,6 +281,12 @@ def test_an_embedding_that_is_not_finite_names_its_image(photos, config, tmp_pat
         embed(str(photos), tmp_path, plain)
 
 
+def test_an_embedding_too_small_for_float16_is_refused_before_it_is_stored(photos, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_backbone", lambda config: encoder(lambda pixels: 1e-7 * mean_color(pixels)))
+    with pytest.raises(CacheError, match=r"loses .* of its norm in float16.*another backbone"):
+        embed(str(photos), tmp_path, config)
+
+
 def test_rows_can_be_embedded_without_a_cache(photos, config):
     images, backbone = open_source(str(photos), max_pixels=LIMIT), load_backbone(config)
     clock = Clock()

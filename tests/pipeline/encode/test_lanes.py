@@ -49,7 +49,7 @@ def test_an_error_in_a_lane_is_raised_and_the_lanes_end(digits):
     before = threading.active_count()
     with pytest.raises(RuntimeError, match="shapes differ"):
         list(embed_rows(backbone(encode, 2), digits, cut(0, 64, 4)))
-    assert threading.active_count() == before
+    assert threading.active_count() <= before  # threads of other tests may end meanwhile
 
 
 def test_who_stops_early_gets_his_threads_back(digits):
@@ -60,7 +60,8 @@ def test_who_stops_early_gets_his_threads_back(digits):
         next(stream)
         assert torch.get_num_threads() == 1
         stream.close()
-        assert (torch.get_num_threads(), threading.active_count()) == (2, before)
+        assert torch.get_num_threads() == 2
+        assert threading.active_count() <= before
     finally:
         torch.set_num_threads(threads)
 

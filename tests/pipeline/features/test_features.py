@@ -24,7 +24,7 @@ def test_a_cache_and_an_array_give_the_same_numbers(tmp_path: Path) -> None:
     cached = Features.of_cache(write_cache(tmp_path, embedding, views=views), rows)
     array = Features.of_array(embedding[rows], views[rows])
     assert len(cached) == len(array) == len(rows)
-    assert (cached.width, cached.view_count) == (array.width, array.view_count) == (16, 2)
+    assert cached.view_count == array.view_count == 2
     torch.testing.assert_close(torch.cat(list(cached.blocks())), torch.cat(list(array.blocks())), rtol=0, atol=0)
     torch.testing.assert_close(cached.scaled("whiten50"), array.scaled("whiten50"))
     assert (cached.neighbors(5, "l2")[0] == array.neighbors(5, "l2")[0]).all()
@@ -80,7 +80,7 @@ def test_damaged_and_foreign_leftovers_are_made_again(tmp_path: Path, damage: st
     whole = path.read_bytes()
     if damage == "foreign":
         features.memo("cuts", {"seed": 1}, lambda: {"cut": np.zeros(100)})
-        recipe = {"seed": 1, "embeddings": features.digest}
+        recipe = {"seed": 1, "embeddings": features.memory.digest}
         whole = kept_path(cache.folder / "neighbors", "cuts", recipe).read_bytes()
     changed = {
         "truncated": whole[:-50],
@@ -91,6 +91,16 @@ def test_damaged_and_foreign_leftovers_are_made_again(tmp_path: Path, damage: st
     path.write_bytes(changed[damage])
     again = features.memo("cuts", {"seed": 0}, lambda: {"cut": np.arange(100) + 1})
     assert again["cut"].tolist() == list(range(1, 101))
+
+
+def test_where_no_folder_can_be_written_to_results_stay_in_memory(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    (cache.folder / "neighbors").write_text("a file in the way")
+    features = Features.of_cache(cache, np.arange(cache.rows))
+    graph = features.neighbors(5, "l2")
+    features.memo("cuts", {"seed": 0}, lambda: {"cut": np.arange(10)})
+    assert features.neighbors(5, "l2")[0] is graph[0]
+    assert len(features.memo("cuts", {"seed": 0}, never)["cut"]) == 10  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")

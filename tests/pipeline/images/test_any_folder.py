@@ -112,19 +112,19 @@ def test_links_that_lead_nowhere_or_round_are_named_and_passed_over(tmp_path: Pa
 
 def test_a_folder_without_permission_is_named_and_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     picture(tmp_path / "a.jpg")
-    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "private").mkdir()
     scandir = os.scandir
 
     def refuse(path: Path) -> object:
-        if str(path).endswith("lost+found"):  # root may list every folder
+        if str(path).endswith("private"):  # root may list every folder
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
     monkeypatch.setattr("temi.pipeline.images.folder.os.scandir", refuse)
     images = open_(tmp_path)
     assert images.keys == ["a.jpg"]
-    assert reasons(images) == {"lost+found": "folder that cannot be listed (Permission denied)"}
-    monkeypatch.setattr("temi.pipeline.images.folder.os.scandir", lambda path: refuse(Path("lost+found")))
+    assert reasons(images) == {"private": "folder that cannot be listed (Permission denied)"}
+    monkeypatch.setattr("temi.pipeline.images.folder.os.scandir", lambda path: refuse(Path("private")))
     with pytest.raises(UserError, match="cannot be listed"):
         open_(tmp_path)
 

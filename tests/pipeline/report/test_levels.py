@@ -92,7 +92,12 @@ def test_the_folder_has_a_page_of_its_own_and_other_commands_say_what_to_type(tr
     shown = CliRunner().invoke(app, ["report", str(trials), "--out", str(tmp_path / "page.html")])
     assert shown.exit_code == 0, shown.output
     data = block(tmp_path / "page.html")
-    assert ["cannot go on" in trial.get("stopped", "") for trial in data["trials"]] == [False, False, False, True]
+    assert ["cannot go on" in trial["record"].get("stopped", "") for trial in data["trials"]] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     assert data["best"].startswith("trial-")
     [tree] = data["trees"]
     assert tree["levels"][0]["clusters"] == 2

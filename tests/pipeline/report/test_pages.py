@@ -58,7 +58,7 @@ def test_the_page_shows_what_the_run_says(finished: FinishedRun, tmp_path: Path)
     assert data["base"]["sizes"] == np.bincount(table["cluster"], minlength=3).tolist()
     assert data["overview"]["unreadable"] == 1
     assert data["missing"] == ""
-    assert 1 not in (data["tree"] or {"leaves": []})["leaves"]
+    assert 1 not in data.get("tree", {"leaves": []})["leaves"]
     assert all(len(near) == len(set(near)) == 5 for near in data["images"]["near"])
     colors = {"red": 0, "green": 1, "blue": 2}
     for key, picture in zip(data["images"]["key"], pictures(page), strict=True):
@@ -83,7 +83,7 @@ def test_no_text_leaves_its_place_and_nothing_is_fetched(finished: FinishedRun, 
 
 
 def test_a_title_is_escaped() -> None:
-    page = module.render("report", {"overview": {}}, "<b>run & co")
+    page = module.render("report", "{}", "<b>run & co")
     assert "<title>&lt;b&gt;run &amp; co" in page
     assert "<b>run" not in page
 
@@ -95,7 +95,7 @@ def test_missing_images_are_said_and_given_ones_must_be_right(finished: Finished
     moved = FinishedRun(finished.folder, cache)
     known = evidence(moved)
     data, shown, _ = figures(moved, known, None)
-    assert "does not say where its images are" in data["missing"]
+    assert "does not say where its images are" in data.missing
     assert set(shown) == {""}
     with pytest.raises(UserError, match="are not those that"):
         figures(moved, known, "digits")
@@ -107,7 +107,7 @@ def test_a_cache_without_labels_or_images_makes_a_page(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "open it in a browser" in result.stdout
     data = block((tmp_path / "run/report.html").read_text())
-    assert data["confusion"] is None
+    assert "confusion" not in data
     assert len(data["images"]["x"]) == 80
 
 
@@ -133,10 +133,10 @@ def test_confusion_is_aligned_and_leaves_unlabeled_images_out() -> None:
     cluster = np.array([3, 3, 1, 0, 0, 0, 2])
     found = confusion(label, cluster, ("a", "b", "c"), ["p", "q", "r", "s"])
     assert found is not None
-    assert found["classes"] == ["a", "c"]
-    assert found["clusters"] == ["s", "p", "q"]
-    assert found["count"] == [[2, 0, 1], [0, 2, 0]]
-    assert found["accuracy"] == pytest.approx(4 / 5)
+    assert found.classes == ["a", "c"]
+    assert found.clusters == ["s", "p", "q"]
+    assert found.count == [[2, 0, 1], [0, 2, 0]]
+    assert found.accuracy == pytest.approx(4 / 5)
     assert confusion(np.full(7, -1), cluster, (), ["p", "q", "r", "s"]) is None
 
 
@@ -144,8 +144,8 @@ def test_the_tree_joins_the_closest_first() -> None:
     center = np.array([[1, 0], [0.98, 0.2], [0, 0], [0, 1]], dtype=np.float32)
     tree = merge_tree(center, np.array([0, 1, 3]))
     assert tree is not None
-    assert sorted(tree["leaves"]) == [0, 1, 3]
-    assert tree["across"][0][1] == pytest.approx(np.linalg.norm(center[0] - center[1]), abs=1e-3)
+    assert sorted(tree.leaves) == [0, 1, 3]
+    assert tree.across[0][1] == pytest.approx(np.linalg.norm(center[0] - center[1]), abs=1e-3)
     assert merge_tree(center, np.array([1, 1])) is None
 
 

@@ -20,7 +20,7 @@ def make_model(kind: str) -> ClusterModel:
     alignment = torch.stack([torch.randperm(CLUSTERS, generator=generator) for _ in range(HEADS)])
     scaling = Scaling.fit("center", torch.randn(ROWS, DIM, generator=generator))
     trust = torch.softmax(loss, 0)
-    return ClusterModel(heads, scaling, temperature, loss, trust, alignment, {})
+    return ClusterModel(heads, scaling, temperature, loss, trust, alignment, None)
 
 
 @pytest.mark.parametrize(("kind", "widest"), [("linear", CLUSTERS), ("published", 24), ("mlp-bn", 24)])

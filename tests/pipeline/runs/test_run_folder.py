@@ -16,6 +16,7 @@ from mixtures import mixture, write_cache
 
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
+from temi.pipeline.features.blocks import CachedRows
 from temi.pipeline.runs import train as run_module
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.train import train_heads
@@ -59,6 +60,17 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert environment["cache"]["digest"] == cache.digest
     assert environment["packages"]["torch"]
     assert load_config(run / "config.toml") == settings("train.tensorboard=true", "train.keep_every=40")
+
+
+def test_a_finished_run_started_again_reads_no_embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    train_heads(cache, settings(), tmp_path / "run")
+    before = model_bytes(tmp_path / "run")
+    monkeypatch.setattr(CachedRows, "__iter__", lambda rows: pytest.fail("read again"))
+    train_heads(cache, settings(), tmp_path / "run")
+    assert model_bytes(tmp_path / "run") == before
+    with pytest.raises(UserError, match=r"objective\.beta"):
+        train_heads(cache, settings("objective.beta=0.5"), tmp_path / "run")
 
 
 def test_labels_change_nothing_before_evaluate(tmp_path: Path) -> None:
