@@ -20,7 +20,7 @@ from temi.pipeline.runs.label_free import FOLDS, LINEAR_ROWS
 from temi.pipeline.runs.novelty import SAMPLE
 from temi.pipeline.start.find import LARGEST
 from temi.pipeline.start.layout import ward_rows
-from temi.pipeline.start.pool import NEIGHBORS, SPACES
+from temi.pipeline.start.pool import NEIGHBORS, PLAIN
 
 FLOAT, DOUBLE, INDEX = 4, 8, 4  # bytes
 BLOCK_COPIES = 24  # bytes per value while a block is scaled: float16 read and chosen, five float32 copies
@@ -144,7 +144,7 @@ def _searching(rows: int, width: int, k: int, device: torch.device) -> int:
 def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.device) -> int:
     """The most of: learning the cuts, and the graphs of all layouts while one is mined, laid out, or cut."""
     counts = [config.heads.clusters for config in configs]
-    spaces = len(SPACES) + 1
+    spaces = len(PLAIN)
     graphs = spaces * sum(NEIGHBORS) * rows * EDGE
     mining = rows * dim * FLOAT + _searching(rows, dim, max(NEIGHBORS), device)
     ward = WARD_COPIES * min(rows, ward_rows(max(counts))) ** 2 // 2

@@ -107,7 +107,8 @@ class RunFolder:
     def begun_with(self) -> Environment:
         """What ``environment.json`` says; UserError where it is missing or damaged."""
         try:
-            return TypeAdapter(Environment).validate_python(read_json(self.environment))
+            # As JSON: a strict dataclass is not made from a dict of Python.
+            return TypeAdapter(Environment).validate_json(json.dumps(read_json(self.environment)))
         except ValidationError as error:
             where = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
             raise UserError(f"{self.environment} is damaged ({where}); restore it or train again") from None

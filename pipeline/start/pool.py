@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Float32, Int64
+from scipy.linalg import eigh
 
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
@@ -23,7 +24,9 @@ from temi.pipeline.start.graph import fuzzy_graph
 from temi.pipeline.start.layout import EPOCHS, even_cut, layout
 from temi.pipeline.start.score import edge_information
 
-SPACES: tuple[Kind, ...] = ("center", "whiten50", "joined")  # and `views`, where there are any
+# Spaces that rows are compared in. `joined` reads the views, too; a metric that views teach replaces the plain one.
+PLAIN: tuple[Kind, ...] = ("center", "joined")
+VIEWED: tuple[Kind, ...] = ("views", "joined")
 NEIGHBORS = (10, 15)  # of the graphs of a space; the larger is the one that is laid out and that scores
 FEWEST_NEIGHBORS = 5
 AGREEMENT_ROWS = 4_000  # rows that partitions are compared on
@@ -41,7 +44,7 @@ class Pool:
 
     Attributes
     ----------
-    names : kind and space of each, such as "communities whiten50 10"
+    names : kind and space of each, such as "communities joined 10"
     labels : (P, N)
     score : edge information of each, in nats
     """
@@ -104,8 +107,8 @@ def mean_information(graphs: list[sp.csr_array], label: Labeling) -> float:
 
 
 def spaces_of(features: Features) -> tuple[Kind, ...]:
-    """The spaces that rows are compared in."""
-    return (*SPACES, "views") if features.view_count else SPACES
+    """The spaces that these rows are compared in."""
+    return VIEWED if features.view_count else PLAIN
 
 
 def neighbor_counts(rows: int, clusters: int) -> list[int]:
@@ -141,6 +144,8 @@ def layouts(features: Features, clusters: int, seed: int) -> dict[str, Float32[n
 def leading_components(x: Float[torch.Tensor, "N P"]) -> Float32[np.ndarray, "N 4"]:
     """The COMPONENTS leading principal components of rows, or as many as there are."""
     centered = x - x.mean(0)
-    basis = torch.linalg.eigh((centered.mT @ centered).double())[1][:, -COMPONENTS:].float()
-    leading: Float32[np.ndarray, "N 4"] = (centered @ basis).numpy(force=True)
+    covariance = (centered.mT @ centered).double().numpy(force=True)
+    last = len(covariance) - 1
+    basis = eigh(covariance, subset_by_index=[max(0, last + 1 - COMPONENTS), last])[1]
+    leading: Float32[np.ndarray, "N 4"] = centered.numpy(force=True) @ basis.astype(np.float32)
     return leading

@@ -135,12 +135,13 @@ def test_the_start_finds_the_clusters_and_is_made_once(tmp_path, monkeypatch: py
         pool_start(features, 6, StartConfig(seed=1))
 
 
-def test_views_are_one_more_space() -> None:
+def test_the_metric_of_views_takes_the_place_of_the_plain_one() -> None:
     embedding, _ = mixture(rows=300)
     noise = np.random.default_rng(1).standard_normal((300, 2, 16)) / 8
     plain, seen = Features.of_array(embedding), Features.of_array(embedding, (embedding[:, None] + noise).astype("f2"))
-    assert pool.spaces_of(seen) == (*pool.spaces_of(plain), "views")
-    assert any("views" in name for name in pool.make_pool(seen, 6, 0).names)
+    assert seen.scaled("joined").shape[1] > plain.scaled("joined").shape[1]
+    names = {name.split()[1] for name in pool.make_pool(seen, 6, 0).names}
+    assert names == {"views", "joined"}
 
 
 @pytest.mark.parametrize("copies", [200, 500])
