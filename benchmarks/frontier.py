@@ -23,7 +23,7 @@ from temi.pipeline.config import Config, load_config
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features import scaling
 from temi.pipeline.features.features import Features
-from temi.pipeline.features.scaling import Scaling, signed_root
+from temi.pipeline.features.scaling import Moments, Scaling, signed_root
 from temi.pipeline.heads.batches import TrainingSet, load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import warm_start
@@ -42,13 +42,13 @@ def project(space: str, embedding: torch.Tensor) -> Scaling:
     """The signed root of all coordinates; or so many principal or random ones of it."""
     name, _, width = space.partition("-")
     if name == "root":
-        return Scaling.fit("root", embedding)
+        return Scaling.fit("root", Moments(embedding))
     if name == "random":
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(embedding.shape[1], int(width), generator=generator)
         return Scaling(True, signed_root(embedding.float()).mean(0), weight, True)
     scaling.COMPONENTS = int(width)
-    return Scaling.fit("whiten50", embedding)
+    return Scaling.fit("whiten50", Moments(embedding))
 
 
 def settings(kind: str, heads: int, clusters: int, steps: int, seed: int) -> Config:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from temi.pipeline.config import Config, load_config
-from temi.pipeline.features.scaling import Scaling
+from temi.pipeline.features.scaling import Moments, Scaling
 from temi.pipeline.heads import trainer as train
 from temi.pipeline.heads.batches import TrainingSet
 from temi.pipeline.heads.stack import Heads
@@ -128,7 +128,7 @@ def training_set(dim: int) -> TrainingSet:
     generator = torch.Generator().manual_seed(0)
     bank = torch.randn(ROWS, dim, generator=generator)
     neighbors = torch.randint(ROWS, (ROWS, NEIGHBORS), generator=generator)
-    return TrainingSet(np.arange(ROWS), bank, 0, neighbors, Scaling.fit("none", bank[:10]))
+    return TrainingSet(np.arange(ROWS), bank, 0, neighbors, Scaling.fit("none", Moments(bank[:10])))
 
 
 def flops(kind: str, heads: int, clusters: int, dim: int, rows: int) -> float:

@@ -20,7 +20,7 @@ from temi.pipeline.features.copies import exact_copies
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.memory import Memory
 from temi.pipeline.features.neighbors import check_count, find_neighbors
-from temi.pipeline.features.scaling import Scaling
+from temi.pipeline.features.scaling import Moments, Scaling
 
 Neighbors = tuple[Int32[np.ndarray, "N K"], Float16[np.ndarray, "N K"]]
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ class Features:
 
     def __init__(self, embedding: Embeddings, views: Embeddings | None, memory: Memory) -> None:
         self.embedding, self.views, self.memory = embedding, views, memory
-        self._scalings: dict[Kind, Scaling] = {}
+        self._moments, self._scalings = Moments(embedding, views), dict[Kind, Scaling]()
 
     @classmethod
     def of_cache(
@@ -96,7 +96,7 @@ class Features:
     def scaling(self, kind: Kind) -> Scaling:
         """The map of `kind`, fitted once to these rows."""
         if kind not in self._scalings:
-            self._scalings[kind] = Scaling.fit(kind, self.embedding, self.views)
+            self._scalings[kind] = Scaling.fit(kind, self._moments)
         return self._scalings[kind]
 
     def scaled(self, kind: Kind) -> Float[Tensor, "N P"]:

@@ -20,6 +20,7 @@ is the mean of the cosines of their parts.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -57,37 +58,33 @@ class Scaling:
     segments: tuple[int, ...]
 
     @classmethod
-    def fit(cls, kind: Kind, embedding: Embeddings, views: Embeddings | None = None) -> "Scaling":
-        """Statistics of the training rows for `kind`, which reads the `views` only where it is one of the last two.
+    def fit(cls, kind: Kind, rows: "Moments") -> "Scaling":
+        """The map of `kind` for the rows that `rows` describes; its views are read only by the last two kinds.
 
         Raises
         ------
         UserError
             `kind` is ``views`` and there are none.
         """
-        if kind == "views" and views is None:
+        if kind == "views" and rows.views is None:
             raise UserError("the scaling `views` needs augmented views; embed with --set embed.views=2")
-        root, rows, width = kind in ROOTED, len(embedding), int(embedding.shape[-1])
-        zero = torch.zeros(width, device=embedding.device)
+        root, width = kind in ROOTED, int(rows.embedding.shape[-1])
+        zero = torch.zeros(width, device=rows.embedding.device)
         one = torch.ones_like(zero)
         if kind in ("none", "l2"):
             return cls(root, zero, one, (width,) if kind == "l2" else ())
-        # Sums of blocks are added in float64: float32 would lose the last of millions of rows.
-        mean = (_total(x.sum(0) for x in _blocks(embedding, root)) / rows).float()
+        mean = rows.mean(root)
         if kind in ("center", "root"):
             return cls(root, mean, one, (width,))
-        centered = (x - mean for x in _blocks(embedding, root))
         if kind == "standardize":
-            variance = _total(x.square().sum(0) for x in centered) / max(rows - 1, 1)
-            return cls(root, mean, 1 / variance.sqrt().float().clamp_min(1e-6), ())
+            return cls(root, mean, 1 / rows.variance().sqrt().float().clamp_min(1e-6), ())
         parts: list[Tensor] = []
+        if kind == "joined":
+            parts.append(soft_whitening(*rows.spectrum, ROOT_COMPONENTS, 0))
         if kind != "views":
-            spectrum = _spectrum(_total(x.mT @ x for x in centered) / rows)
-            parts = [soft_whitening(*spectrum, COMPONENTS, POWER.get(kind, POWER["whiten50"]))]
-            if kind == "joined":
-                parts.insert(0, soft_whitening(*spectrum, ROOT_COMPONENTS, 0))
-        if views is not None and kind in ("views", "joined"):
-            parts.append(view_directions(_paired(embedding, views)).float())
+            parts.append(soft_whitening(*rows.spectrum, COMPONENTS, POWER.get(kind, POWER["whiten50"])))
+        if rows.views is not None and kind in ("views", "joined"):
+            parts.append(rows.viewed)
         return cls(root, mean, torch.cat(parts, 1), tuple(part.shape[1] for part in parts))
 
     @property
@@ -117,6 +114,45 @@ class Scaling:
             return x
         parts = [F.normalize(part, dim=-1) for part in torch.split(x, list(self.segments), dim=-1)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1) * len(parts) ** -0.5
+
+
+class Moments:
+    """What the scalings of the same rows are fitted from; what several of them need is computed once.
+
+    Parameters
+    ----------
+    embedding : (N, D)
+    views : (N, V, D), if there are any
+    """
+
+    def __init__(self, embedding: Embeddings, views: Embeddings | None = None) -> None:
+        self.embedding, self.views = embedding, views
+        self._means: dict[bool, Float[Tensor, " D"]] = {}
+
+    def mean(self, root: bool) -> Float[Tensor, " D"]:
+        """Of the rows, or of their signed roots."""
+        if root not in self._means:
+            # Sums of blocks are added in float64: float32 would lose the last of millions of rows.
+            total = _total(x.sum(0) for x in _blocks(self.embedding, root))
+            self._means[root] = (total / len(self.embedding)).float()
+        return self._means[root]
+
+    def variance(self) -> Float64[Tensor, " D"]:
+        """Of every coordinate of the rows."""
+        centered = (x - self.mean(False) for x in _blocks(self.embedding, False))
+        return _total(x.square().sum(0) for x in centered) / max(len(self.embedding) - 1, 1)
+
+    @cached_property
+    def spectrum(self) -> tuple[Float64[Tensor, " R"], Float64[Tensor, "D R"]]:
+        """Variances of the signed roots above rounding, the largest first, and their directions."""
+        centered = (x - self.mean(True) for x in _blocks(self.embedding, True))
+        return _spectrum(_total(x.mT @ x for x in centered) / len(self.embedding))
+
+    @cached_property
+    def viewed(self) -> Float[Tensor, "D P"]:
+        """Directions of the metric that the views teach (view_metric.py)."""
+        assert self.views is not None
+        return view_directions(_paired(self.embedding, self.views)).float()
 
 
 def _blocks(embedding: Embeddings, root: bool) -> Iterator[Tensor]:

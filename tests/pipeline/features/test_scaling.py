@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from temi.pipeline.features import blocks as module
-from temi.pipeline.features.scaling import POWER, Scaling
+from temi.pipeline.features.scaling import POWER, Moments, Scaling
 
 N, D = 200, 12
 
@@ -35,7 +35,7 @@ def test_scaling_equals_its_reference_in_blocks_of_any_size(
     kind: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCK_ROWS", block)
-    scaled = Scaling.fit(kind, rows())(rows()).numpy()
+    scaled = Scaling.fit(kind, Moments(rows()))(rows()).numpy()
     expected = reference(kind, rows().double().numpy())
     if kind in POWER:  # an eigenvector's sign is free: compare what is not
         np.testing.assert_allclose(scaled @ scaled.T, expected @ expected.T, atol=1e-4)
@@ -46,8 +46,8 @@ def test_scaling_equals_its_reference_in_blocks_of_any_size(
 def test_directions_without_variance_are_dropped() -> None:
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)) @ torch.randn(3, D)
     x[:, 3:] = 1.0
-    scaling = Scaling.fit("whiten50", x)
+    scaling = Scaling.fit("whiten50", Moments(x))
     assert scaling.width == 3
     assert scaling(x).isfinite().all()
     same = torch.ones(10, D)
-    assert Scaling.fit("whiten50", same)(same).isfinite().all()
+    assert Scaling.fit("whiten50", Moments(same))(same).isfinite().all()

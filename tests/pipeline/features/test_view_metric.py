@@ -7,7 +7,7 @@ import torch
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.copies import exact_copies, near_copies
 from temi.pipeline.features.features import Features
-from temi.pipeline.features.scaling import Scaling, signed_root
+from temi.pipeline.features.scaling import Moments, Scaling, signed_root
 from temi.pipeline.features.view_metric import RIDGE, view_directions
 
 
@@ -42,8 +42,8 @@ def test_what_differs_between_views_of_an_image_counts_little() -> None:
 def test_a_joined_row_has_the_mean_of_the_cosines() -> None:
     random = np.random.default_rng(0)
     rows = torch.from_numpy(random.normal(size=(60, 3, 6)).astype(np.float32))
-    joined = Scaling.fit("joined", rows[:, 0], rows[:, 1:])(rows[:, 0])
-    parts = torch.split(joined, list(Scaling.fit("joined", rows[:, 0], rows[:, 1:]).segments), dim=1)
+    joined = Scaling.fit("joined", Moments(rows[:, 0], rows[:, 1:]))(rows[:, 0])
+    parts = torch.split(joined, list(Scaling.fit("joined", Moments(rows[:, 0], rows[:, 1:])).segments), dim=1)
     units = [torch.nn.functional.normalize(part, dim=1) for part in parts]
     torch.testing.assert_close(joined @ joined.T, torch.stack([unit @ unit.T for unit in units]).mean(0))
     torch.testing.assert_close(joined.norm(dim=1), torch.ones(60))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from temi.pipeline.config import HeadConfig
-from temi.pipeline.features.scaling import Scaling
+from temi.pipeline.features.scaling import Moments, Scaling
 from temi.pipeline.heads.stack import init_heads
 from temi.pipeline.runs import model as module
 from temi.pipeline.runs.model import ClusterModel
@@ -18,7 +18,7 @@ def make_model(kind: str) -> ClusterModel:
     heads = init_heads(config, DIM, [CLUSTERS], [0])
     temperature, loss = torch.full((HEADS,), 0.1), torch.rand(HEADS, generator=generator)
     alignment = torch.stack([torch.randperm(CLUSTERS, generator=generator) for _ in range(HEADS)])
-    scaling = Scaling.fit("center", torch.randn(ROWS, DIM, generator=generator))
+    scaling = Scaling.fit("center", Moments(torch.randn(ROWS, DIM, generator=generator)))
     trust = torch.softmax(loss, 0)
     return ClusterModel(heads, scaling, temperature, loss, trust, alignment, None)
 
