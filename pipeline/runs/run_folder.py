@@ -26,10 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from temi.cache import EmbeddingCache, Fingerprint
-from temi.cache.files import os_errors, write_atomic
+from temi.cache.files import os_errors, parse, write_atomic
 from temi.pipeline.config import Config, dump_toml, recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import Plugin
@@ -106,12 +105,14 @@ class RunFolder:
 
     def begun_with(self) -> Environment:
         """What ``environment.json`` says; UserError where it is missing or damaged."""
+        table = read_json(self.environment)
         try:
-            # As JSON: a strict dataclass is not made from a dict of Python.
-            return TypeAdapter(Environment).validate_json(json.dumps(read_json(self.environment)))
-        except ValidationError as error:
-            where = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
-            raise UserError(f"{self.environment} is damaged ({where}); restore it or train again") from None
+            cache = table["cache"]
+            made_from = parse(Fingerprint, cache["fingerprint"], self.environment)
+            table["cache"] = TrainedCache(cache["folder"], cache["digest"], made_from)
+            return Environment(**table)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{self.environment} is damaged ({error}); restore it or train again") from None
 
     def saved_states(self) -> dict[int, Path]:
         """Step -> checkpoint to resume from: the latest and the one before."""

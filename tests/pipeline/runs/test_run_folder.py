@@ -19,6 +19,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import CachedRows
 from temi.pipeline.runs import train as run_module
 from temi.pipeline.runs.model import ClusterModel
+from temi.pipeline.runs.run_folder import RunFolder, describe_environment, write_json
 from temi.pipeline.runs.train import train_heads
 
 
@@ -60,6 +61,16 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert environment["cache"]["digest"] == cache.digest
     assert environment["packages"]["torch"]
     assert load_config(run / "config.toml") == settings("train.tensorboard=true", "train.keep_every=40")
+
+
+def test_an_environment_reads_back_as_it_was_wherever_the_cache_is(tmp_path: Path) -> None:
+    cache = write_cache(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), mixture(rows=50)[0])
+    run, environment = RunFolder(tmp_path / "run"), describe_environment(cache, torch.device("cpu"))
+    run.start(settings(), environment, overwrite=False)
+    assert run.begun_with() == environment
+    write_json(run.environment, {"cache": {"folder": "a"}})
+    with pytest.raises(UserError, match=r"environment\.json is damaged \('fingerprint'\)"):
+        run.begun_with()
 
 
 def test_a_finished_run_started_again_reads_no_embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
