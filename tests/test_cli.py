@@ -16,7 +16,7 @@ TEMI = Path(sys.executable).with_name("temi")
 
 
 def temi(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([TEMI, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    return subprocess.run([TEMI, *map(str, arguments)], capture_output=True, text=True, timeout=1800)
 
 
 def succeed(*arguments: object) -> str:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def python(code: str, folder: Path) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=folder, timeout=1800)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -251,7 +251,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
         "try: load_backbone(EmbedConfig())\nexcept UserError as error: print(error)"
     )
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=1800)
     assert run.stdout.startswith("backbone facebook/dinov2-base cannot be loaded from the model hub ("), run.stderr
     assert "efficientnet-lite0" in run.stdout
 

@@ -60,7 +60,7 @@ def embed(photos: Path, out: Path, model: Path, *more: str, launcher: tuple[obje
     options = [word for setting in settings for word in ("--set", setting)]
     command = [*launcher, "embed", photos, "--out", out, *options, *more]
     return subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=300, env=os.environ | environment
+        list(map(str, command)), capture_output=True, text=True, timeout=1800, env=os.environ | environment
     )
 
 

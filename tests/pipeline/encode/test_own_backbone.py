@@ -33,7 +33,7 @@ def test_the_command_line_runs_the_file_it_is_given(plugin: Path, tmp_path: Path
     settings = ["embed.backbone=mean-color", "embed.views=0", "embed.workers=0", "embed.device=cpu"]
     sets = [part for setting in settings for part in ("--set", setting)]
     command = [TEMI, "embed", "digits", "--out", tmp_path / "cache", "--plugin", plugin, *sets]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert run.returncode == 0, run.stderr
     cache = EmbeddingCache.open(tmp_path / "cache")
     assert (cache.rows, cache.dim, cache.manifest.fingerprint.backbone) == (1797, 3, "mean-color")

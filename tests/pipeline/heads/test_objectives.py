@@ -182,7 +182,7 @@ SHORT = ["heads.count=2", "train.epochs=0", "train.min_steps=60", "train.log_eve
 
 
 def temi(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([TEMI, *map(str, arguments)], capture_output=True, text=True, timeout=300)
+    return subprocess.run([TEMI, *map(str, arguments)], capture_output=True, text=True, timeout=1800)
 
 
 def settings_of(*settings: str) -> list[str]:

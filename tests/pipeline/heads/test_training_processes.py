@@ -38,7 +38,7 @@ def command(cache: Path, out: Path, *settings: str, grid: str = "") -> list[str]
 
 
 def run(launcher: list[str], words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    return subprocess.run([*launcher, *words], capture_output=True, text=True, timeout=1800, env=ENVIRONMENT)
 
 
 def assert_same(one: Path, two: Path) -> None:

@@ -86,7 +86,7 @@ def test_nothing_of_a_plugin_is_loaded_unless_it_is_named(zipped: tuple[Path, Pa
     plugin, archive = zipped
     temi = Path(sys.executable).with_name("temi")
     done = subprocess.run(
-        [temi, "embed", archive, "--out", "c"], cwd=plugin.parent, capture_output=True, text=True, timeout=300
+        [temi, "embed", archive, "--out", "c"], cwd=plugin.parent, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode == 2
     assert "is a file, not a folder" in done.stderr

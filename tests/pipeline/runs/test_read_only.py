@@ -27,7 +27,7 @@ def test_training_from_a_read_only_cache_leaves_graph_and_layouts_in_the_run(tmp
     command = [TEMI, "train-heads", cache, "--out", tmp_path / "run"]
     command += [word for setting in (*settings, "train.device=cpu") for word in ("--set", setting)]
     done = subprocess.run(
-        list(map(str, command)), preexec_fn=obey_permissions, capture_output=True, text=True, timeout=300, check=False
+        list(map(str, command)), preexec_fn=obey_permissions, capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in cache.iterdir()) == files

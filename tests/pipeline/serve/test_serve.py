@@ -127,7 +127,7 @@ def test_bytes_that_are_no_request(server: Server) -> None:
         b"GET / HTTP/9.9\r\n\r\n",
         b"POST / HTTP/1.1\r\ncontent-length: -1\r\n\r\n",
     ):
-        with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=120) as raw:
             raw.sendall(junk)
             raw.shutdown(socket.SHUT_WR)
             raw.recv(1000)
