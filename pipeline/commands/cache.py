@@ -54,7 +54,7 @@ def _made(kept: dict[str, Any]) -> str:
 def cache_prune(
     folder: CacheFolder,
     only: Annotated[
-        str, typer.Option(metavar="NAME", help="drop only this: neighbors, layouts, pool, heads, ...")
+        str, typer.Option(metavar="NAME", help="drop only this: neighbors, graph, layouts, pool or heads")
     ] = "",
 ) -> None:
     """Drop what was computed from CACHE and is kept in it (see `temi cache info`); the next run makes it again."""

@@ -19,7 +19,7 @@ def search(
     out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="folder of the study; one that is there goes on")],
     clusters: Annotated[int | None, typer.Option(help="number of clusters", min=1)] = None,
     space: Annotated[
-        Path | None, typer.Option(help="TOML file with [search.space]; default: that of configs/search.toml")
+        Path | None, typer.Option(help="TOML file of what to choose from; default: configs/search.toml")
     ] = None,
     trials: Annotated[int, typer.Option(help="trials of the study, whoever trains them")] = 64,
     together: Annotated[int, typer.Option(help="trials that train at once, in one stack")] = 16,
