@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from temi.pipeline.commands import cache, embed, evaluate, first, results, train
+from temi.pipeline.commands import cache, embed, evaluate, first, results, search, train
 from temi.pipeline.commands.console import EXIT_CODES
 
 app = typer.Typer(
@@ -13,10 +13,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Cluster images without labels: embed once, train clustering heads in seconds, look at the result.",
 )
-for part in (embed, train, evaluate, first, results):
+for part in (embed, train, search, evaluate, first, results):
     app.add_typer(part.commands)
 app.add_typer(cache.commands, name="cache", short_help=str(cache.commands.info.help))
-for part in (embed, train, evaluate, first, results, cache):
+for part in (embed, train, search, evaluate, first, results, cache):
     for verb in part.commands.registered_commands:
         verb.epilog = EXIT_CODES
         verb.short_help = " ".join((verb.callback.__doc__ or "").split("\n\n")[0].split())  # whole, not cut at a width

@@ -1,6 +1,8 @@
 """The default and its neighbors on many real sets: one JSON line a set, method and seed, and the tables made of them.
 
-    python benchmarks/sets.py --data FOLDER --results sets.jsonl [--methods default,kmeans] [--seeds 0,1,2] [--sets a,b]
+    python benchmarks/sets.py --data FOLDER --results sets.jsonl [--methods default kmeans] [--seeds 0,1,2] [--sets a,b]
+    python benchmarks/sets.py --data FOLDER --results losses.jsonl --plugin examples/plugins/swav.py \
+        --methods default objective.name=swav "objective.name=scan objective.scan_entropy=2"
     python benchmarks/sets.py --results sets.jsonl --table
 
 FOLDER holds ``sets/NAME.npz`` and ``views/NAME.npz`` with ``embedding`` (N, D), ``label`` (N,) and, in ``views``,
@@ -23,6 +25,7 @@ from temi.pipeline.config import load_config
 from temi.pipeline.evaluate.baselines import run_baseline
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.features import Features
+from temi.pipeline.plugins import load_plugin
 from temi.pipeline.progress import quiet
 from temi.pipeline.registry import BASELINES
 from temi.pipeline.runs.fit import fit_model
@@ -41,12 +44,12 @@ def read_sets(folder: Path, names: list[str]) -> Iterator[tuple[str, np.ndarray,
             yield name, table["embedding"], table.get("views"), label
 
 
-def run(method: str, embedding: np.ndarray, views: np.ndarray | None, clusters: int, seed: int) -> np.ndarray:
-    """Clusters of every row by the default of this package or by a baseline."""
-    if method != DEFAULT:
+def run(method: str, features: Features, embedding: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+    """Clusters of every row by the default of this package, by it with other settings, or by a baseline."""
+    if method in BASELINES:
         return run_baseline(method, embedding, (), clusters, seed)[0][0]
     settings = [f"heads.clusters={clusters}", *(f"{part}.seed={seed}" for part in ("start", "train", "pairs"))]
-    features = Features.of_array(embedding, views)
+    settings += [] if method == DEFAULT else method.split()
     with quiet():
         cluster, _ = fit_model(features, load_config(None, settings)).assign(torch.from_numpy(embedding))
     return cluster.numpy()
@@ -56,12 +59,13 @@ def measure(arguments: argparse.Namespace) -> None:
     """Append a line for every set, method and seed that the results do not hold yet."""
     done = {(row["set"], row["method"], row["seed"]) for row in read_rows(arguments.results)}
     for name, embedding, views, label in read_sets(arguments.data, arguments.sets):
-        for method in arguments.methods:
-            for seed in arguments.seeds:
+        features = Features.of_array(embedding, None if arguments.without_views else views)
+        for seed in arguments.seeds:
+            for method in arguments.methods:
                 if (name, method, seed) in done:
                     continue
                 began, cpu = time.perf_counter(), time.process_time()
-                cluster = run(method, embedding, views, int(label.max()) + 1, seed)
+                cluster = run(method, features, embedding, int(label.max()) + 1, seed)
                 row = {
                     "set": name,
                     "rows": len(label),
@@ -112,11 +116,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--methods", type=lambda text: text.split(","), default=[DEFAULT, *BASELINES])
+    parser.add_argument("--methods", nargs="+", default=[DEFAULT, *BASELINES])
+    parser.add_argument("--plugin", type=Path, action="append", default=[])
+    parser.add_argument("--without-views", action="store_true")
     parser.add_argument("--sets", type=lambda text: text.split(","), default=[])
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
+    for plugin in arguments.plugin:
+        load_plugin(plugin)
     if arguments.table:
         print(table(read_rows(arguments.results)))
     else:

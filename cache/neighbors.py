@@ -3,7 +3,8 @@
 import hashlib
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import xxhash
 
 from temi.cache.files import LOCK, Lock, make_folder, os_errors, write_atomic
+from temi.cache.kept import Kept
 from temi.cache.schema import MAX_ROWS, CacheError, Half
 
 _DIGEST = "xxh3_128"
@@ -77,6 +79,16 @@ def load_neighbors(folder: Path, key: str) -> tuple[npt.NDArray[np.int32], Half,
     if attributes.pop(_DIGEST, None) != _digest(arrays, attributes):
         raise _damaged(path, "its bytes are not those that were written")
     return arrays["index"], arrays["similarity"], attributes
+
+
+def list_neighbors(folder: Path) -> Iterator[Kept]:
+    """Every neighbor graph in `folder`, by name; one that cannot be read has an empty recipe."""
+    for path in sorted(folder.glob("*.h5")) if folder.is_dir() else ():
+        recipe: dict[str, Attribute] = {}
+        with suppress(OSError, RuntimeError, CacheError), h5py.File(path, "r") as file:
+            if not _problem(file, path.stat().st_size):
+                recipe = {name: _loaded(file.attrs[name]) for name in file.attrs if name != _DIGEST}
+        yield Kept(path, "neighbors", recipe, path.stat().st_size)
 
 
 def _read(path: Path, raw: BinaryIO) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Attribute]]:

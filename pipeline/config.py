@@ -115,7 +115,7 @@ class StartConfig(Section):
     """Where heads begin; see pipeline/start/find.py."""
 
     kind: str = Field("pool", description="pool: at partitions of the rows; random; or the start of a plugin")
-    seed: int = Field(0, description="of layouts, partitions and the order of learning them")
+    seed: Annotated[int, PER_TRIAL] = Field(0, description="of layouts and partitions")
     steps: Count = Field(400, description="in which heads learn the partitions")
     lr: Positive = Field(5e-3, description="peak learning rate of those steps")
     batch_size: Count = Field(1024, description="images per such step")

@@ -16,6 +16,8 @@ from temi.pipeline.commands.tables import print_wide
 
 commands = typer.Typer(no_args_is_help=True, help="Look at, check, convert, merge and join embedding caches.")
 
+SHORT = 24  # characters of a setting that is printed with what it made
+
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="folder written by `temi embed`")]
 NewCache = Annotated[Path, typer.Option("--out", metavar="CACHE", help="folder of the new cache")]
 
@@ -35,9 +37,32 @@ def cache_info(
             print(json.dumps(summary, indent=1, ensure_ascii=False))
             return
         table = Table(show_header=False)
+        summary["kept"] = "\n".join(map(_made, summary["kept"])) or "nothing"
         for name, value in (summary | summary.pop("fingerprint")).items():
             table.add_row(name, f"{value:,}" if isinstance(value, int) else escape(str(value)))
         print_wide(table)
+
+
+def _made(kept: dict[str, Any]) -> str:
+    """One line of what is kept: its name, its size, and the short settings that made it."""
+    settings = kept["made_from"].items()
+    short = [f"{name}={value}" for name, value in settings if name != "embeddings" and len(str(value)) <= SHORT]
+    return f"{kept['name']} {kept['bytes'] / 1e6:,.1f} MB {' '.join(short) or 'unreadable'} ({kept['file']})"
+
+
+@commands.command("prune")
+def cache_prune(
+    folder: CacheFolder,
+    only: Annotated[
+        str, typer.Option(metavar="NAME", help="drop only this: neighbors, graph, layouts, pool or heads")
+    ] = "",
+) -> None:
+    """Drop what was computed from CACHE and is kept in it (see `temi cache info`); the next run makes it again."""
+    with user_errors():
+        from temi.cache.info import prune
+
+        dropped = prune(folder, only)
+        print(f"{folder}: {len(dropped)} files dropped, {sum(kept.nbytes for kept in dropped) / 1e6:,.1f} MB")
 
 
 @commands.command("verify")

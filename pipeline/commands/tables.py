@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
@@ -55,6 +56,20 @@ def bars(values: Sequence[float]) -> str:
     low, span = min(values), (max(values) - min(values)) or 1.0
     marks = BARS if "utf" in (sys.stdout.encoding or "").lower() else "12345678"
     return "".join(marks[round((value - low) / span * (len(marks) - 1))] for value in values)
+
+
+def print_choices(title: str, rows: list[dict[str, str]]) -> None:
+    """A table of 80 columns at most: settings wrap, figures do not. Columns that are empty are left out."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    headings = [heading for heading in rows[0] if any(row[heading] for row in rows)]
+    for heading in headings:
+        wraps = heading == "settings"
+        table.add_column(
+            heading, no_wrap=not wraps, min_width=24 if wraps else None, justify="left" if wraps else "right"
+        )
+    for row in rows:
+        table.add_row(*(row[heading] for heading in headings), style="bold" if row[""] else "")
+    Console(width=min(80, Console().width) if sys.stdout.isatty() else 80).print(table)
 
 
 def print_wide(shown: Table | Tree) -> None:

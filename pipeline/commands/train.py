@@ -7,13 +7,13 @@ import typer
 
 from temi.pipeline.commands.console import merge_tree, typed, user_errors
 from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
-from temi.pipeline.commands.tables import print_curves, print_table, print_wide
+from temi.pipeline.commands.tables import figure, print_choices, print_curves, print_wide
 
 if TYPE_CHECKING:
     from temi.cache import EmbeddingCache
     from temi.pipeline.config import Config
     from temi.pipeline.plugins import Plugin
-    from temi.pipeline.runs.records import Training
+    from temi.pipeline.runs.records import Training, TrialRecord
     from temi.pipeline.start.count import ClusterCount
 
 HINT = "--clusters C asks for another number, --clusters auto estimates it"
@@ -36,6 +36,9 @@ def train_heads(
     grid: Annotated[
         list[str] | None, typer.Option(metavar="SECTION.KEY=V,V", help="a trial for each value; may be repeated")
     ] = None,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="train everything with so many seeds, in the same pass; see temi compare")
+    ] = 1,
     plugin: Plugins = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -50,7 +53,7 @@ def train_heads(
         from temi.pipeline.runs.records import Training, read_record
         from temi.pipeline.runs.run_folder import write_json
         from temi.pipeline.runs.train import follow, train_heads
-        from temi.pipeline.runs.trials import plan_trials
+        from temi.pipeline.runs.trials import plan_trials, with_seeds
 
         plugins = [load_plugin(path) for path in plugin or ()]
         if join().rank > 0:
@@ -61,8 +64,10 @@ def train_heads(
             numbers, count = _count_clusters(clusters, cache, out, config, overrides)
             setting = f"heads.clusters={','.join(map(str, numbers))}"
             (axes if len(numbers) > 1 else overrides).append(setting)
-        if trials or axes:
-            configs = plan_trials(trials, axes, config, overrides)
+        many = bool(trials or axes or seeds > 1)
+        if many:
+            planned = plan_trials(trials, axes, config, overrides)
+            configs = with_seeds(planned, seeds) if seeds > 1 else planned
             _train_trials(EmbeddingCache.open(cache), configs, out, overwrite, plugins)
         else:
             settings = load_config(config, overrides)
@@ -70,7 +75,7 @@ def train_heads(
         if count is not None:
             write_json(out / "clusters.json", count.summary())
         join().dismiss()
-        if trials or axes:
+        if many:
             return
         summary = read_record(Training, out / "training.json")
         if clusters is None and "clusters" not in settings.heads.model_fields_set:
@@ -111,22 +116,42 @@ def _train_trials(
     from temi.pipeline.runs.trials import MERGES, train_trials
 
     trials = train_trials(cache, configs, out, overwrite=overwrite, plugins=plugins)
-    rows = [
-        {**trial.training.model_dump(), "method": trial.name, "kind": "clustering", "loss": trial.training.loss}
-        for trial in trials
-        if trial.training is not None
-    ]
-    if rows:
-        print_table(f"{len(trials)} trials, by scores that need no label", rows)
-        print(f"most trustworthy without labels: {choose_trial(trials).name}")
+    trained = [trial for trial in trials if trial.training is not None]
+    if trained:
+        best = choose_trial(trials)
+        print_choices(
+            f"{len(trials)} trials, by scores that need no label", [_row(one, one is best) for one in trained]
+        )
+        print(f"most trustworthy without labels: {best.name}")
     for trial in trials:
         if trial.stopped:
             print(f"note: {trial.name}: {trial.stopped}")
-    if not rows:
+    if not trained:
         raise UserError(f"none of the {len(trials)} trials in {out} could be trained; see the notes above")
     for tree in read_record(list[MergeTree], out / MERGES):
         print_wide(merge_tree(tree))
-    print(f"written: {out / 'trials.json'}\nnext: temi evaluate {typed(out)}, temi report {typed(out)}")
+    print(
+        f"written: {out / 'trials.json'}\nnext: temi evaluate {typed(out)}, "
+        f"temi compare {typed(out)}, temi report {typed(out)}"
+    )
+
+
+def _row(trial: "TrialRecord", best: bool) -> dict[str, str]:
+    """What a table of 80 columns shows of a trial."""
+    from temi.pipeline.runs.records import short_settings
+
+    scores = trial.training
+    assert scores is not None  # others are told apart from the table
+    return {
+        "": "*" if best else "",
+        "trial": trial.trial.removeprefix("trial-"),
+        "settings": short_settings(trial.settings),
+        "agree": figure(scores.head_agreement),
+        "stable": figure(scores.stability),
+        "sure": figure(scores.mean_confidence),
+        "used": str(scores.used_clusters),
+        "loss": f"{scores.loss:.4f}",
+    }
 
 
 def _print_training(training: "Training") -> None:

@@ -32,12 +32,20 @@ class Memory:
 
     def arrays(self, name: str, recipe: Recipe, make: Callable[[], Arrays]) -> Arrays:
         """The arrays that `make` returns, made once for this recipe; a file that is damaged is made again."""
+        if (arrays := self.recall(name, recipe)) is None:
+            arrays = make()
+            self.keep(name, recipe, arrays)
+        return arrays
+
+    def recall(self, name: str, recipe: Recipe) -> Arrays | None:
+        """What was kept for this recipe, here or by another process; None where nothing is, or it is damaged."""
         full = {**recipe, "embeddings": self.digest}
+        return self._recall(_key(name, recipe), lambda folder: load_kept(folder, name, full))
 
-        def save(folder: Path, made: Arrays) -> None:
-            save_kept(folder, name, full, made)
-
-        return self._once(f"{name} {sorted(recipe.items())}", lambda folder: load_kept(folder, name, full), make, save)
+    def keep(self, name: str, recipe: Recipe, arrays: Arrays) -> None:
+        """Keep arrays under everything that they depend on besides the embeddings."""
+        full = {**recipe, "embeddings": self.digest}
+        self._keep(_key(name, recipe), arrays, lambda folder: save_kept(folder, name, full, arrays))
 
     def graph(self, k: int, kind: str, find: Callable[[], tuple[Arrays, dict[str, Attribute]]]) -> Arrays:
         """A neighbor graph, found once: `index` and `similarity`; `find` also says how.
@@ -54,32 +62,29 @@ class Memory:
             stored = load_neighbors(folder, key)
             return None if stored is None else {"index": stored[0], "similarity": stored[1]}
 
-        def make() -> Arrays:
+        name = f"neighbors {kind} {k}"
+        if (graph := self._recall(name, load)) is None:
             found, how = find()
-            attributes.update(how)
-            return found
+            graph = found
+            self._keep(name, found, lambda folder: _save_graph(folder, key, found, attributes | how))
+        return graph
 
-        def save(folder: Path, found: Arrays) -> None:
-            save_neighbors(folder, key, found["index"], found["similarity"], attributes)
-
-        return self._once(f"neighbors {kind} {k}", load, make, save)
-
-    def _once(
-        self,
-        key: str,
-        load: Callable[[Path], Arrays | None],
-        make: Callable[[], Arrays],
-        save: Callable[[Path, Arrays], None],
-    ) -> Arrays:
+    def _recall(self, key: str, load: Callable[[Path], Arrays | None]) -> Arrays | None:
         if key in self._here:
             return self._here[key]
-        for folder in self.folders:
-            if (found := load(folder)) is not None:
-                return found
-        made = make()
+        return next((found for folder in self.folders if (found := load(folder)) is not None), None)
+
+    def _keep(self, key: str, arrays: Arrays, save: Callable[[Path], None]) -> None:
         for folder in self.folders:
             with suppress(CacheError):  # this one cannot be written to
-                save(folder, made)
-                return made
-        self._here[key] = made
-        return made
+                save(folder)
+                return
+        self._here[key] = arrays
+
+
+def _save_graph(folder: Path, key: str, graph: Arrays, attributes: dict[str, Attribute]) -> None:
+    save_neighbors(folder, key, graph["index"], graph["similarity"], attributes)
+
+
+def _key(name: str, recipe: Recipe) -> str:
+    return f"{name} {sorted(recipe.items())}"

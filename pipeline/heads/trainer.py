@@ -7,7 +7,7 @@ finite sits the step out; the others go on.
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -57,9 +57,16 @@ class HeadTrainer:
         same loss
     data : what to train on
     processes : the processes that share every batch
+    born : the step of the pass at which each trial begins its schedules; of all at 0 by default
     """
 
-    def __init__(self, configs: Sequence[Config], data: TrainingSet, processes: Processes = ALONE):
+    def __init__(
+        self,
+        configs: Sequence[Config],
+        data: TrainingSet,
+        processes: Processes = ALONE,
+        born: Sequence[int] | None = None,
+    ):
         self.config, self.data, self.trials, self.processes = configs[0], data, len(configs), processes
         self.heads_per_trial = self.config.heads.count
         self.device = data.device
@@ -74,6 +81,7 @@ class HeadTrainer:
         rows = 2 * self.batches.size // processes.size
         self.x = torch.empty(rows, data.bank.shape[1], device=self.device)
         self.number = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.born = torch.tensor(born or [0] * self.trials, device=self.device)
         self.keep: Tensor | None = None
         if self.config.heads.kind == "mlp-bn" and self.config.heads.dropout:
             self.keep = torch.empty(self.heads_per_trial, rows, self.config.heads.hidden, device=self.device)
@@ -233,7 +241,8 @@ class HeadTrainer:
 
         Batch-norm statistics of the teacher are its own.
         """
-        rate, momentum = (table.index_select(0, self.number)[0] for table in (self.rates, self.momenta))
+        age = (self.number - self.born)[None]
+        rate, momentum = (table.gather(0, age)[0] for table in (self.rates, self.momenta))
         skip, shrink, follow = (~good).float(), (norm / self.clip).clamp_min(1), 1 - momentum
         group = 0
         for block, named in zip(self.blocks, gradients, strict=True):
@@ -246,15 +255,20 @@ class HeadTrainer:
                 group += 1
 
     @torch.no_grad()
-    def begin_at_students(self) -> None:
-        """Start teachers and marginals at what the students are."""
-        self.teacher.copy_(self.student)
+    def begin_at_students(self, trials: Collection[int]) -> None:
+        """Start teachers and marginals of `trials` at what their students are."""
         rows = torch.split(self.data.originals, MARGINAL_ROWS)
         for block in self.blocks:
-            temperature = self.teacher_temperature[block.heads]
-            seen = (block.teacher.probabilities(x.to(self.device), temperature) for x in rows)
-            mass = torch.stack([probability.sum(1) for probability in seen]).sum(0)
-            self.marginal[block.heads] = mass / len(self.data.originals)
+            chosen = [inside for trial, inside in block.trials if trial in trials]
+            for inside in chosen:
+                for name, tensor in block.teacher.tensors().items():
+                    tensor[inside].copy_(block.student.tensors()[name][inside])
+            if chosen:
+                temperature = self.teacher_temperature[block.heads]
+                seen = (block.teacher.probabilities(x.to(self.device), temperature) for x in rows)
+                mass = torch.stack([probability.sum(1) for probability in seen]).sum(0)
+                for inside in chosen:
+                    self.marginal[block.heads][inside] = mass[inside] / len(self.data.originals)
 
     def state(self) -> dict[str, Tensor]:
         """Every tensor a bit-exact resume needs; the leading axis divides evenly among the trials."""

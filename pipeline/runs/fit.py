@@ -15,7 +15,7 @@ from temi.pipeline.features.blocks import Embeddings
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
-from temi.pipeline.heads.warm_start import warm_start
+from temi.pipeline.heads.warm_start import begin_at_cuts
 from temi.pipeline.registry import STARTS
 from temi.pipeline.runs.checks import check_settings
 from temi.pipeline.runs.loop import TrainingLoop, Trial
@@ -46,15 +46,24 @@ def fit_model(features: Features, config: Config) -> ClusterModel:
     return build_model(trial, distinct, features.embedding, None, begun=bool(starts))
 
 
-def begin_heads(trainer: HeadTrainer, features: Features, configs: Sequence[Config]) -> list[Start]:
-    """Put the heads of every trial at the clusters they start from; [] where they start at random."""
-    start, counts = configs[0].start, sorted({config.heads.clusters for config in configs})
-    find = STARTS[start.kind]
-    starts = {clusters: find(features, clusters, start) for clusters in counts}
-    chosen = [found for config in configs if (found := starts[config.heads.clusters]) is not None]
-    if chosen:
-        warm_start(trainer, chosen, start)
-    return chosen
+def begin_heads(
+    trainer: HeadTrainer, features: Features, configs: Sequence[Config], trials: Sequence[int] | None = None
+) -> list[Start]:
+    """Put the heads of `trials` (all of them) at the clusters they start from; [] where they start at random."""
+    find = STARTS[configs[0].start.kind]
+    found: dict[tuple[int, int], Start | None] = {}
+    for config in configs:
+        if (own := _cut_by(config)) not in found:
+            found[own] = find(features, config.heads.clusters, config.start)
+    starts = [start for config in configs if (start := found[_cut_by(config)]) is not None]
+    if starts:
+        begin_at_cuts(trainer, features, configs, starts, range(len(configs)) if trials is None else trials)
+    return starts
+
+
+def _cut_by(config: Config) -> tuple[int, int]:
+    """The settings of a start in which trials of one pass may differ."""
+    return config.heads.clusters, config.start.seed
 
 
 def build_model(

@@ -6,10 +6,11 @@
     RUN/start.json        the cuts that heads began at, and their scores
     OUT/trials.json       a list of TrialRecord
     OUT/merge.json        a list of MergeTree
+    STUDY/search.json     SearchRecord
     RUN/result.json       Result, as `temi evaluate` leaves it
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -66,17 +67,37 @@ class Training(LabelFree):
 
 
 class TrialRecord(Record):
-    """One of many trials: its folder, the settings in which it differs, and how it ended: `training` or `stopped`."""
+    """One of many trials: its folder, the settings in which it differs, and how it ended: `training` or `stopped`.
+
+    A trial of a search has no folder, and was trained once for each of its `seeds`; `training` is the first.
+    """
 
     trial: str
     settings: dict[str, Setting]
     training: Training | None = None
     stopped: str | None = None
+    seeds: tuple[Training, ...] = ()
 
     @property
     def name(self) -> str:
         """The folder and what sets the trial apart."""
         return " ".join([self.trial, *(f"{name}={value}" for name, value in self.settings.items())])
+
+
+class SearchRecord(Record):
+    """The trials of a search, those trained to their end first and the best of them before the others.
+
+    Attributes
+    ----------
+    score : the label-free score by which they are ranked
+    cache : the folder of the embeddings
+    settings : those that trials share, by section
+    """
+
+    score: str
+    cache: str
+    settings: dict[str, dict[str, Any]]
+    trials: tuple[TrialRecord, ...]
 
 
 class Level(Record):
@@ -155,6 +176,23 @@ class Result(Record):
     run: str
     parts: tuple[ScoredPart, ...]
     training: Training | None = None
+
+
+def short_settings(settings: Mapping[str, Setting]) -> str:
+    """Settings as one line, without their sections unless two differ in nothing else; of a path its last part."""
+    parts = {name: f"{name.rpartition('.')[2]}={_value(value)}" for name, value in settings.items()}
+    called: dict[str, set[str]] = {}
+    for part in parts.values():
+        called.setdefault(part.partition("=")[0], set()).add(part)
+    alike = {short for short, found in called.items() if len(found) > 1}
+    whole = [f"{name}={_value(settings[name])}" if name.rpartition(".")[2] in alike else parts[name] for name in parts]
+    return " ".join(dict.fromkeys(whole)) or "all settings alike"
+
+
+def _value(value: Setting) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return Path(value).name if isinstance(value, str) and "/" in value else str(value)
 
 
 def write_record(path: Path, record: Record | Sequence[Record]) -> None:

@@ -115,9 +115,25 @@ def group_trials(configs: Sequence[Config]) -> list[list[int]]:
     return list(groups.values())
 
 
+def flat_settings(config: Config) -> dict[str, Any]:
+    """Every setting of both stages by ``section.key``."""
+    return dict(_flat(config.model_dump(mode="json")))
+
+
+def with_seeds(configs: Sequence[Config], count: int) -> list[Config]:
+    """Every trial with seeds 0, 1, ... of its heads and its cuts; batches stay the same, so that a pass takes all."""
+    return [
+        config.model_copy(
+            update={name: getattr(config, name).model_copy(update={"seed": seed}) for name in ("train", "start")}
+        )
+        for config in configs
+        for seed in range(count)
+    ]
+
+
 def differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
     """For each trial its values of the settings in which not all trials agree, by ``section.key``."""
-    flat = [dict(_flat(config.model_dump(mode="json"))) for config in configs]
+    flat = [flat_settings(config) for config in configs]
     names = [name for name in flat[0] if any(settings[name] != flat[0][name] for settings in flat)]
     return [{name: settings[name] for name in names} for settings in flat]
 

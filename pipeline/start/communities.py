@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int64
 
-from temi.pipeline.start.kernels import louvain
+from temi.pipeline.start.kernels import louvain, summed_between
 
 TRIES = 12  # resolutions tried on the way to the number of clusters
 SURPLUS = 1.02  # communities per cluster at which the search ends; the surplus is merged
@@ -64,9 +64,8 @@ def merge_parts(part: Labeling, graph: sp.csr_array, clusters: int) -> Labeling:
 
 def edge_counts(graph: sp.csr_array, label: Labeling) -> Float[np.ndarray, "C C"]:
     """Summed edge weight between every two clusters."""
-    count, edges = int(label.max()) + 1, sp.coo_array(graph)
-    cell = label[edges.row] * count + label[edges.col]
-    return np.bincount(cell, weights=edges.data, minlength=count * count).reshape(count, count)
+    between: Float[np.ndarray, "C C"] = summed_between(graph.indptr, graph.indices, graph.data, label, label.max() + 1)
+    return between
 
 
 def merge(between: Float[np.ndarray, "M M"], size: Int64[np.ndarray, " M"], clusters: int) -> Int64[np.ndarray, " M"]:

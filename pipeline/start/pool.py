@@ -118,11 +118,23 @@ def neighbor_counts(rows: int, clusters: int) -> list[int]:
 
 
 def space_graphs(features: Features, space: Kind, counts: list[int]) -> Iterator[tuple[int, sp.csr_array]]:
-    """The fuzzy graphs of a space."""
-    index, similarity = features.neighbors(counts[-1], space)
-    distance = 1 - similarity.astype(np.float32)
-    for k in counts:
-        yield k, fuzzy_graph(index[:, :k], distance[:, :k])
+    """The fuzzy graphs of a space; the largest, which also scores heads, is made once for these features."""
+    *smaller, largest = counts
+    for k in smaller:
+        yield k, _fuzzy_graph(features, space, k, largest)
+
+    def make() -> dict[str, np.ndarray]:
+        graph = _fuzzy_graph(features, space, largest, largest)
+        return {"weight": graph.data, "end": graph.indices, "pointer": graph.indptr}
+
+    kept = features.memo("graph", {"space": space, "neighbors": largest}, make)
+    yield largest, sp.csr_array((kept["weight"], kept["end"], kept["pointer"]), shape=(len(features), len(features)))
+
+
+def _fuzzy_graph(features: Features, space: Kind, k: int, found: int) -> sp.csr_array:
+    """The graph of the nearest `k` of `found` neighbors."""
+    index, similarity = features.neighbors(found, space)
+    return fuzzy_graph(index[:, :k], 1 - similarity[:, :k].astype(np.float32))
 
 
 def layouts(features: Features, clusters: int, seed: int) -> dict[str, Float32[np.ndarray, "N 3"]]:

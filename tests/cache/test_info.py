@@ -6,19 +6,23 @@ import pytest
 from synthetic import make_manifest, shard_content, write_cache
 
 from temi.cache import CacheError, ShardWriter, save_neighbors
-from temi.cache.info import summarize
+from temi.cache.info import list_made, prune, summarize
+from temi.cache.kept import save_kept
 
 
 def test_summary_of_a_finished_cache(tmp_path: Path) -> None:
     write_cache(tmp_path)
-    save_neighbors(tmp_path / "neighbors", "k5", np.zeros((20, 5), np.int32), np.zeros((20, 5), np.float16), {})
+    graph = np.zeros((20, 5), np.int32), np.zeros((20, 5), np.float16)
+    save_neighbors(tmp_path / "neighbors", "k5", *graph, {"k": 5, "scale": "center"})
     summary = json.loads(json.dumps(summarize(tmp_path)))
     assert (summary["rows"], summary["dim"], summary["views"]) == (20, 6, 2)
     assert (summary["shards"], summary["shards_done"], summary["shards_damaged"]) == (3, 3, [])
     assert summary["unreadable_images"] == 2
     assert summary["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("*.h5"))
     assert summary["seconds"] == {"decode": 0.75, "forward": 4.5}
-    assert summary["neighbors"] == ["k5"]
+    (kept,) = summary["kept"]
+    assert (kept["name"], kept["file"], kept["made_from"]) == ("neighbors", "k5.h5", {"k": 5, "scale": "center"})
+    assert kept["bytes"] == (tmp_path / "neighbors/k5.h5").stat().st_size
     assert summary["fingerprint"]["pooling"] == "cls"
 
 
@@ -35,3 +39,17 @@ def test_summary_of_an_unfinished_cache(tmp_path: Path) -> None:
 def test_no_cache_has_no_summary(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="not an embedding cache"):
         summarize(tmp_path)
+
+
+def test_what_is_kept_can_be_dropped_by_name_also_where_it_is_damaged(tmp_path: Path) -> None:
+    write_cache(tmp_path)
+    for name in ("pool", "heads"):
+        save_kept(tmp_path / "neighbors", name, {"c": 3}, {"x": np.zeros(3)})
+    (tmp_path / "neighbors/broken.h5").write_bytes(b"no graph")
+    assert [(kept.name, kept.recipe) for kept in list_made(tmp_path)][:2] == [("neighbors", {}), ("heads", {"c": 3})]
+    with pytest.raises(CacheError, match="keeps no 'layouts'; it keeps heads, neighbors, pool"):
+        prune(tmp_path, "layouts")
+    assert [kept.name for kept in prune(tmp_path, "heads")] == ["heads"]
+    assert [kept.name for kept in prune(tmp_path)] == ["neighbors", "pool"]
+    assert not list_made(tmp_path)
+    summarize(tmp_path)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from temi.pipeline.config import Config, dump_toml, load_config
 from temi.pipeline.errors import UserError
+from temi.pipeline.runs.space import DEFAULT_SPACE, check_space, read_space
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -25,9 +26,16 @@ def test_default_toml_names_every_key_with_its_default_and_a_comment() -> None:
                 assert key in table[section], f"{section}.{key} is missing"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+RECIPES = [path for path in sorted(CONFIGS.glob("*.toml")) if path != DEFAULT_SPACE]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_loads(path: Path) -> None:
     load_config(path)
+
+
+def test_the_space_that_a_search_has_by_default_is_one() -> None:
+    check_space(read_space(DEFAULT_SPACE), None, [])
 
 
 def test_set_beats_file_beats_default(tmp_path: Path) -> None:

@@ -25,9 +25,12 @@ from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 from temi.pipeline.runs.run_folder import read_json
 
 TEMI = Path(sys.executable).with_name("temi")
-SWAV = Path(__file__).parents[3] / "examples/plugins/swav.py"
+PLUGINS = sorted((Path(__file__).parents[3] / "examples/plugins").glob("*.py"))
+SWAV = next(path for path in PLUGINS if path.stem == "swav")
 PAIRS, CLUSTERS = 8, (4, 6, 6)
-load_plugin(SWAV)
+for path in PLUGINS:
+    load_plugin(path)
+WHOLE_BATCH = ("objective swav", "objective icon")  # of which a process needs all rows
 NAMES = [*(f"objective {name}" for name in OBJECTIVES), *(f"regularizer {name}" for name in REGULARIZERS)]
 
 
@@ -49,7 +52,8 @@ def draw_batch(spread: float, seed: int = 0, average: losses.Average = losses.al
     marginal = torch.rand(shape[0], shape[2], generator=generator, dtype=torch.float64) * exists
     log_marginal = (marginal / marginal.sum(1, keepdim=True)).clamp_min(losses.TINY).log()
     ones = torch.ones(shape[0], dtype=torch.float64)
-    settings = {"beta": 0.6 * ones, "marginal_power": ones, "scan_entropy": 5 * ones}
+    settings = {"beta": 0.6 * ones, "marginal_power": ones, "scan_entropy": 5 * ones, "debias": 0.2 * ones}
+    settings |= {"exponent": 0.5 * ones}
     weight = torch.rand(shape[:2], generator=generator, dtype=torch.float64)
     teacher = logits().log_softmax(-1)
     return PairBatch(logits(), teacher, log_marginal, weight, exists, settings, average)
@@ -94,7 +98,7 @@ def vars_of(batch: PairBatch) -> dict[str, object]:
     return {name: getattr(batch, name) for name in PairBatch.__dataclass_fields__}
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "objective swav"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in WHOLE_BATCH])
 def test_two_processes_with_half_a_batch_each_are_one_with_all_of_it(name: str) -> None:
     whole = draw_batch(2.0)
     rows = torch.arange(2 * PAIRS).view(2, 2, PAIRS // 2)  # half of the anchors, and their partners
@@ -148,6 +152,51 @@ def test_swav_equals_its_reference_in_numpy() -> None:
             code = code / code.sum(1, keepdims=True)
         student = batch.student[head, :, :clusters].numpy()
         assert loss[head].item() == pytest.approx(-(code * student).sum(1).mean(), rel=1e-9)
+
+
+def probabilities(batch: PairBatch, head: int) -> tuple[np.ndarray, np.ndarray]:
+    return batch.student[head, :, : CLUSTERS[head]].exp().numpy(), batch.partner[
+        head, :, : CLUSTERS[head]
+    ].exp().numpy()
+
+
+def test_the_debiased_kernel_equals_its_reference_in_numpy() -> None:
+    batch = draw_batch(2.0)
+    loss, _ = OBJECTIVES["icon"].loss(batch)
+    for head, clusters in enumerate(CLUSTERS):
+        (own, other), marginal = probabilities(batch, head), batch.log_marginal[head, :clusters].exp().numpy()
+        kernel = (own / marginal) @ other.T
+        rows = np.arange(len(own))
+        wanted = -0.8 * np.log(kernel[rows, rows]) - 0.2 * np.log(kernel[rows, rows - 1])
+        assert loss[head].item() == pytest.approx(wanted.mean(), rel=1e-9)
+
+
+def test_information_of_pairs_equals_its_reference_in_numpy() -> None:
+    batch = draw_batch(2.0)
+    loss, _ = OBJECTIVES["iic"].loss(batch)
+    for head in range(len(CLUSTERS)):
+        own, other = probabilities(batch, head)
+        joint = own.T @ other / len(own)
+        joint = (joint + joint.T) / 2
+        wanted = (joint * np.log(joint / np.outer(joint.sum(1), joint.sum(0)))).sum()
+        assert loss[head].item() == pytest.approx(-wanted, rel=1e-9)
+
+
+def test_terms_on_sizes_equal_their_references_in_numpy() -> None:
+    batch = draw_batch(2.0)
+    law, information = (REGULARIZERS[name].loss(batch)[0] for name in ("power-law", "entropies"))
+    for head, clusters in enumerate(CLUSTERS):
+        own, _ = probabilities(batch, head)
+        sizes = np.sort(own.mean(0))[::-1]
+        prior = np.arange(1, clusters + 1) ** -0.5
+        assert law[head].item() == pytest.approx((sizes * np.log(sizes / (prior / prior.sum()))).sum(), rel=1e-9)
+        wanted = (own.mean(0) * np.log(own.mean(0))).sum() - (own * np.log(own)).sum(1).mean()
+        assert information[head].item() == pytest.approx(wanted, rel=1e-9)
+
+
+def test_example_plugins_are_short() -> None:
+    assert len(PLUGINS) >= 5
+    assert all(len(path.read_text().splitlines()) <= 25 for path in PLUGINS)
 
 
 def test_trials_of_four_and_six_clusters_train_a_plugin_in_one_pass_as_alone() -> None:

@@ -1,0 +1,103 @@
+"""`temi search` and `temi compare`: which settings are better, without a label."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from temi.pipeline.commands.console import typed, user_errors
+from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
+
+commands = typer.Typer()
+
+PRINTED = 15  # choices of settings; --all prints more
+
+
+@commands.command()
+def search(
+    cache: Annotated[Path, typer.Argument(help="folder written by `temi embed`")],
+    out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="folder of the study; one that is there goes on")],
+    clusters: Annotated[int | None, typer.Option(help="number of clusters", min=1)] = None,
+    space: Annotated[
+        Path | None, typer.Option(help="TOML file of what to choose from; default: configs/search.toml")
+    ] = None,
+    trials: Annotated[int, typer.Option(help="trials of the study, whoever trains them")] = 64,
+    together: Annotated[int, typer.Option(help="trials that train at once, in one stack")] = 16,
+    seeds: Annotated[int, typer.Option(help="seeds of every trial; its score is their mean")] = 1,
+    sampler: Annotated[str, typer.Option(metavar="tpe|random|cmaes", help="what chooses the next trials")] = "tpe",
+    score: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="to be high: head_agreement, stability, neighbor_consistency, linear_accuracy, mean_confidence",
+        ),
+    ] = "head_agreement",
+    halving: Annotated[
+        bool, typer.Option(help="give up at 1/9 and 1/3 of the steps what is not in the best third")
+    ] = True,
+    storage: Annotated[
+        str, typer.Option(metavar="sqlite|journal", help="of a new study; journal: for a folder that machines share")
+    ] = "sqlite",
+    plugin: Plugins = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Search for settings by scores that need no label: many trials in one pass, as many processes as you start.
+
+    Needs the extra `search`. Ctrl-C leaves a study that the same command goes on with.
+    """
+    with user_errors():
+        from temi.cache import EmbeddingCache
+        from temi.pipeline.plugins import load_plugin
+        from temi.pipeline.runs.search import BEST, SEARCH, Search, remove_study
+        from temi.pipeline.runs.search import search as run_search
+        from temi.pipeline.runs.space import DEFAULT_SPACE, read_space
+
+        plugins = [load_plugin(path) for path in plugin or ()]
+        overrides = [*(set_ or ()), *([f"heads.clusters={clusters}"] if clusters else [])]
+        wanted = Search(
+            read_space(space or DEFAULT_SPACE), config, overrides, trials, together, seeds, sampler, score, halving
+        )
+        opened = EmbeddingCache.open(cache)
+        if overwrite:
+            remove_study(out)
+        record = run_search(opened, wanted, out, storage=storage, plugins=plugins)
+        trained = sum(trial.training is not None for trial in record.trials)
+        print(f"{out / SEARCH}: {len(record.trials)} trials, {trained} of them trained to their end")
+        if trained:
+            compare([out], score, all_=False)
+            print(f"next: temi train-heads {typed(cache)} --config {typed(out / BEST)} --out RUN")
+
+
+@commands.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, of trials, or of searches")],
+    score: Annotated[
+        str, typer.Option(metavar="NAME", help="label-free score to compare by; see temi search")
+    ] = "head_agreement",
+    format_: Annotated[str, typer.Option("--format", metavar="table|csv|json|md")] = "table",
+    all_: Annotated[bool, typer.Option("--all", help="print every choice, not the best alone")] = False,
+) -> None:
+    """Compare runs, trials and searches: settings that differ, means over seeds, and what is more than the seed.
+
+    Choices of settings are compared with the best, seed by seed: "worse" where the 95 % interval of the difference is
+    on one side of zero, "even" where it is not, "?" where there is one seed (train with --seeds 5). ACC stands beside
+    it where `temi evaluate` found labels; it chooses nothing.
+    """
+    with user_errors():
+        from temi.pipeline.commands.tables import print_choices
+        from temi.pipeline.errors import UserError
+        from temi.pipeline.results import compare as comparing
+
+        written = {"csv": comparing.as_csv, "json": comparing.as_json, "md": comparing.as_markdown}
+        if format_ not in ("table", *written):
+            raise UserError(f"there is no format {format_!r}; choose one of {', '.join(comparing.FORMATS)}")
+        choices = comparing.compare(runs, score)
+        if format_ != "table":
+            print(written[format_](choices).rstrip())
+            return
+        printed = choices if all_ else choices[:PRINTED]
+        print_choices(f"{len(choices)} choices of settings by {score}", [comparing.cells(choice) for choice in printed])
+        if len(printed) < len(choices):
+            print(f"{len(choices) - len(printed)} more; --all prints them")

@@ -1,0 +1,152 @@
+"""What a search may choose from: ranges and lists of settings, from TOML.
+
+::
+
+    [search.space]
+    "objective.beta" = {low = 0.3, high = 1.5}
+    "optimizer.lr" = {low = 1e-4, high = 1e-2, log = true}
+    "neighbors.k" = {low = 5, high = 50, step = 5}
+    "objective.name" = ["temi", "pmi"]
+"""
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+
+from temi.pipeline.config import Config, load_config
+from temi.pipeline.errors import UserError
+from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
+
+Value = bool | int | float | str
+Point = Mapping[str, Value]
+
+DEFAULT_SPACE = Path(__file__).parents[2] / "configs/search.toml"
+FIXED = {
+    "heads.clusters": "scores of different numbers of clusters cannot be compared; search one number at a time",
+    "train.seed": "a seed is no setting to choose; --seeds trains every trial with several",
+    "start.seed": "a seed is no setting to choose; --seeds trains every trial with several",
+    "pairs.seed": "a seed is no setting to choose; --seeds trains every trial with several",
+    "train.split": "scores on different rows cannot be compared; search one split at a time",
+}
+NAMES = ("objective.name", "objective.regularizer")
+
+
+class Range(BaseModel):
+    """Numbers from `low` to `high`, whole ones where both are; `log`: their logarithms are drawn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+
+    @model_validator(mode="after")
+    def _rises(self) -> "Range":
+        if not self.low < self.high or (self.log and self.low <= 0) or (self.log and self.step is not None):
+            raise ValueError("low must be below high, a log range above 0 and without a step")
+        return self
+
+    @property
+    def kind(self) -> Literal["int", "float"]:
+        """Whether whole numbers are drawn."""
+        return "int" if isinstance(self.low, int) and isinstance(self.high, int) else "float"
+
+
+Space = dict[str, Range | list[Value]]
+
+
+def read_space(file: Path) -> Space:
+    """The table ``[search.space]`` of a TOML file.
+
+    Raises
+    ------
+    UserError
+        There is no such table, or an entry is neither a range nor a list.
+    """
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"space {file} cannot be read as TOML: {error}") from None
+    try:
+        found: Any = table["search"]["space"]
+        space = TypeAdapter(Space).validate_python(found)
+    except (KeyError, TypeError):
+        space = {}
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise UserError(
+            f'"{problem["loc"][0]}" in {file} must be a list of values or a range such as '
+            f"{{low = 0.3, high = 1.5, log = true}} ({problem['msg'].lower()})"
+        ) from None
+    if not space or table.keys() != {"search"} or any(values == [] for values in space.values()):
+        raise UserError(
+            f"space {file} must hold a table [search.space] and nothing else, with an entry for each setting, "
+            'e.g. "objective.beta" = {low = 0.3, high = 1.5}'
+        )
+    return space
+
+
+def dump_space(space: Space) -> str:
+    """The same as one line of JSON, by which two searches are compared."""
+    return json.dumps({name: _plain(values) for name, values in sorted(space.items())})
+
+
+def _plain(values: Range | list[Value]) -> Any:
+    return values.model_dump(exclude_defaults=True) if isinstance(values, Range) else values
+
+
+def check_space(space: Space, base: Path | None, overrides: Sequence[str]) -> None:
+    """Raise a UserError where a setting cannot be searched, is unknown, or has a bound that it must not have."""
+    for name, why in FIXED.items():
+        if name in space:
+            raise UserError(f"{name} cannot be searched: {why}")
+    reached: set[str] = set()
+    for names in product(*(_choices(space, name) for name in NAMES)):
+        named: dict[str, Value] = {name: value for choice in names for name, value in choice.items()}
+        for point in ends(space):
+            point_config({**point, **named}, base, overrides)
+        reached |= _settings_of(load_config(base, [*overrides, *_overrides(named)]))
+    for name in space:
+        if name.startswith("objective.") and name.removeprefix("objective.") not in reached:
+            raise UserError(f"no objective or regularizer that is searched has the setting {name}; correct its name")
+
+
+def ends(space: Space) -> Iterator[Point]:
+    """Points that hold one setting, at an end of its range or at one of its values."""
+    for name, values in space.items():
+        for value in (values.low, values.high) if isinstance(values, Range) else values:
+            yield {name: value}
+
+
+def point_config(point: Point, base: Path | None, overrides: Sequence[str], seed: int = 0) -> Config:
+    """The settings of a point; those of an objective or regularizer that it does not name are left out."""
+    named = _overrides({name: value for name, value in point.items() if name in NAMES})
+    own = _settings_of(load_config(base, [*overrides, *named]))
+    chosen = {name: value for name, value in point.items() if _applies(name, own)}
+    seeds = [f"{section}.seed={seed}" for section in ("train", "start")] if seed else []
+    return load_config(base, [*overrides, *_overrides(chosen), *seeds])
+
+
+def _choices(space: Space, name: str) -> list[dict[str, Value]]:
+    values = space.get(name, [])
+    return [{name: value} for value in values] or [{}] if isinstance(values, list) else [{}]
+
+
+def _applies(name: str, own: set[str]) -> bool:
+    return not name.startswith("objective.") or name.removeprefix("objective.") in own
+
+
+def _settings_of(config: Config) -> set[str]:
+    """Names in the objective section that mean something to what `config` names."""
+    objective, regularizer = OBJECTIVES[config.objective.name], REGULARIZERS[config.objective.regularizer]
+    return {*type(config.objective).model_fields, *objective.settings, *regularizer.settings}
+
+
+def _overrides(point: Point) -> list[str]:
+    return [f"{name}={json.dumps(value)}" for name, value in point.items()]

@@ -1,0 +1,138 @@
+"""Runs beside each other: what differs, paired by seed, and whether it is more than noise."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from temi.pipeline.config import load_config
+from temi.pipeline.errors import UserError
+from temi.pipeline.results.compare import as_csv, as_json, as_markdown, cells, compare
+from temi.pipeline.runs.records import (
+    Result,
+    ScoredPart,
+    ScoreRow,
+    SearchRecord,
+    Training,
+    TrialRecord,
+    short_settings,
+    write_record,
+    write_trials,
+)
+from temi.pipeline.runs.run_folder import write_json
+from temi.pipeline.runs.trials import differences, flat_settings, plan_trials, with_seeds
+
+TEMI = Path(sys.executable).with_name("temi")
+NOISE = (0.02, -0.01, 0.03)  # what the seeds 0, 1, 2 add to any settings
+
+
+def training(agreement: float, used: int = 10) -> Training:
+    sizes = {"clusters": 10, "used_clusters": used, "effective_clusters": 9.5, "smallest_cluster": 1}
+    return Training(
+        **sizes,
+        largest_cluster=50,
+        mean_confidence=0.9,
+        head_agreement=agreement,
+        stability=0.9,
+        neighbor_consistency=0.8,
+        linear_accuracy=0.9,
+        steps=400,
+        images=100,
+        seconds=1.0,
+        trials_in_pass=6,
+        skipped_steps=0,
+        head_loss=(-1.0, -2.0),
+        selected_head=1,
+    )
+
+
+def write_trials_folder(folder: Path, agreement: dict[float, float], accuracy: dict[float, float]) -> None:
+    """Trials of several beta, with three seeds each, as `temi train-heads` and `temi evaluate` leave them."""
+    configs = with_seeds(plan_trials(None, [f"objective.beta={','.join(map(str, agreement))}"], None, []), len(NOISE))
+    records, rows = [], []
+    for number, (config, settings) in enumerate(zip(configs, differences(configs), strict=True)):
+        run = folder / f"trial-{number:03d}"
+        run.mkdir(parents=True)
+        beta, seed = config.objective.beta, config.start.seed
+        own = training(agreement[beta] + NOISE[seed] + 0.001 * seed * (beta == 1.0))
+        record = TrialRecord(trial=run.name, settings=settings, training=own)
+        write_run(run, [f"objective.beta={beta}", f"start.seed={seed}", f"train.seed={seed}"], own)
+        records.append(record)
+        rows.append(ScoreRow(method=record.name, kind="clustering", acc=accuracy[beta]))
+    write_trials(folder / "trials.json", records)
+    part = ScoredPart(name="training rows", images=100, rows=tuple(rows))
+    write_record(folder / "result.json", Result(run=str(folder), parts=(part,)))
+
+
+def write_run(folder: Path, settings: list[str], trained: Training, cache: str = "/caches/one") -> None:
+    from temi.pipeline.config import dump_toml
+
+    folder.mkdir(exist_ok=True)
+    (folder / "config.toml").write_text(dump_toml(load_config(None, settings), without="embed"))
+    write_json(folder / "environment.json", {"cache": {"folder": cache}})
+    write_record(folder / "training.json", trained)
+
+
+def test_choices_are_paired_by_seed_and_noise_is_told_from_more(tmp_path: Path) -> None:
+    write_trials_folder(tmp_path, {0.6: 0.80, 1.0: 0.90, 0.9: 0.8995}, {0.6: 0.7, 1.0: 0.5, 0.9: 0.6})
+    choices = compare([tmp_path])
+    assert [choice.settings for choice in choices] == [{"objective.beta": beta} for beta in (1.0, 0.9, 0.6)]
+    assert [choice.verdict for choice in choices] == ["best", "even", "worse"]  # whatever the labels say
+    assert [len(choice.runs) for choice in choices] == [3, 3, 3]
+    found = np.array([0.9 + noise + 0.001 * seed for seed, noise in enumerate(NOISE)])
+    score = choices[0].score
+    low, high = stats.t.interval(0.95, 2, found.mean(), stats.sem(found))
+    assert (score.mean - score.margin, score.mean + score.margin) == pytest.approx((low, high))
+    behind = choices[2].behind
+    difference = found - 0.8 - np.array(NOISE)
+    low, high = stats.t.interval(0.95, 2, difference.mean(), stats.sem(difference))
+    assert (behind.mean - behind.margin, behind.mean + behind.margin) == pytest.approx((low, high))
+    assert [choice.acc.mean for choice in choices] == pytest.approx([0.5, 0.6, 0.7])
+
+
+def test_a_run_a_search_and_trials_stand_in_one_table(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", ["objective.name=scan"], training(0.7), cache="/caches/two")
+    seeds = (training(0.95), training(0.93))
+    pruned = TrialRecord(trial="trial-001", settings={"optimizer.lr": 1e-4}, stopped="given up at step 44")
+    trial = TrialRecord(trial="trial-000", settings={"optimizer.lr": 1e-3}, training=seeds[0], seeds=seeds)
+    (tmp_path / "study").mkdir()
+    shared = {"objective": load_config().objective.model_dump(mode="json")}
+    record = SearchRecord(score="head_agreement", cache="/caches/one", settings=shared, trials=(trial, pruned))
+    write_record(tmp_path / "study/search.json", record)
+    best, other = compare([tmp_path / "run", tmp_path / "study"])
+    assert best.settings == {"objective.name": "temi", "optimizer.lr": 0.001, "cache": "/caches/one"}
+    assert best.score.mean == pytest.approx(0.94)
+    assert (other.settings["objective.name"], other.behind.margin, cells(other)["verdict"]) == ("scan", None, "?")
+    assert cells(best)["settings"] == "name=temi lr=0.001 cache=one"
+
+
+def test_formats_hold_the_same(tmp_path: Path) -> None:
+    write_trials_folder(tmp_path, {0.6: 0.80, 1.0: 0.90}, {0.6: 0.7, 1.0: 0.5})
+    choices = compare([tmp_path], "linear_accuracy")
+    (first, second) = csv.DictReader(as_csv(choices).splitlines())
+    assert {first["objective.beta"], second["objective.beta"]} == {"0.6", "1.0"}
+    assert float(first["acc"]) == json.loads(as_json(choices))[0]["acc"]["mean"]
+    assert as_markdown(choices).splitlines()[1].count("---") == len(cells(choices[0]))
+    shown = subprocess.run([TEMI, "compare", tmp_path], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert "beta=0.6" in shown.stdout
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no finished run, trials or search"):
+        compare([tmp_path])
+    with pytest.raises(UserError, match="there is no score 'acc'; choose one of head_agreement"):
+        compare([tmp_path], "acc")
+
+
+def test_short_settings_keep_what_tells_apart() -> None:
+    assert short_settings({"train.seed": 1, "start.seed": 1, "optimizer.lr": 1e-4}) == "seed=1 lr=0.0001"
+    assert short_settings({"train.seed": 1, "start.seed": 2}) == "train.seed=1 start.seed=2"
+    assert short_settings({}) == "all settings alike"
+    assert flat_settings(with_seeds([load_config()], 2)[1])["start.seed"] == 1

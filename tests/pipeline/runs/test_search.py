@@ -1,0 +1,224 @@
+"""A search: it trains every trial once, resumes after a kill, shares its study, and knows no label."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import sqlalchemy
+from mixtures import mixture, write_cache
+
+from temi.cache import EmbeddingCache
+from temi.pipeline.config import load_config
+from temi.pipeline.errors import UserError
+from temi.pipeline.features.features import Features
+from temi.pipeline.plugins import load_plugin
+from temi.pipeline.progress import Progress, quiet
+from temi.pipeline.runs.pack import Candidate, train_pack
+from temi.pipeline.runs.records import SearchRecord, Training, read_record
+from temi.pipeline.runs.search import SEARCH, Desk, Search, kept_apart, open_study, search
+from temi.pipeline.runs.space import Range, check_space, point_config, read_space
+
+TEMI = Path(sys.executable).with_name("temi")
+SHORT = [
+    "heads.clusters=4",
+    "heads.count=2",
+    "neighbors.k=8",
+    "start.kind=random",
+    "train.batch_size=60",
+    "train.epochs=0",
+    "train.min_steps=18",
+]
+SPACE = {"objective.beta": Range(low=0.5, high=1.2), "optimizer.lr": Range(low=1e-4, high=1e-2, log=True)}
+SPACE_FILE = """
+[search.space]
+"objective.beta" = {low = 0.5, high = 1.2}
+"optimizer.lr" = {low = 1e-4, high = 1e-2, log = true}
+"""
+
+
+def small_cache(folder: Path) -> EmbeddingCache:
+    embedding, label = mixture(rows=120, dim=8, clusters=4)
+    return write_cache(folder / "cache", embedding, label)
+
+
+def wanted(**more: object) -> Search:
+    return Search(SPACE, overrides=SHORT, **{"trials": 9, "together": 4, "sampler": "random", **more})
+
+
+def stored(out: Path) -> optuna.Study:
+    return optuna.load_study(study_name="temi", storage=f"sqlite:///{out / 'study.db'}")
+
+
+def states(out: Path) -> list[str]:
+    return [trial.state.name for trial in stored(out).trials]
+
+
+def running(out: Path) -> int:
+    try:
+        return states(out).count("RUNNING")
+    except (KeyError, sqlalchemy.exc.OperationalError):  # it is being made
+        return 0
+
+
+def test_every_trial_is_told_once_and_hopeless_ones_leave_early(tmp_path: Path) -> None:
+    cache = small_cache(tmp_path)
+    record = search(cache, wanted(), tmp_path / "study")
+    assert len(record.trials) == 9
+    assert sorted(trial.trial for trial in record.trials) == [f"trial-{number:03d}" for number in range(9)]
+    counts = {name: states(tmp_path / "study").count(name) for name in ("COMPLETE", "PRUNED")}
+    assert sum(counts.values()) == 9
+    assert counts["PRUNED"] >= 1
+    trained = [trial.training for trial in record.trials if trial.training]
+    assert [one.head_agreement for one in trained] == sorted((one.head_agreement for one in trained), reverse=True)
+    assert all("others did better" in trial.stopped for trial in record.trials if trial.stopped)
+    best = load_config(tmp_path / "study/best.toml")
+    assert best.objective.beta == record.trials[0].settings["objective.beta"]
+    assert search(cache, wanted(), tmp_path / "study") == record  # nothing is owed
+    assert len(search(cache, wanted(trials=10), tmp_path / "study").trials) == 10
+
+
+def test_a_study_of_other_settings_is_refused(tmp_path: Path) -> None:
+    cache = small_cache(tmp_path)
+    open_study_of(cache, tmp_path, wanted())
+    with pytest.raises(UserError, match=r"is a study with space of its own"):
+        open_study_of(cache, tmp_path, Search({"objective.beta": [0.5, 0.6]}, overrides=SHORT))
+    with pytest.raises(UserError, match=r"is a study with seeds of its own"):
+        open_study_of(cache, tmp_path, wanted(seeds=2))
+
+
+def open_study_of(cache: EmbeddingCache, folder: Path, asked: Search, storage: str = "sqlite") -> optuna.Study:
+    (folder / "study/workers").mkdir(parents=True, exist_ok=True)
+    return open_study(folder / "study", storage, kept_apart(cache, asked, ()))
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+def test_what_the_dead_began_is_taken_over_and_what_the_living_do_is_not(tmp_path: Path, storage: str) -> None:
+    asked = wanted(trials=4, together=4)
+    study, out = open_study_of(small_cache(tmp_path), tmp_path, asked, storage), tmp_path / "study"
+    with quiet_desk(study, asked, out) as dead:
+        begun = dead.more(2)
+        with quiet_desk(study, asked, out) as living:
+            assert [one.number for one in begun] == [0, 1]
+            assert [one.number for one in living.more(1)] == [2]
+    with quiet_desk(study, asked, out) as heir:  # both are gone now
+        taken = heir.more(4)
+        assert sorted(one.number for one in taken) == [0, 1, 2, 3]
+        assert taken[0].configs == begun[0].configs
+        heir.survivors(2, {one.number: float(one.number) for one in taken})
+        assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED", "RUNNING", "RUNNING"]
+        assert heir.begin() == []
+
+
+def quiet_desk(study: optuna.Study, asked: Search, out: Path) -> Desk:
+    with quiet():
+        return Desk(study, asked, out, Progress("search", 1, "trial"))
+
+
+class Listener:
+    """A judge that lets everybody go on, and brings one more candidate."""
+
+    def __init__(self, later: list[Candidate]) -> None:
+        self.later, self.trained, self.rungs = later, {}, []
+
+    def survivors(self, step: int, score: dict[int, float]) -> set[int]:
+        self.rungs.append((step, sorted(score)))
+        return set(score) - {1}
+
+    def finished(self, number: int, trained: list[Training]) -> None:
+        self.trained[number] = trained
+
+    def failed(self, number: int, reason: str) -> None:
+        self.trained[number] = reason
+
+    def more(self, places: int) -> list[Candidate]:
+        chosen, self.later = self.later[:places], self.later[places:]
+        return chosen
+
+
+def test_a_candidate_trains_as_it_would_alone_whoever_leaves_and_comes(tmp_path: Path) -> None:
+    cache = small_cache(tmp_path)
+    features = Features.of_cache(cache, np.arange(cache.rows), tmp_path)
+    configs = [load_config(None, [*SHORT, f"objective.beta={beta}"]) for beta in (0.6, 0.8, 1.0)]
+    broken = load_config(None, [*SHORT, "optimizer.lr=1e30"])
+    both = Listener([Candidate(2, [configs[2]]), Candidate(3, [broken])])
+    train_pack(cache, features, [Candidate(0, [configs[0]]), Candidate(1, [configs[1]])], both)
+    alone = Listener([])
+    train_pack(cache, features, [Candidate(0, [configs[0]])], alone)
+    same = ("mean_confidence", "head_agreement", "linear_accuracy", "largest_cluster")
+    assert [getattr(both.trained[0][0], name) for name in same] == [getattr(alone.trained[0][0], name) for name in same]
+    assert both.rungs[0] == (2, [0, 1])
+    assert sorted(both.trained) == [0, 2, 3]  # 1 left at its first rung
+    assert "finite" in both.trained[3]
+    assert both.trained[2][0].steps == 18
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", r"must hold a table \[search.space\]"),
+        ('[search.space]\n"objective.beta" = 3', r'"objective.beta" in .* must be a list of values or a range'),
+        ('[search.space]\n"objective.beta" = {low = 2, high = 1}', "low must be below high"),
+        ('[search.space]\n"heads.clusters" = [5, 6]', "heads.clusters cannot be searched: scores of different"),
+        ('[search.space]\n"train.seed" = [5, 6]', "--seeds trains every trial with several"),
+        ('[search.space]\n"objective.gamma" = [5, 6]', "has the setting objective.gamma"),
+        ('[search.space]\n"optimizer.speed" = [5, 6]', "unknown setting optimizer.speed"),
+        ('[search.space]\n"objective.beta" = {low = -1.0, high = 1.0}', "setting objective.beta .* greater than 0"),
+        ("[search", "cannot be read as TOML"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "space.toml").write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        check_space(read_space(tmp_path / "space.toml"), None, [])
+
+
+def test_settings_of_a_regularizer_that_a_trial_does_not_have_are_left_out() -> None:
+    load_plugin(Path(__file__).parents[3] / "examples/plugins/power_law.py")
+    space = {"objective.regularizer": ["none", "power-law"], "objective.exponent": Range(low=0.1, high=1.0)}
+    check_space(space, None, [])
+    chosen = point_config({"objective.regularizer": "power-law", "objective.exponent": 0.3}, None, [])
+    assert chosen.objective.model_extra == {"exponent": 0.3}
+    assert not point_config(
+        {"objective.regularizer": "none", "objective.exponent": 0.3}, None, []
+    ).objective.model_extra
+
+
+def command(tmp_path: Path, *more: str) -> list[str]:
+    (tmp_path / "space.toml").write_text(SPACE_FILE)
+    settings = [part for setting in SHORT for part in ("--set", setting)]
+    chosen = ["--space", str(tmp_path / "space.toml"), "--together", "3", "--sampler", "random"]
+    return [str(TEMI), "search", str(tmp_path / "cache"), "--out", str(tmp_path / "study"), *chosen, *settings, *more]
+
+
+@pytest.mark.slow
+def test_killed_and_shared_by_two_processes_no_trial_is_lost_or_told_twice(tmp_path: Path) -> None:
+    small_cache(tmp_path)
+    slow = ["--trials", "8", "--set", "train.min_steps=40000", "--no-halving"]
+    with subprocess.Popen(command(tmp_path, *slow), stderr=subprocess.PIPE) as process:
+        while not (tmp_path / "study/study.db").exists() or running(tmp_path / "study") < 3:
+            assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
+            time.sleep(0.2)
+        process.send_signal(signal.SIGKILL)
+    begun = stored(tmp_path / "study").trials
+    refused = subprocess.run(command(tmp_path, "--trials", "8"), capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "is a study with settings of its own" in refused.stderr
+    study = stored(tmp_path / "study")
+    settings = study.user_attrs["settings"].replace("min_steps = 40000", "min_steps = 18")
+    study.set_user_attr("settings", settings)  # so that the test need not train what it killed
+    other = command(tmp_path, "--trials", "8", "--no-halving")
+    both = [subprocess.Popen(other, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert states(tmp_path / "study") == ["COMPLETE"] * 8
+    done = stored(tmp_path / "study").trials
+    assert [trial.params for trial in done[: len(begun)]] == [trial.params for trial in begun]
+    assert len(read_record(SearchRecord, tmp_path / "study" / SEARCH).trials) == 8
+    shown = subprocess.run([TEMI, "compare", tmp_path / "study", "--format", "json"], capture_output=True, text=True)
+    assert [row["verdict"] for row in json.loads(shown.stdout)].count("best") == 1
