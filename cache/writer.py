@@ -11,13 +11,25 @@ import xxhash
 
 from temi.cache.files import LOCK, PART, Lock, make_folder, os_errors, write_atomic
 from temi.cache.hdf5 import encode_keys, encode_shard
-from temi.cache.manifest import Manifest
-from temi.cache.schema import FAILURES, MANIFEST, NEIGHBORS, ORIGIN, SKIPPED, CacheError, Half, Shard, all_finite
+from temi.cache.manifest import Manifest, listing_name, newest_generation
+from temi.cache.schema import (
+    FAILURES,
+    LISTING,
+    MANIFEST,
+    NEIGHBORS,
+    ORIGIN,
+    SKIPPED,
+    CacheError,
+    Half,
+    Shard,
+    all_finite,
+)
 from temi.cache.shard import Failure, Sidecar, digest_parts, failures_csv
 from temi.cache.store import EmbeddingCache
 
 _OURS = re.compile(
-    rf"(shard-\d{{5,8}}\.(h5|json)|{MANIFEST}|{FAILURES}|{ORIGIN}|{SKIPPED}|shard-\d{{5,8}}|manifest)({PART}|{LOCK})?"
+    rf"(shard-\d{{5,8}}(\.h5|\.json)?|manifest(-\d{{5}})?(\.json)?|{LISTING}-\d{{5}}\.parquet|"
+    rf"{FAILURES}|{ORIGIN}|{SKIPPED})({PART}|{LOCK})?"
 )
 
 
@@ -34,9 +46,12 @@ class ShardWriter:
         self._owed: list[Shard] = []
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, *, overwrite: bool = False) -> "ShardWriter":
-        """Start a cache in `folder`, or go on with the one that is there.
+    def open(
+        cls, folder: Path, manifest: Manifest, *, overwrite: bool = False, listing: bytes | None = None
+    ) -> "ShardWriter":
+        """Start a cache in `folder`, or go on with the one that is there; a later generation lets it grow.
 
+        `listing` is what its maker keeps of the images that this generation adds, for the next.
         `overwrite` deletes the cache that is there first; with several workers, let one of them do that alone.
 
         Raises
@@ -49,9 +64,12 @@ class ShardWriter:
         with os_errors(folder, "write to"), _lock(folder / f"manifest{LOCK}", wait=True):
             if overwrite:
                 _delete_cache(folder)
-            if (folder / MANIFEST).exists():
+            begun = (folder / MANIFEST).exists()
+            if begun:
                 _refuse_differences(folder, manifest)
-            else:
+            if not begun or newest_generation(folder) < manifest.generation:
+                if listing is not None:
+                    write_atomic(folder / listing_name(manifest.generation), listing)
                 manifest.write(folder)
         return cls(folder, manifest)
 
@@ -103,11 +121,11 @@ class ShardWriter:
         """
         self._claim(shard)
         data = self._arrays(shard, embedding, views, keys, labels, failures)
-        image = encode_shard(self.manifest, data)
+        image = encode_shard(self.manifest.fingerprint_of(shard), data)
         header = len(image) - sum(values.nbytes for values in data.values())
         sidecar = Sidecar(
             shard=shard,
-            fingerprint=self.manifest.fingerprint.digest,
+            fingerprint=self.manifest.fingerprint_of(shard),
             size=len(image),
             header=header,
             xxh3_128=xxhash.xxh3_128_hexdigest(image),

@@ -24,7 +24,7 @@ def embed(
     ] = None,
     digest: Annotated[
         str | None,
-        typer.Option(metavar="names|content", help="content: refuse to go on where the bytes of an image changed"),
+        typer.Option(metavar="names|content", help="content: notice where the bytes of an image changed"),
     ] = None,
     plugin: Plugins = None,
     config: ConfigFile = None,

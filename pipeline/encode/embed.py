@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 
@@ -30,6 +30,7 @@ from temi.pipeline.encode.workers import DecodedBatch, decode_batches, default_w
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, open_source
 from temi.pipeline.images.content import content_digest
+from temi.pipeline.images.grown import Listing, continue_cache, describe
 from temi.pipeline.images.left_out import found_beside
 from temi.pipeline.images.recorded import record_origin
 from temi.pipeline.progress import Progress
@@ -107,7 +108,8 @@ def embed(
             print(line, file=sys.stderr)
     backbone = load_backbone(config if overwrite else _same_engine(config, out))
     policy = view_policy(config)
-    with ShardWriter.open(out, plan(images, backbone, policy, config), overwrite=overwrite) as writer:
+    images, manifest, listing = plan_cache(images, out, backbone, policy, config, overwrite=overwrite)
+    with ShardWriter.open(out, manifest, overwrite=overwrite, listing=listing) as writer:
         pending = writer.pending(worker, workers)
         if worker == 0:
             record_origin(out, source, root, images)
@@ -128,9 +130,38 @@ def view_policy(config: EmbedConfig) -> ViewPolicy:
     return ViewPolicy(config.views, config.seed, config.crop_scale, config.flip, config.jitter)
 
 
-def plan(images: ImageSource, backbone: Backbone, policy: ViewPolicy, config: EmbedConfig) -> Manifest:
-    """The manifest of the cache that these would make."""
-    fingerprint = Fingerprint(
+def plan_cache(
+    images: ImageSource, out: Path, backbone: Backbone, policy: ViewPolicy, config: EmbedConfig, *, overwrite: bool
+) -> tuple[ImageSource, Manifest, bytes | None]:
+    """The images in the order of the rows, the manifest of the cache in `out` that holds them, and what it keeps of
+    their list: a new cache, the one that is there, or that one grown by the images it has not."""
+    content = config.digest == "content"
+    now = Listing.of(images, content=content)
+    digest = now.digest if now else content_digest(images) if content else images.digest
+    there = Manifest.read(out) if (out / MANIFEST).exists() and not overwrite else None
+    same = there is not None and there.generation == 0 and digest == there.fingerprint.images
+    grown = continue_cache(images, now, out, there) if there and now and not same else None
+    if there is None or grown is None:
+        return images, plan(images, backbone, policy, config, digest), now.to_parquet() if now else None
+    fingerprint = _fingerprint(backbone, policy, grown.digest)
+    if not grown.added and (grown.removed, grown.changed) == (there.removed, there.changed):
+        return grown, replace(there, fingerprint=fingerprint), None
+    print(f"{out}: {describe(grown)} since it was made; its {there.rows:,} rows stay as they are", file=sys.stderr)
+    gone = {"removed": grown.removed, "changed": grown.changed}
+    manifest = there.grown(fingerprint, grown.added, config.shard_rows, classes=grown.classes, **gone)
+    return grown, manifest, grown.listing.take(range(there.rows, manifest.rows)).to_parquet()
+
+
+def plan(images: ImageSource, backbone: Backbone, policy: ViewPolicy, config: EmbedConfig, digest: str) -> Manifest:
+    """The manifest of the new cache that these would make; `digest` tells the list of images."""
+    rows = len(images.keys)
+    shards = plan_shards(rows, config.shard_rows)
+    fingerprint = _fingerprint(backbone, policy, digest)
+    return Manifest(fingerprint, rows, backbone.dim, shards, dict(images.splits), tuple(images.classes))
+
+
+def _fingerprint(backbone: Backbone, policy: ViewPolicy, digest: str) -> Fingerprint:
+    return Fingerprint(
         backbone=backbone.name,
         revision=backbone.revision,
         preprocessing=backbone.preprocessing.describe(),
@@ -139,11 +170,8 @@ def plan(images: ImageSource, backbone: Backbone, policy: ViewPolicy, config: Em
         view_policy=policy.describe(),
         view_seed=policy.seed if policy.count else 0,
         views=policy.count,
-        images=content_digest(images) if config.digest == "content" else images.digest,
+        images=digest,
     )
-    rows = len(images.keys)
-    shards = plan_shards(rows, config.shard_rows)
-    return Manifest(fingerprint, rows, backbone.dim, shards, dict(images.splits), tuple(images.classes))
 
 
 def fill(
