@@ -26,7 +26,7 @@ from temi.cache.schema import MANIFEST
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import Backbone, load_backbone
 from temi.pipeline.encode.views import ViewPolicy, jitter
-from temi.pipeline.encode.workers import DecodedBatch, decode_batches, default_workers
+from temi.pipeline.encode.workers import DecodedBatch, decode_batches, default_workers, fitting_workers
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, open_source
 from temi.pipeline.images.content import content_digest
@@ -228,7 +228,14 @@ def embed_rows(
     The inner loop of `embed`, for callers that want embeddings and no cache.
     """
     clock = clock or Clock(lanes=backbone.lanes)
-    count = default_workers(backbone.device) if workers == "auto" else int(workers)
+    asked = default_workers(backbone.device) if workers == "auto" else int(workers)
+    count = fitting_workers(asked, len(batches[0]) if batches else 0, backbone.preprocessing, policy)
+    if count < asked:
+        print(
+            f"note: {count} processes decode images instead of {asked}: /dev/shm has no room for more; "
+            "a container has more by --shm-size",
+            file=sys.stderr,
+        )
     forward, pin = Forward(backbone, clock), backbone.device.type == "cuda"
     decoded = decode_batches(images, backbone.preprocessing, batches, policy, workers=count, pin=pin)
     reading = Lock()
