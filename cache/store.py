@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from temi.cache.bucket import bucket_url
 from temi.cache.files import os_errors
 from temi.cache.manifest import Manifest, newest_generation
 from temi.cache.schema import CacheError, Half, Shard
@@ -44,6 +45,10 @@ class EmbeddingCache:
         CacheError
             `folder` is no cache, an unfinished, a damaged one, or one of another schema version.
         """
+        if url := bucket_url(folder):
+            from temi.cache.remote import RemoteCache  # it is one of these
+
+            return RemoteCache.open_url(url, generation)
         folder = Path(folder)
         with os_errors(folder, "read"):
             manifest = Manifest.read(folder, generation)
@@ -54,6 +59,11 @@ class EmbeddingCache:
     def __repr__(self) -> str:
         made_by = self.manifest.fingerprint.backbone
         return f"EmbeddingCache({str(self.folder)!r}: {self.rows:,} images x {self.dim}, {self.views} views, {made_by})"
+
+    @property
+    def place(self) -> str:
+        """Where it is, for another process to open it: a whole path, or the URL of one in a bucket."""
+        return str(self.folder.resolve())
 
     @property
     def rows(self) -> int:
@@ -123,8 +133,8 @@ class EmbeddingCache:
     @classmethod
     def open_as(cls, folder: Path | str, digest: str) -> "EmbeddingCache | None":
         """The cache in `folder` at the generation with this digest; None where it never was that."""
-        folder = Path(folder)
-        for generation in range(newest_generation(folder), 0, -1):
+        newest = None if bucket_url(folder) else newest_generation(Path(folder))
+        for generation in range(cls.open(folder).manifest.generation if newest is None else newest, 0, -1):
             with suppress(CacheError):  # one that is being embedded says nothing about those before it
                 if (opened := cls.open(folder, generation)).digest == digest:
                     return opened

@@ -27,7 +27,7 @@ from temi.cache.schema import (
 from temi.cache.shard import Failure, Sidecar, digest_parts, failures_csv
 from temi.cache.store import EmbeddingCache
 
-_OURS = re.compile(
+OWN_FILES = re.compile(
     rf"(shard-\d{{5,8}}(\.h5|\.json)?|manifest(-\d{{5}})?(\.json)?|{LISTING}-\d{{5}}\.parquet|"
     rf"{FAILURES}|{ORIGIN}|{SKIPPED})({PART}|{LOCK})?"
 )
@@ -145,7 +145,7 @@ class ShardWriter:
         if not all(self._is_done(shard) for shard in self.manifest.shards):
             return None
         with _lock(self.folder / f"manifest{LOCK}", wait=True):
-            write_atomic(self.folder / FAILURES, failures_csv(self._failures()))
+            write_atomic(self.folder / FAILURES, self._failures_csv())
             self._sweep()
         return EmbeddingCache.open(self.folder)
 
@@ -182,9 +182,9 @@ class ShardWriter:
             if lock := Lock.acquire(path):
                 lock.release()
 
-    def _failures(self) -> list[Failure]:
+    def _failures_csv(self) -> bytes:
         read = (Sidecar.read(self.folder / f"{s.name}.json", self.manifest, s) for s in self.manifest.shards)
-        return [failure for sidecar in read for failure in sidecar.failures]
+        return failures_csv(failure for sidecar in read for failure in sidecar.failures)
 
     def _arrays(
         self,
@@ -250,7 +250,7 @@ def _refuse_foreign_files(folder: Path) -> None:
     with os_errors(folder, "read"):
         names = sorted(path.name for path in folder.iterdir())
     for name in names:
-        if not (_OURS.fullmatch(name) or name == NEIGHBORS or name.startswith(".")):
+        if not (OWN_FILES.fullmatch(name) or name == NEIGHBORS or name.startswith(".")):
             raise CacheError(f"{folder} holds {name}, which is no part of a cache; choose a new folder")
 
 
@@ -268,7 +268,7 @@ def _delete_cache(folder: Path) -> None:
     for path in folder.glob(f"shard-*{LOCK}"):
         _lock(path, wait=False).release()  # held: somebody is writing, so refuse
     # Without a manifest the rest is no cache any more, so an interruption here leaves nothing half valid.
-    doomed = [folder / MANIFEST, *(path for path in folder.iterdir() if _OURS.fullmatch(path.name))]
+    doomed = [folder / MANIFEST, *(path for path in folder.iterdir() if OWN_FILES.fullmatch(path.name))]
     doomed += (folder / NEIGHBORS).glob("*.h5")
     for path in doomed:
         if path.name != f"manifest{LOCK}":

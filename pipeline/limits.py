@@ -62,10 +62,10 @@ def _quotas() -> Iterator[float]:
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
     """(limit, bytes in use) of each cgroup around this process; file pages that can be dropped are not in use."""
-    names = (("memory.max", "memory.current", "inactive_file"),)
-    names += (("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),)
+    second = ("memory.max", "memory.current", "inactive_file")
+    first = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     for group in _groups("memory"):
-        for limit, usage, droppable in names:
+        for limit, usage, droppable in (second, first):
             allowed, used = _words(group / limit), _words(group / usage)
             if len(allowed) == len(used) == 1 and allowed[0].isdigit() and used[0].isdigit():
                 table = _words(group / "memory.stat")

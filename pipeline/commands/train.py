@@ -23,7 +23,7 @@ commands = typer.Typer()
 
 @commands.command()
 def train_heads(
-    cache: Annotated[Path, typer.Argument(help="folder written by `temi embed`")],
+    cache: Annotated[Path, typer.Argument(help="written by `temi embed`: a folder, or s3://BUCKET/NAME")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder; an interrupted run there is resumed")],
     clusters: Annotated[
         str | None,

@@ -6,6 +6,7 @@ on the shard alone, so a resumed cache equals an uninterrupted one.
 """
 
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,13 +22,15 @@ from jaxtyping import Float16, Float32
 from torch import Tensor
 
 from temi.cache import EmbeddingCache, Fingerprint, Manifest, Shard, ShardWriter, plan_shards
+from temi.cache.bucket import Bucket, bucket_url
 from temi.cache.halves import to_halves
-from temi.cache.schema import MANIFEST
+from temi.cache.remote import RemoteWriter, pull_index
+from temi.cache.schema import MANIFEST, ORIGIN, SKIPPED
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import Backbone, load_backbone
 from temi.pipeline.encode.views import ViewPolicy, jitter
 from temi.pipeline.encode.workers import DecodedBatch, decode_batches, default_workers, fitting_workers
-from temi.pipeline.errors import UserError
+from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.images import ImageSource, open_source
 from temi.pipeline.images.content import content_digest
 from temi.pipeline.images.grown import Listing, continue_cache, describe
@@ -106,13 +109,55 @@ def embed(
     if worker == 0:
         for line in found_beside(images):
             print(line, file=sys.stderr)
+    with _working_folder(out, overwrite) as (folder, open_writer):
+        return _fill_cache(images, source, root, folder, open_writer, config, shard, overwrite)
+
+
+OpenWriter = Callable[[Manifest, bytes | None], ShardWriter]
+
+
+@contextmanager
+def _working_folder(out: Path, overwrite: bool) -> Iterator[tuple[Path, OpenWriter]]:
+    """Where shards are made, and what writes them to `out`: the folder itself, or one of the moment beside a bucket."""
+    url = bucket_url(out)
+    if url is None:
+        yield out, lambda manifest, listing: ShardWriter.open(out, manifest, overwrite=overwrite, listing=listing)
+        return
+    if overwrite:
+        raise UserError(f"--overwrite deletes nothing in a bucket; delete {url} with the provider's tools first")
+    bucket = Bucket(url)
+    with tempfile.TemporaryDirectory(prefix="temi-") as name:
+        sizes = pull_index(bucket, Path(name))
+        try:
+            yield (
+                Path(name),
+                lambda manifest, listing: RemoteWriter.open_in(bucket, Path(name), manifest, sizes, listing),
+            )
+        except USER_ERRORS as error:
+            raise type(error)(str(error).replace(name, url)) from None
+
+
+def _fill_cache(
+    images: ImageSource,
+    source: str,
+    root: Path | None,
+    out: Path,
+    open_writer: OpenWriter,
+    config: EmbedConfig,
+    shard: tuple[int, int],
+    overwrite: bool,
+) -> EmbeddingCache | None:
+    """Make the shards of `shard` that `out` lacks; the cache, once all are there."""
+    worker, workers = shard
     backbone = load_backbone(config if overwrite else _same_engine(config, out))
     policy = view_policy(config)
     images, manifest, listing = plan_cache(images, out, backbone, policy, config, overwrite=overwrite)
-    with ShardWriter.open(out, manifest, overwrite=overwrite, listing=listing) as writer:
+    with open_writer(manifest, listing) as writer:
         pending = writer.pending(worker, workers)
         if worker == 0:
             record_origin(out, source, root, images)
+            if isinstance(writer, RemoteWriter):
+                writer.send(ORIGIN, SKIPPED)
         fill(writer, pending, images, backbone, policy, config)
         return writer.finish()
 
@@ -146,7 +191,10 @@ def plan_cache(
     fingerprint = _fingerprint(backbone, policy, grown.digest)
     if not grown.added and (grown.removed, grown.changed) == (there.removed, there.changed):
         return grown, replace(there, fingerprint=fingerprint), None
-    print(f"{out}: {describe(grown)} since it was made; its {there.rows:,} rows stay as they are", file=sys.stderr)
+    print(
+        f"the cache grows: {describe(grown)} since it was made; its {there.rows:,} rows stay as they are",
+        file=sys.stderr,
+    )
     gone = {"removed": grown.removed, "changed": grown.changed}
     manifest = there.grown(fingerprint, grown.added, config.shard_rows, classes=grown.classes, **gone)
     return grown, manifest, grown.listing.take(range(there.rows, manifest.rows)).to_parquet()

@@ -79,9 +79,9 @@ def open_training_cache(run: RunFolder, other: EmbeddingCache | None) -> Embeddi
     Of a cache that has grown since, this is the generation that was there.
     """
     trained = run.begun_with().cache
-    if other is not None and (given := EmbeddingCache.open_as(other.folder, trained.digest)):
+    if other is not None and (given := EmbeddingCache.open_as(other.place, trained.digest)):
         return given
-    cache = EmbeddingCache.open_as(Path(trained.folder), trained.digest)
+    cache = EmbeddingCache.open_as(trained.folder, trained.digest)
     if cache is None:
         raise UserError(
             f"{trained.folder} has changed since {run.folder} was trained; give the original cache, by --cache or as "

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float16
 
 from temi.cache import EmbeddingCache
+from temi.cache.bucket import bucket_url
 from temi.cache.convert.join import SPACES
 from temi.cache.files import os_errors
 from temi.cache.schema import MANIFEST
@@ -130,7 +131,7 @@ def _embedded(
 ) -> tuple[Iterator[Block], int]:
     """Blocks of embeddings of `images`, and the number of images."""
     path = Path(images)
-    if (path / MANIFEST).is_file():
+    if bucket_url(images) or (path / MANIFEST).is_file():
         cache = EmbeddingCache.open(path)
         check_same_backbone(run.model, cache)
         rows = _new_rows(run, cache) if new else range(cache.rows)
@@ -196,7 +197,7 @@ def check_backbone(run: FinishedRun, encoder: Backbone) -> None:
 
 
 def _new_rows(run: FinishedRun, cache: EmbeddingCache) -> range:
-    before = EmbeddingCache.open_as(cache.folder, run.files.begun_with().cache.digest)
+    before = EmbeddingCache.open_as(cache.place, run.files.begun_with().cache.digest)
     if before is None:
         raise UserError(f"{run.folder} was not trained on {cache.folder}; leave out --new to assign all of its images")
     return rows_since(before, cache)

@@ -223,7 +223,7 @@ def describe_environment(cache: EmbeddingCache, device: torch.device) -> Environ
         packages={name: found for name in PACKAGES if (found := _version(name))},
         revision=_git_revision(),
         cache=TrainedCache(
-            str(cache.folder.resolve()),
+            cache.place,
             cache.digest,
             cache.manifest.fingerprint,
             cache.rows,

@@ -106,7 +106,7 @@ def train_pass(
         for run, start in zip(runs, begin_heads(trainer, features, configs), strict=False):
             write_json(run.start_file, start.summary())
     return_freed_memory()
-    processes.begin(Task(cache.folder, configs, scratch, footprint.place, first_step))
+    processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step))
     processes.take_over(trainer.state())
     TrainingLoop(trials, trainer, first_step).run()
     return_freed_memory()
