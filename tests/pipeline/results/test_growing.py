@@ -29,7 +29,7 @@ TEMI = Path(sys.executable).with_name("temi")
 
 
 def temi(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([TEMI, *map(str, words)], capture_output=True, text=True, timeout=120)
+    return subprocess.run([TEMI, *map(str, words)], capture_output=True, text=True, timeout=600)
 
 
 def settings(run: PhotoRun, **more: object) -> EmbedConfig:
