@@ -36,7 +36,9 @@ def temi(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
     ] = False,
 ) -> None:
-    pass
+    from temi.pipeline.limits import settle_threads
+
+    settle_threads()
 
 
 if __name__ == "__main__":

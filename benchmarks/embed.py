@@ -77,7 +77,7 @@ def bare(backbone: Backbone, count: int, size: int) -> None:
 
 def embed_folder(backbone: Backbone, images: FolderImages, config: EmbedConfig) -> None:
     policy = view_policy(config)
-    manifest = plan(images, backbone, policy, config)
+    manifest = plan(images, backbone, policy, config, images.digest)
     with tempfile.TemporaryDirectory() as out, ShardWriter.open(Path(out), manifest) as writer:
         fill(writer, writer.pending(), images, backbone, policy, config)
         assert writer.finish() is not None

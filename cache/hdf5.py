@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from temi.cache.manifest import Manifest
-from temi.cache.schema import DATASETS, MAX_KEY_BYTES, SCHEMA, CacheError, dataset_dtypes, dataset_shapes
+from temi.cache.schema import DATASETS, MAX_KEY_BYTES, SCHEMA, CacheError, Shard, dataset_dtypes, dataset_shapes
 
 _KEY_STEP = 32  # widths of keys are multiples of it, so that most shards have the same
 
@@ -33,12 +33,12 @@ class Part:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
-def encode_shard(manifest: Manifest, data: Mapping[str, npt.NDArray[Any]]) -> memoryview:
-    """The bytes of a shard file: a function of `data` and the manifest alone, no times and no names of machines."""
+def encode_shard(fingerprint: str, data: Mapping[str, npt.NDArray[Any]]) -> memoryview:
+    """The bytes of a shard file: a function of `data` and `fingerprint`, a digest; no times, no names of machines."""
     buffer = io.BytesIO()
     # Format "v110": checksums in HDF5's own headers; the same version for low and high keeps the bytes fixed.
     with h5py.File(buffer, "w", libver=("v110", "v110"), track_order=False) as file:
-        for name, value in _attributes(manifest).items():
+        for name, value in _attributes(fingerprint).items():
             file.attrs[name] = value
         utf8 = data["key"].view(h5py.string_dtype("utf-8", data["key"].itemsize))
         arrays = {name: utf8 if name == "key" else data[name] for name in DATASETS}
@@ -50,10 +50,10 @@ def encode_shard(manifest: Manifest, data: Mapping[str, npt.NDArray[Any]]) -> me
     return buffer.getbuffer()
 
 
-def _attributes(manifest: Manifest) -> dict[str, Any]:
+def _attributes(fingerprint: str) -> dict[str, Any]:
     return {
         "schema": np.int64(SCHEMA),
-        "fingerprint": np.bytes_(manifest.fingerprint.digest),
+        "fingerprint": np.bytes_(fingerprint),
     }
 
 
@@ -70,15 +70,15 @@ def encode_keys(keys: Sequence[str]) -> npt.NDArray[np.bytes_]:
     return np.array(encoded, dtype=f"S{steps * _KEY_STEP}")
 
 
-def parse_structure(path: Path, manifest: Manifest, rows: int, header: int, size: int) -> dict[str, Part]:
-    """Where the datasets of the shard at `path` lie; it has `rows` rows and `size` bytes, `header` before the datasets.
+def parse_structure(path: Path, manifest: Manifest, shard: Shard, header: int, size: int) -> dict[str, Part]:
+    """Where the datasets of `shard` at `path` lie; it has `size` bytes, `header` of them before the datasets.
 
     Raises ValueError that names what breaks the layout. A link in the file opens no other file.
     """
     try:
         # Open through Python: HDF5 takes no lock, so other handles in this process stay valid.
         with open(path, "rb") as raw, h5py.File(raw, "r") as file:
-            if problem := _structure_problem(file, manifest, rows):
+            if problem := _structure_problem(file, manifest, shard):
                 raise ValueError(problem)
             parts = {name: _part(file[name]) for name in DATASETS}
     except (OSError, RuntimeError, KeyError, TypeError) as error:
@@ -93,11 +93,11 @@ def parse_structure(path: Path, manifest: Manifest, rows: int, header: int, size
     return parts
 
 
-def _structure_problem(file: h5py.File, manifest: Manifest, rows: int) -> str | None:
+def _structure_problem(file: h5py.File, manifest: Manifest, shard: Shard) -> str | None:
     """What is not as the layout says; None if all is. Nothing is followed or read before it was checked."""
     if set(file) != set(DATASETS):
         return f"it holds {sorted(file)[:10]} instead of {sorted(DATASETS)}"
-    shapes = dataset_shapes(rows, manifest.views, manifest.dim)
+    shapes = dataset_shapes(shard.rows, manifest.views, manifest.dim)
     for name in DATASETS:
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             return f"{name} is a link to another place"
@@ -105,7 +105,7 @@ def _structure_problem(file: h5py.File, manifest: Manifest, rows: int) -> str | 
             return f"{name} is not a dataset"
         if problem := _dataset_problem(file[name], shapes[name]):
             return f"{name} {problem}"
-    return _attribute_problem(file, manifest)
+    return _attribute_problem(file, manifest.fingerprint_of(shard))
 
 
 def _dataset_problem(dataset: h5py.Dataset, shape: tuple[int, ...]) -> str | None:
@@ -121,8 +121,8 @@ def _dataset_problem(dataset: h5py.Dataset, shape: tuple[int, ...]) -> str | Non
     return None
 
 
-def _attribute_problem(file: h5py.File, manifest: Manifest) -> str | None:
-    expected = _attributes(manifest)
+def _attribute_problem(file: h5py.File, fingerprint: str) -> str | None:
+    expected = _attributes(fingerprint)
     if set(file.attrs) != set(expected):
         return f"it has attributes {sorted(file.attrs)[:10]} instead of {sorted(expected)}"
     for name, value in expected.items():

@@ -18,6 +18,7 @@ MANIFEST = "manifest.json"
 FAILURES = "failures.csv"
 ORIGIN = "source.json"  # a note of where the images were, kept by whoever fills a cache and not read here
 SKIPPED = "skipped.csv"  # what stage one found beside the images and left out; optional, and not read here
+LISTING = "listing"  # listing-00000.parquet: names and sizes of the images, kept by whoever fills a cache; optional
 NEIGHBORS = "neighbors"
 
 # In the order of their bytes in a shard. Embeddings come right after the header: systems read ahead best from the start

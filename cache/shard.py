@@ -71,7 +71,7 @@ class Sidecar:
         table = read_sealed(path)
         check_schema(table, path)
         sidecar = parse(cls, table, path)
-        if sidecar.shard != shard or sidecar.fingerprint != manifest.fingerprint.digest:
+        if sidecar.shard != shard or sidecar.fingerprint != manifest.fingerprint_of(shard):
             raise CacheError(f"{path} belongs to another shard or cache; {repair(path)}")
         if sidecar.digests.keys() != {HEADER, *DATASETS}:
             raise CacheError(f"{path} does not hold the digest of every dataset; {repair(path)}")
@@ -166,7 +166,7 @@ class ShardFile:
         key = (sidecar.digests[HEADER], size)
         if key not in self._structures:
             try:
-                parts = parse_structure(self.path, self._manifest, sidecar.shard.rows, sidecar.header, size)
+                parts = parse_structure(self.path, self._manifest, sidecar.shard, sidecar.header, size)
             except ValueError as error:
                 raise self._damaged(str(error)) from None
             self._structures[key] = parts

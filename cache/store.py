@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from temi.cache.bucket import bucket_url
 from temi.cache.files import os_errors
-from temi.cache.manifest import Manifest
+from temi.cache.manifest import Manifest, newest_generation
 from temi.cache.schema import CacheError, Half, Shard
 from temi.cache.shard import ShardFile, Sidecar, Structures, repair
 from temi.cache.verify import verify
@@ -35,17 +37,21 @@ class EmbeddingCache:
         self._structures: Structures = {}
 
     @classmethod
-    def open(cls, folder: Path | str) -> "EmbeddingCache":
-        """Open the cache in `folder`.
+    def open(cls, folder: Path | str, generation: int | None = None) -> "EmbeddingCache":
+        """Open the cache in `folder`, as it is now or, of one that grew, as it was at an earlier generation.
 
         Raises
         ------
         CacheError
             `folder` is no cache, an unfinished, a damaged one, or one of another schema version.
         """
+        if url := bucket_url(folder):
+            from temi.cache.remote import RemoteCache  # it is one of these
+
+            return RemoteCache.open_url(url, generation)
         folder = Path(folder)
         with os_errors(folder, "read"):
-            manifest = Manifest.read(folder)
+            manifest = Manifest.read(folder, generation)
             _refuse_unfinished(folder, manifest)
             sidecars = tuple(_read_sidecar(folder, manifest, shard) for shard in manifest.shards)
         return cls(folder, manifest, sidecars)
@@ -53,6 +59,11 @@ class EmbeddingCache:
     def __repr__(self) -> str:
         made_by = self.manifest.fingerprint.backbone
         return f"EmbeddingCache({str(self.folder)!r}: {self.rows:,} images x {self.dim}, {self.views} views, {made_by})"
+
+    @property
+    def place(self) -> str:
+        """Where it is, for another process to open it: a whole path, or the URL of one in a bucket."""
+        return str(self.folder.resolve())
 
     @property
     def rows(self) -> int:
@@ -88,13 +99,22 @@ class EmbeddingCache:
 
     @cached_property
     def ok(self) -> npt.NDArray[np.bool_]:
-        """(N,) bool; False where the image could not be read, and its embedding is zeros."""
-        return self._column("ok", np.dtype(bool))
+        """(N,) bool; False where the image could not be read, and its embedding is zeros, or where it is gone."""
+        ok = self._column("ok", np.dtype(bool))
+        ok[list(self.gone)] = False
+        return ok
 
     @cached_property
     def failures(self) -> dict[int, str]:
-        """Row -> why its image could not be read."""
-        return {failure.row: failure.reason for sidecar in self._sidecars for failure in sidecar.failures}
+        """Row -> why it counts for nothing: its image could not be read, or is gone."""
+        unread = {failure.row: failure.reason for sidecar in self._sidecars for failure in sidecar.failures}
+        return unread | self.gone
+
+    @property
+    def gone(self) -> dict[int, str]:
+        """Row -> what became of its image since it was embedded, where it is not in the source any more."""
+        removed = dict.fromkeys(self.manifest.removed, "removed from the source since")
+        return removed | dict.fromkeys(self.manifest.changed, "changed since; a later row shows it")
 
     def embedding(self, start: int = 0, stop: int | None = None) -> Half:
         """Embeddings of rows `start` to `stop`, float16 (n, D), digest-checked and finite."""
@@ -106,8 +126,20 @@ class EmbeddingCache:
 
     @property
     def digest(self) -> str:
-        """32 hexadecimal digits that identify these embeddings: a digest of the shards' digests."""
-        return xxhash.xxh3_128_hexdigest("".join(sidecar.xxh3_128 for sidecar in self._sidecars).encode())
+        """32 hexadecimal digits that identify these embeddings: a digest of the shards' digests and of what is gone."""
+        parts = [sidecar.xxh3_128 for sidecar in self._sidecars]
+        return xxhash.xxh3_128_hexdigest("".join([*parts, *(f" {row}" for row in sorted(self.gone))]).encode())
+
+    @classmethod
+    def open_as(cls, folder: Path | str, digest: str) -> "EmbeddingCache | None":
+        """The cache in `folder` at the generation with this digest; None where it never was that."""
+        newest = None if bucket_url(folder) else newest_generation(Path(folder))
+        for generation in range(cls.open(folder).manifest.generation if newest is None else newest, 0, -1):
+            with suppress(CacheError):  # one that is being embedded says nothing about those before it
+                if (opened := cls.open(folder, generation)).digest == digest:
+                    return opened
+        opened = cls.open(folder, 0)
+        return opened if opened.digest == digest else None
 
     def verify(self) -> list[str]:
         """Every problem of the cache, each named; re-reads every byte on the disk. Empty: nothing is wrong."""

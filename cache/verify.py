@@ -29,6 +29,7 @@ def verify(folder: Path, progress: Progress = silent) -> list[str]:
         except CacheError as error:
             problems.append(str(error))
         progress(shard, manifest.rows)
+    problems += list(_generation_problems(folder, manifest))
     problems += list(_stray_files(folder, manifest))
     if not problems:
         problems += list(_failures_problem(folder, failures))
@@ -59,6 +60,18 @@ def _check_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[Failur
     if file_digest(path) != sidecar.xxh3_128:
         raise CacheError(f"{path} is damaged: its digest is not that of its sidecar; embed again")
     return sidecar.failures
+
+
+def _generation_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What does not fit in the manifests of the generations before `manifest`."""
+    for generation, expected in enumerate(manifest.earlier):
+        try:
+            before = Manifest.read(folder, generation)
+        except CacheError as error:
+            yield str(error)
+            continue
+        if (before.rows, before.fingerprint.digest) != (expected.rows, expected.fingerprint):
+            yield f"{folder / before.file_name} is not what this cache grew from; restore it, or embed again"
 
 
 def _stray_files(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -11,13 +11,25 @@ import xxhash
 
 from temi.cache.files import LOCK, PART, Lock, make_folder, os_errors, write_atomic
 from temi.cache.hdf5 import encode_keys, encode_shard
-from temi.cache.manifest import Manifest
-from temi.cache.schema import FAILURES, MANIFEST, NEIGHBORS, ORIGIN, SKIPPED, CacheError, Half, Shard, all_finite
+from temi.cache.manifest import Manifest, listing_name, newest_generation
+from temi.cache.schema import (
+    FAILURES,
+    LISTING,
+    MANIFEST,
+    NEIGHBORS,
+    ORIGIN,
+    SKIPPED,
+    CacheError,
+    Half,
+    Shard,
+    all_finite,
+)
 from temi.cache.shard import Failure, Sidecar, digest_parts, failures_csv
 from temi.cache.store import EmbeddingCache
 
-_OURS = re.compile(
-    rf"(shard-\d{{5,8}}\.(h5|json)|{MANIFEST}|{FAILURES}|{ORIGIN}|{SKIPPED}|shard-\d{{5,8}}|manifest)({PART}|{LOCK})?"
+OWN_FILES = re.compile(
+    rf"(shard-\d{{5,8}}(\.h5|\.json)?|manifest(-\d{{5}})?(\.json)?|{LISTING}-\d{{5}}\.parquet|"
+    rf"{FAILURES}|{ORIGIN}|{SKIPPED})({PART}|{LOCK})?"
 )
 
 
@@ -34,9 +46,12 @@ class ShardWriter:
         self._owed: list[Shard] = []
 
     @classmethod
-    def open(cls, folder: Path, manifest: Manifest, *, overwrite: bool = False) -> "ShardWriter":
-        """Start a cache in `folder`, or go on with the one that is there.
+    def open(
+        cls, folder: Path, manifest: Manifest, *, overwrite: bool = False, listing: bytes | None = None
+    ) -> "ShardWriter":
+        """Start a cache in `folder`, or go on with the one that is there; a later generation lets it grow.
 
+        `listing` is what its maker keeps of the images that this generation adds, for the next.
         `overwrite` deletes the cache that is there first; with several workers, let one of them do that alone.
 
         Raises
@@ -49,9 +64,12 @@ class ShardWriter:
         with os_errors(folder, "write to"), _lock(folder / f"manifest{LOCK}", wait=True):
             if overwrite:
                 _delete_cache(folder)
-            if (folder / MANIFEST).exists():
+            begun = (folder / MANIFEST).exists()
+            if begun:
                 _refuse_differences(folder, manifest)
-            else:
+            if not begun or newest_generation(folder) < manifest.generation:
+                if listing is not None:
+                    write_atomic(folder / listing_name(manifest.generation), listing)
                 manifest.write(folder)
         return cls(folder, manifest)
 
@@ -103,11 +121,11 @@ class ShardWriter:
         """
         self._claim(shard)
         data = self._arrays(shard, embedding, views, keys, labels, failures)
-        image = encode_shard(self.manifest, data)
+        image = encode_shard(self.manifest.fingerprint_of(shard), data)
         header = len(image) - sum(values.nbytes for values in data.values())
         sidecar = Sidecar(
             shard=shard,
-            fingerprint=self.manifest.fingerprint.digest,
+            fingerprint=self.manifest.fingerprint_of(shard),
             size=len(image),
             header=header,
             xxh3_128=xxhash.xxh3_128_hexdigest(image),
@@ -127,7 +145,7 @@ class ShardWriter:
         if not all(self._is_done(shard) for shard in self.manifest.shards):
             return None
         with _lock(self.folder / f"manifest{LOCK}", wait=True):
-            write_atomic(self.folder / FAILURES, failures_csv(self._failures()))
+            write_atomic(self.folder / FAILURES, self._failures_csv())
             self._sweep()
         return EmbeddingCache.open(self.folder)
 
@@ -164,9 +182,9 @@ class ShardWriter:
             if lock := Lock.acquire(path):
                 lock.release()
 
-    def _failures(self) -> list[Failure]:
+    def _failures_csv(self) -> bytes:
         read = (Sidecar.read(self.folder / f"{s.name}.json", self.manifest, s) for s in self.manifest.shards)
-        return [failure for sidecar in read for failure in sidecar.failures]
+        return failures_csv(failure for sidecar in read for failure in sidecar.failures)
 
     def _arrays(
         self,
@@ -232,7 +250,7 @@ def _refuse_foreign_files(folder: Path) -> None:
     with os_errors(folder, "read"):
         names = sorted(path.name for path in folder.iterdir())
     for name in names:
-        if not (_OURS.fullmatch(name) or name == NEIGHBORS or name.startswith(".")):
+        if not (OWN_FILES.fullmatch(name) or name == NEIGHBORS or name.startswith(".")):
             raise CacheError(f"{folder} holds {name}, which is no part of a cache; choose a new folder")
 
 
@@ -250,7 +268,7 @@ def _delete_cache(folder: Path) -> None:
     for path in folder.glob(f"shard-*{LOCK}"):
         _lock(path, wait=False).release()  # held: somebody is writing, so refuse
     # Without a manifest the rest is no cache any more, so an interruption here leaves nothing half valid.
-    doomed = [folder / MANIFEST, *(path for path in folder.iterdir() if _OURS.fullmatch(path.name))]
+    doomed = [folder / MANIFEST, *(path for path in folder.iterdir() if OWN_FILES.fullmatch(path.name))]
     doomed += (folder / NEIGHBORS).glob("*.h5")
     for path in doomed:
         if path.name != f"manifest{LOCK}":

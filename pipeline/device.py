@@ -30,11 +30,6 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def core_count() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def torchrun_rank() -> tuple[int, int]:
     """(rank, number of processes) that torchrun gave this process; (0, 1) without it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -73,8 +73,8 @@ def _write_npy(cache: EmbeddingCache, folder: Path, neighbors: str, progress: Pr
     np.save(folder / "label.npy", cache.labels)
     np.save(folder / "ok.npy", cache.ok)
     (folder / "keys.txt").write_bytes("".join(f"{_line(key)}\n" for key in cache.keys).encode())
-    for name in (MANIFEST, FAILURES):
-        write_atomic(folder / name, (cache.folder / name).read_bytes())
+    write_atomic(folder / MANIFEST, _manifest_text(cache).encode())
+    write_atomic(folder / FAILURES, (cache.folder / FAILURES).read_bytes())
 
 
 def _shape(cache: EmbeddingCache, name: str) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ def _safetensors_header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]],
 
 
 def _manifest_text(cache: EmbeddingCache) -> str:
-    return (cache.folder / MANIFEST).read_text(encoding="utf-8")
+    return (cache.folder / cache.manifest.file_name).read_text(encoding="utf-8")
 
 
 def _write_parquet(cache: EmbeddingCache, path: Path, neighbors: str, progress: Progress) -> None:

@@ -80,7 +80,10 @@ def _open_npy(path: Path, keys: Path | None, labels: Path | None) -> Source:
 
 def _manifest(text: str | bytes, path: Path) -> Manifest:
     """The manifest that was exported along."""
-    return Manifest.parse(unseal(text.encode() if isinstance(text, str) else text, path), path)
+    manifest = Manifest.parse(unseal(text.encode() if isinstance(text, str) else text, path), path)
+    if manifest.earlier:
+        raise CacheError(f"{path} is of a cache that grew, whose parts it does not tell apart; copy the cache instead")
+    return manifest
 
 
 def _failures(text: str, path: Path) -> dict[int, str]:

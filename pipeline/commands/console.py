@@ -55,7 +55,7 @@ def user_errors() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def typed(path: Path) -> str:
+def typed(path: Path | str) -> str:
     """A path as a shell takes it, for hints that can be pasted."""
     return shlex.quote(str(path))
 

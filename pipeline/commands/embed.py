@@ -14,7 +14,10 @@ commands = typer.Typer()
 @commands.command()
 def embed(
     source: Annotated[str, typer.Argument(help="folder, tar, Parquet or list of images, digits, cifar10, hf:ID")],
-    out: Annotated[Path, typer.Option("--out", metavar="CACHE", help="folder of the cache; resumed if it is there")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="CACHE", help="folder of the cache, or s3://BUCKET/NAME; resumed if it is there"),
+    ],
     root: Annotated[Path | None, typer.Option(help="where torchvision data sets are, or are downloaded to")] = None,
     shard: Annotated[
         str | None,
@@ -24,7 +27,7 @@ def embed(
     ] = None,
     digest: Annotated[
         str | None,
-        typer.Option(metavar="names|content", help="content: refuse to go on where the bytes of an image changed"),
+        typer.Option(metavar="names|content", help="content: notice where the bytes of an image changed"),
     ] = None,
     plugin: Plugins = None,
     config: ConfigFile = None,
@@ -33,6 +36,7 @@ def embed(
 ) -> None:
     """Stage one: run a frozen backbone once over SOURCE and its augmented views, into an embedding cache."""
     with user_errors():
+        from temi.cache.bucket import bucket_url
         from temi.pipeline.config import load_config
         from temi.pipeline.network import check_backbone_is_here
         from temi.pipeline.plugins import load_plugin
@@ -45,12 +49,13 @@ def embed(
         from temi.pipeline.encode.embed import embed as run_embed  # brings torch: not before the hub is known to answer
 
         cache = run_embed(source, out, settings, root=root, shard=_parse_shard(shard, overwrite), overwrite=overwrite)
+        place = bucket_url(out) or out
         if cache is None:
-            print(f"{out}: this worker's shards are done; the cache is complete when the other workers' are")
+            print(f"{place}: this worker's shards are done; the cache is complete when the other workers' are")
             return
-        print(f"{out}: {known(cache)}")
-        print(f"{out}: {cache.rows:,} images x {cache.dim}, {cache.views} views each{failures(cache)}")
-        print(f"next: temi train-heads {typed(out)} --clusters C --out RUN")
+        print(f"{place}: {known(cache)}")
+        print(f"{place}: {cache.rows:,} images x {cache.dim}, {cache.views} views each{failures(cache)}")
+        print(f"next: temi train-heads {typed(place)} --clusters C --out RUN")
 
 
 def _parse_shard(text: str | None, overwrite: bool) -> tuple[int, int]:

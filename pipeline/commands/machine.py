@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
-from temi.pipeline.device import core_count
 from temi.pipeline.extras import install
+from temi.pipeline.limits import core_count, total_memory
 
 DEFAULT_BACKBONE = "facebook/dinov2-base"
 HUB_TIMEOUT = 5  # seconds
@@ -57,7 +56,7 @@ def _device() -> Finding:
 
 
 def _memory() -> float:
-    return float(psutil.virtual_memory().total) / 2**30
+    return total_memory() / 2**30
 
 
 def _disk(folder: Path) -> Finding:

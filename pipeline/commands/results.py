@@ -79,6 +79,7 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", help="FILE.parquet or FILE.csv; default: CSV to stdout")] = None,
     backbone: Annotated[str | None, typer.Option(help="folder of the weights, where they are not from a hub")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    new: Annotated[bool, typer.Option("--new", help="of a cache that grew: the rows since RUN was trained")] = False,
     plugin: Plugins = None,
 ) -> None:
     """Assign new IMAGES to the clusters of RUN, and flag those unlike anything it was trained on."""
@@ -86,7 +87,7 @@ def predict(
         _load(plugin)
         from temi.pipeline.results.predict import predict as run_predict
 
-        counts = run_predict(run, images, out, backbone=backbone, device=device)
+        counts = run_predict(run, images, out, backbone=backbone, device=device, new=new)
         unreadable = f", {counts.unreadable} unreadable" if counts.unreadable else ""
         print(f"{counts.images:,} images, {counts.novel} unlike the training images{unreadable}", file=sys.stderr)
 

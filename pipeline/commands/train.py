@@ -23,7 +23,7 @@ commands = typer.Typer()
 
 @commands.command()
 def train_heads(
-    cache: Annotated[Path, typer.Argument(help="folder written by `temi embed`")],
+    cache: Annotated[Path, typer.Argument(help="written by `temi embed`: a folder, or s3://BUCKET/NAME")],
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder; an interrupted run there is resumed")],
     clusters: Annotated[
         str | None,
@@ -39,6 +39,14 @@ def train_heads(
     seeds: Annotated[
         int, typer.Option(min=1, help="train everything with so many seeds, in the same pass; see temi compare")
     ] = 1,
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="go on from this finished run: its settings, and its numbers and names for the clusters that stay",
+        ),
+    ] = None,
     plugin: Plugins = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -48,6 +56,7 @@ def train_heads(
     with user_errors():
         from temi.cache import EmbeddingCache
         from temi.pipeline.config import load_config
+        from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugin
         from temi.pipeline.runs.records import Training, read_record
@@ -60,6 +69,16 @@ def train_heads(
             follow()
             return
         overrides, axes, count = list(set_ or ()), list(grid or ()), None
+        before = None
+        if from_ is not None:
+            from temi.pipeline.results.continuing import hand_on_names, open_before
+            from temi.pipeline.runs.continued import describe
+
+            if trials or axes or seeds > 1 or (clusters is not None and not clusters.isdecimal()):
+                raise UserError(
+                    "--from continues one run as one run; leave out --trials, --grid, --seeds and several --clusters"
+                )
+            before, config = open_before(from_), config or from_ / "config.toml"
         if clusters is not None:
             numbers, count = _count_clusters(clusters, cache, out, config, overrides)
             setting = f"heads.clusters={','.join(map(str, numbers))}"
@@ -71,7 +90,7 @@ def train_heads(
             _train_trials(EmbeddingCache.open(cache), configs, out, overwrite, plugins)
         else:
             settings = load_config(config, overrides)
-            train_heads(EmbeddingCache.open(cache), settings, out, overwrite=overwrite, plugins=plugins)
+            train_heads(EmbeddingCache.open(cache), settings, out, overwrite=overwrite, plugins=plugins, before=before)
         if count is not None:
             write_json(out / "clusters.json", count.summary())
         join().dismiss()
@@ -81,6 +100,9 @@ def train_heads(
         if clusters is None and "clusters" not in settings.heads.model_fields_set:
             print(f"note: {summary.clusters} clusters were made because that is the default; {HINT}")
         _print_training(summary)
+        if from_ is not None:
+            for line in describe(hand_on_names(from_, out)):
+                print(line)
         print(f"assignments: {out / 'assignments.csv'}\nnext: temi evaluate {typed(out)}")
 
 

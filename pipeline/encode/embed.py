@@ -6,12 +6,13 @@ on the shard alone, so a resumed cache equals an uninterrupted one.
 """
 
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 
@@ -21,15 +22,18 @@ from jaxtyping import Float16, Float32
 from torch import Tensor
 
 from temi.cache import EmbeddingCache, Fingerprint, Manifest, Shard, ShardWriter, plan_shards
+from temi.cache.bucket import Bucket, bucket_url
 from temi.cache.halves import to_halves
-from temi.cache.schema import MANIFEST
+from temi.cache.remote import RemoteWriter, pull_index
+from temi.cache.schema import MANIFEST, ORIGIN, SKIPPED
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import Backbone, load_backbone
 from temi.pipeline.encode.views import ViewPolicy, jitter
-from temi.pipeline.encode.workers import DecodedBatch, decode_batches, default_workers
-from temi.pipeline.errors import UserError
+from temi.pipeline.encode.workers import DecodedBatch, decode_batches, default_workers, fitting_workers
+from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.images import ImageSource, open_source
 from temi.pipeline.images.content import content_digest
+from temi.pipeline.images.grown import Listing, continue_cache, describe
 from temi.pipeline.images.left_out import found_beside
 from temi.pipeline.images.recorded import record_origin
 from temi.pipeline.progress import Progress
@@ -105,12 +109,55 @@ def embed(
     if worker == 0:
         for line in found_beside(images):
             print(line, file=sys.stderr)
+    with _working_folder(out, overwrite) as (folder, open_writer):
+        return _fill_cache(images, source, root, folder, open_writer, config, shard, overwrite)
+
+
+OpenWriter = Callable[[Manifest, bytes | None], ShardWriter]
+
+
+@contextmanager
+def _working_folder(out: Path, overwrite: bool) -> Iterator[tuple[Path, OpenWriter]]:
+    """Where shards are made, and what writes them to `out`: the folder itself, or one of the moment beside a bucket."""
+    url = bucket_url(out)
+    if url is None:
+        yield out, lambda manifest, listing: ShardWriter.open(out, manifest, overwrite=overwrite, listing=listing)
+        return
+    if overwrite:
+        raise UserError(f"--overwrite deletes nothing in a bucket; delete {url} with the provider's tools first")
+    bucket = Bucket(url)
+    with tempfile.TemporaryDirectory(prefix="temi-") as name:
+        sizes = pull_index(bucket, Path(name))
+        try:
+            yield (
+                Path(name),
+                lambda manifest, listing: RemoteWriter.open_in(bucket, Path(name), manifest, sizes, listing),
+            )
+        except USER_ERRORS as error:
+            raise type(error)(str(error).replace(name, url)) from None
+
+
+def _fill_cache(
+    images: ImageSource,
+    source: str,
+    root: Path | None,
+    out: Path,
+    open_writer: OpenWriter,
+    config: EmbedConfig,
+    shard: tuple[int, int],
+    overwrite: bool,
+) -> EmbeddingCache | None:
+    """Make the shards of `shard` that `out` lacks; the cache, once all are there."""
+    worker, workers = shard
     backbone = load_backbone(config if overwrite else _same_engine(config, out))
     policy = view_policy(config)
-    with ShardWriter.open(out, plan(images, backbone, policy, config), overwrite=overwrite) as writer:
+    images, manifest, listing = plan_cache(images, out, backbone, policy, config, overwrite=overwrite)
+    with open_writer(manifest, listing) as writer:
         pending = writer.pending(worker, workers)
         if worker == 0:
             record_origin(out, source, root, images)
+            if isinstance(writer, RemoteWriter):
+                writer.send(ORIGIN, SKIPPED)
         fill(writer, pending, images, backbone, policy, config)
         return writer.finish()
 
@@ -128,9 +175,41 @@ def view_policy(config: EmbedConfig) -> ViewPolicy:
     return ViewPolicy(config.views, config.seed, config.crop_scale, config.flip, config.jitter)
 
 
-def plan(images: ImageSource, backbone: Backbone, policy: ViewPolicy, config: EmbedConfig) -> Manifest:
-    """The manifest of the cache that these would make."""
-    fingerprint = Fingerprint(
+def plan_cache(
+    images: ImageSource, out: Path, backbone: Backbone, policy: ViewPolicy, config: EmbedConfig, *, overwrite: bool
+) -> tuple[ImageSource, Manifest, bytes | None]:
+    """The images in the order of the rows, the manifest of the cache in `out` that holds them, and what it keeps of
+    their list: a new cache, the one that is there, or that one grown by the images it has not."""
+    content = config.digest == "content"
+    now = Listing.of(images, content=content)
+    digest = now.digest if now else content_digest(images) if content else images.digest
+    there = Manifest.read(out) if (out / MANIFEST).exists() and not overwrite else None
+    same = there is not None and there.generation == 0 and digest == there.fingerprint.images
+    grown = continue_cache(images, now, out, there) if there and now and not same else None
+    if there is None or grown is None:
+        return images, plan(images, backbone, policy, config, digest), now.to_parquet() if now else None
+    fingerprint = _fingerprint(backbone, policy, grown.digest)
+    if not grown.added and (grown.removed, grown.changed) == (there.removed, there.changed):
+        return grown, replace(there, fingerprint=fingerprint), None
+    print(
+        f"the cache grows: {describe(grown)} since it was made; its {there.rows:,} rows stay as they are",
+        file=sys.stderr,
+    )
+    gone = {"removed": grown.removed, "changed": grown.changed}
+    manifest = there.grown(fingerprint, grown.added, config.shard_rows, classes=grown.classes, **gone)
+    return grown, manifest, grown.listing.take(range(there.rows, manifest.rows)).to_parquet()
+
+
+def plan(images: ImageSource, backbone: Backbone, policy: ViewPolicy, config: EmbedConfig, digest: str) -> Manifest:
+    """The manifest of the new cache that these would make; `digest` tells the list of images."""
+    rows = len(images.keys)
+    shards = plan_shards(rows, config.shard_rows)
+    fingerprint = _fingerprint(backbone, policy, digest)
+    return Manifest(fingerprint, rows, backbone.dim, shards, dict(images.splits), tuple(images.classes))
+
+
+def _fingerprint(backbone: Backbone, policy: ViewPolicy, digest: str) -> Fingerprint:
+    return Fingerprint(
         backbone=backbone.name,
         revision=backbone.revision,
         preprocessing=backbone.preprocessing.describe(),
@@ -139,11 +218,8 @@ def plan(images: ImageSource, backbone: Backbone, policy: ViewPolicy, config: Em
         view_policy=policy.describe(),
         view_seed=policy.seed if policy.count else 0,
         views=policy.count,
-        images=content_digest(images) if config.digest == "content" else images.digest,
+        images=digest,
     )
-    rows = len(images.keys)
-    shards = plan_shards(rows, config.shard_rows)
-    return Manifest(fingerprint, rows, backbone.dim, shards, dict(images.splits), tuple(images.classes))
 
 
 def fill(
@@ -200,7 +276,14 @@ def embed_rows(
     The inner loop of `embed`, for callers that want embeddings and no cache.
     """
     clock = clock or Clock(lanes=backbone.lanes)
-    count = default_workers(backbone.device) if workers == "auto" else int(workers)
+    asked = default_workers(backbone.device) if workers == "auto" else int(workers)
+    count = fitting_workers(asked, len(batches[0]) if batches else 0, backbone.preprocessing, policy)
+    if count < asked:
+        print(
+            f"note: {count} processes decode images instead of {asked}: /dev/shm has no room for more; "
+            "a container has more by --shm-size",
+            file=sys.stderr,
+        )
     forward, pin = Forward(backbone, clock), backbone.device.type == "cuda"
     decoded = decode_batches(images, backbone.preprocessing, batches, policy, workers=count, pin=pin)
     reading = Lock()

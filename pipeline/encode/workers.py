@@ -4,6 +4,7 @@ Processes rather than threads: some 300 us of Python per image would hold the in
 feeds a GPU. Resizing belongs to the workers because images differ in size and only become a batch by it.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,11 +14,11 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from temi.pipeline.device import core_count
 from temi.pipeline.encode.preprocessing import Preprocessing
 from temi.pipeline.encode.views import ViewPolicy
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageNote, ImageSource, UnreadableImage
+from temi.pipeline.limits import core_count, free_shared_memory
 
 PREFETCH = 2  # batches per worker
 
@@ -104,6 +105,14 @@ def default_workers(device: torch.device) -> int:
     """Decoding processes: one per core for a GPU, half as many beside a CPU backbone, where they mostly wait."""
     cores = core_count()
     return min(cores, 32) if device.type == "cuda" else min(8, max(1, cores // 2))
+
+
+def fitting_workers(workers: int, images: int, preprocessing: Preprocessing, policy: ViewPolicy | None) -> int:
+    """`workers`, or as many as /dev/shm has room for, through which they hand over batches of `images`."""
+    free = free_shared_memory()
+    passes = 1 + (policy.count if policy else 0)
+    batch = passes * images * 3 * math.prod(preprocessing.crop)
+    return workers if free is None else min(workers, free // max(1, batch * (PREFETCH + 1)))
 
 
 def _as_is(batch: Any) -> Any:

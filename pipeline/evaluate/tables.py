@@ -22,7 +22,7 @@ from temi.pipeline.evaluate.metrics import (
     probe_accuracy,
 )
 from temi.pipeline.evaluate.recipes import run_rival, title_of
-from temi.pipeline.runs.checks import training_rows
+from temi.pipeline.runs.checks import rows_since, training_rows
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.records import Result, ScoredPart, ScoreRow, Training, read_record, write_record
 from temi.pipeline.runs.run_folder import RunFolder
@@ -74,12 +74,15 @@ def evaluate_run(folder: Path, other: EmbeddingCache | None = None, baselines: S
 
 
 def open_training_cache(run: RunFolder, other: EmbeddingCache | None) -> EmbeddingCache:
-    """The cache that `run` was trained on: where it was, or `other` if it holds the same embeddings."""
+    """The cache that `run` was trained on, as it was then: where it was, or `other` if that holds the same embeddings.
+
+    Of a cache that has grown since, this is the generation that was there.
+    """
     trained = run.begun_with().cache
-    if other is not None and other.digest == trained.digest:
-        return other
-    cache = EmbeddingCache.open(Path(trained.folder))
-    if cache.digest != trained.digest:
+    if other is not None and (given := EmbeddingCache.open_as(other.place, trained.digest)):
+        return given
+    cache = EmbeddingCache.open_as(trained.folder, trained.digest)
+    if cache is None:
         raise UserError(
             f"{trained.folder} has changed since {run.folder} was trained; give the original cache, by --cache or as "
             "second argument of `temi evaluate`"
@@ -93,7 +96,9 @@ def scored_parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | N
     parts = [_part("training rows", home, rows)]
     if other is not None:
         check_same_backbone(model, other)
-        return [*parts, _part(f"held out: {other.folder.name}", other, np.flatnonzero(other.ok))]
+        new = rows_since(home, other)
+        name = f"held out: {other.folder.name}" + (", new rows" if new.start else "")
+        return [*parts, _part(name, other, new.start + np.flatnonzero(other.ok[new.start :]))]
     for name in home.splits:
         held_out = np.setdiff1d(training_rows(home, name), rows)
         if len(held_out):

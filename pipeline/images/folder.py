@@ -44,7 +44,8 @@ class FolderImages(ImageSource):
             raise UserError(f"{folder} holds no image ({', '.join(sorted(SUFFIXES))}){rest}; give another folder")
         self._names = [name for name, _ in found]
         self.keys = printable(self._names)
-        self.digest = digest(self.keys, [size for _, size in found])
+        self.sizes = [size for _, size in found]
+        self.digest = digest(self.keys, self.sizes)
         paths = [key.split("/") for key in self.keys]
         self.splits = path_splits(paths)
         self.labels, self.classes = path_labels([path[1:] for path in paths] if self.splits else paths)

@@ -42,7 +42,8 @@ class ListedImages(ImageSource):
         refuse_twins(self.keys, path)
         self.labels, self.classes = value_labels([int(label) if label.isdecimal() else label for _, label, _ in rows])
         self.splits = value_splits([split for _, _, split in rows])
-        self.digest = digest(self.keys, (file_size(self.root / key) for key in self.keys))
+        self.sizes = [file_size(self.root / key) for key in self.keys]
+        self.digest = digest(self.keys, self.sizes)
 
     def path(self, row: int) -> Path:
         return self.root / self.keys[row]

@@ -46,16 +46,18 @@ class ParquetImages(ImageSource):
             for group in range(parquet.num_row_groups)
         ]
         self._starts = np.cumsum([0, *(rows for _, _, rows in self._groups)]).tolist()
-        sizes = [size for parquet in opened for size in _sizes(parquet, self._column)]
+        self.sizes = [size for parquet in opened for size in _sizes(parquet, self._column)]
         key, label = _first(schema, KEYS), _first(schema, LABELS)
-        self.keys = [str(value) for value in _column(opened, key)] if key else [str(row) for row in range(len(sizes))]
+        self.keys = (
+            [str(value) for value in _column(opened, key)] if key else [str(row) for row in range(len(self.sizes))]
+        )
         if not self.keys:
             raise UserError(f"{files[0]} holds no row; give another Parquet file")
         refuse_twins(self.keys, files[0])
-        self.labels, self.classes = value_labels(_column(opened, label) if label else [None] * len(sizes))
+        self.labels, self.classes = value_labels(_column(opened, label) if label else [None] * len(self.sizes))
         self.classes = (_class_names(schema, label) or self.classes) if label else self.classes
         self.splits = {}
-        self.digest = digest(self.keys, sizes)
+        self.digest = digest(self.keys, self.sizes)
         self._kept: tuple[tuple[int, int], Any] | None = None  # (process, group) and its values
 
     def data(self, row: int) -> bytes:

@@ -1,6 +1,7 @@
 """Where the images behind a cache are: recorded by stage one, looked up to show or export them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from temi.cache.schema import ORIGIN, SKIPPED
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, find_kind, open_source
 from temi.pipeline.images.content import list_digest
+from temi.pipeline.images.grown import GrownImages, Listing, read_listing
 from temi.pipeline.images.left_out import skipped_csv
 from temi.pipeline.images.source import KINDS
 
@@ -47,6 +49,8 @@ def _escaped_names(images: ImageSource) -> dict[str, str]:
 def open_images(cache: EmbeddingCache, source: str | None, max_pixels: int) -> ImageSource:
     """The images that `cache` was made from: at `source`, or where they were when it was made.
 
+    Row by row those of the cache, also where the place has more of them now, or misses some.
+
     Raises
     ------
     UserError
@@ -56,10 +60,21 @@ def open_images(cache: EmbeddingCache, source: str | None, max_pixels: int) -> I
     if source is None:
         source, root = _recorded(cache.folder)
     images = open_source(source, root=root, max_pixels=max_pixels)
-    if images.digest != list_digest(cache.manifest.fingerprint.images):
-        advice = "give the original images" if given else "give the folder of the original images by --images"
-        raise UserError(f"the images in {source} are not those that {cache.folder} was made from; {advice}")
-    return images
+    if images.digest == list_digest(cache.manifest.fingerprint.images):
+        return images
+    if (found := _found_again(cache, images)) is not None:
+        return found
+    advice = "give the original images" if given else "give the folder of the original images by --images"
+    raise UserError(f"the images in {source} are not those that {cache.folder} was made from; {advice}")
+
+
+def _found_again(cache: EmbeddingCache, images: ImageSource) -> GrownImages | None:
+    """The images of the rows of `cache` in a place that has changed since; None where none of them is there."""
+    now, before = Listing.of(images), read_listing(cache.folder, cache.manifest)
+    if now is None or before is None:
+        return None
+    found = GrownImages(images, now, replace(before, contents=()), cache.classes)
+    return found if found.kept else None
 
 
 def _recorded(cache: Path) -> tuple[str, Path | None]:

@@ -29,7 +29,7 @@ class Skipped(NamedTuple):
 class ImageSource(Protocol):
     """A fixed, ordered list of images; row r is the same image on every machine.
 
-    A class that names this one as its base inherits `path` and `skipped`, and writes the rest.
+    A class that names this one as its base inherits `path`, `sizes`, `skipped` and `remarks`, and writes the rest.
     """
 
     keys: list[str]
@@ -46,6 +46,9 @@ class ImageSource(Protocol):
 
     digest: str
     """Identifies the ordered list of images."""
+
+    sizes: Sequence[int] = ()
+    """Bytes of each image, where names and sizes are what tells the list from others; else ()."""
 
     skipped: Sequence[Skipped] = ()
     """What was found in the same place and left out."""

@@ -67,7 +67,8 @@ class TarImages(ImageSource):
         self._members = found
         self.keys = printable([member.key for member in found])
         refuse_twins(self.keys, archives[0])
-        self.digest = digest(self.keys, [member.size for member in found])
+        self.sizes = [member.size for member in found]
+        self.digest = digest(self.keys, self.sizes)
         paths = [key.split("/") for key in self.keys]
         self.splits = path_splits(paths) if len(archives) == 1 else {}
         if any(member.label is not None for member in found):

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float16
 
 from temi.cache import EmbeddingCache
+from temi.cache.bucket import bucket_url
 from temi.cache.convert.join import SPACES
 from temi.cache.files import os_errors
 from temi.cache.schema import MANIFEST
@@ -32,6 +33,7 @@ from temi.pipeline.images.left_out import found_beside
 from temi.pipeline.progress import Progress
 from temi.pipeline.results.corrections import route
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.runs.checks import rows_since
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
 
 BLOCK_ROWS = 4096  # rows assigned and written at once
@@ -67,7 +69,9 @@ class Counts:
     unreadable: int = 0
 
 
-def predict(run: Path, images: str, out: Path | None, *, backbone: str | None = None, device: str = "auto") -> Counts:
+def predict(
+    run: Path, images: str, out: Path | None, *, backbone: str | None = None, device: str = "auto", new: bool = False
+) -> Counts:
     """Assign `images` to the clusters of `run` and write a row for each to `out`.
 
     Parameters
@@ -78,6 +82,8 @@ def predict(run: Path, images: str, out: Path | None, *, backbone: str | None = 
         ``.parquet`` or ``.csv``; None: CSV to the standard output.
     backbone
         Local folder of the weights, where the run was trained with a backbone from such a folder.
+    new
+        `images` is the cache that the run was trained on, grown since: only the rows that it had not then.
 
     Raises
     ------
@@ -86,7 +92,7 @@ def predict(run: Path, images: str, out: Path | None, *, backbone: str | None = 
     """
     finished = FinishedRun(run)
     novelty = Novelty.load(run / NOVELTY)
-    blocks, total = _embedded(finished, images, backbone, device)
+    blocks, total = _embedded(finished, images, backbone, device, new)
     counts = Counts()
     with _writer(out) as writer, Progress("predict", total, "img") as progress:
         for block in blocks:
@@ -120,13 +126,18 @@ def classify(run: FinishedRun, novelty: Novelty, block: Block) -> pa.Table:
     return pa.table(columns, schema=SCHEMA)
 
 
-def _embedded(run: FinishedRun, images: str, backbone: str | None, device: str) -> tuple[Iterator[Block], int]:
+def _embedded(
+    run: FinishedRun, images: str, backbone: str | None, device: str, new: bool
+) -> tuple[Iterator[Block], int]:
     """Blocks of embeddings of `images`, and the number of images."""
     path = Path(images)
-    if (path / MANIFEST).is_file():
+    if bucket_url(images) or (path / MANIFEST).is_file():
         cache = EmbeddingCache.open(path)
         check_same_backbone(run.model, cache)
-        return _cached(cache), cache.rows
+        rows = _new_rows(run, cache) if new else range(cache.rows)
+        return _cached(cache, rows), len(rows)
+    if new:
+        raise UserError(f"{images} is not a cache; --new takes the cache that {run.folder} was trained on, grown since")
     settings = recorded_settings(run, backbone, device)
     source = open_source(images, max_pixels=settings.max_pixels)
     for line in found_beside(source):
@@ -185,8 +196,15 @@ def check_backbone(run: FinishedRun, encoder: Backbone) -> None:
         )
 
 
-def _cached(cache: EmbeddingCache) -> Iterator[Block]:
-    for rows in cut(0, cache.rows, BLOCK_ROWS):
+def _new_rows(run: FinishedRun, cache: EmbeddingCache) -> range:
+    before = EmbeddingCache.open_as(cache.place, run.files.begun_with().cache.digest)
+    if before is None:
+        raise UserError(f"{run.folder} was not trained on {cache.folder}; leave out --new to assign all of its images")
+    return rows_since(before, cache)
+
+
+def _cached(cache: EmbeddingCache, wanted: range) -> Iterator[Block]:
+    for rows in cut(wanted.start, wanted.stop, BLOCK_ROWS):
         failures = {row - rows.start: why for row, why in cache.failures.items() if row in rows}
         yield Block(cache.keys[rows.start : rows.stop], cache.embedding(rows.start, rows.stop), failures)
 

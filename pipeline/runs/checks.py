@@ -17,6 +17,12 @@ def training_rows(cache: EmbeddingCache, split: str = "") -> Int64[np.ndarray, "
     return start + np.flatnonzero(cache.ok[start:stop])
 
 
+def rows_since(before: EmbeddingCache, now: EmbeddingCache) -> range:
+    """Rows of `now` that came after `before`, where it is the same cache, grown; all of them where it is another."""
+    grown = before.manifest.fingerprint.digest in [generation.fingerprint for generation in now.manifest.earlier]
+    return range(before.rows if grown or before.digest == now.digest else 0, now.rows)
+
+
 def check_settings(config: Config, n: int, views: int, where: str) -> None:
     """Raise a UserError where `config` asks for more than `n` images with `views` views each, of `where`, can give."""
     if n < 2:

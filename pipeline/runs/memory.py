@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-import psutil
 import torch
 
 from temi.cache import EmbeddingCache
+from temi.pipeline import limits
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.exact_search import block_bytes
@@ -211,4 +211,4 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on `device`."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+    return limits.free_memory()

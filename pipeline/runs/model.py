@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from temi.pipeline.heads.stack import Heads
 BLOCK_ROWS = 8192  # rows per forward pass
 BLOCK_BYTES = 2**22  # largest activation of a forward pass
 FORMAT = "temi-heads-3"
+GIVEN_UP = -1  # in place of an output
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class ClusterModel:
     temperature : (H,) of the softmax
     loss : (H,) mean training loss of each head in the window that chose this checkpoint
     trust : (H,) weight of each head in the consensus, summing to 1
-    alignment : (H, C) output of each head that is cluster 0, 1, ...; clusters are numbered by falling size
+    alignment : (H, C) output of each head that is cluster 0, 1, ...; clusters are numbered by falling size, unless the
+        run continues another. GIVEN_UP where no head has the cluster any more: its probability is 0
     fingerprint : what the embeddings were made from, field by field
     """
 
@@ -91,7 +93,14 @@ class ClusterModel:
     def probabilities(self, scaled: Float[Tensor, "n P"]) -> Float[Tensor, "H n C"]:
         """What every head says of scaled rows, in the aligned cluster ids."""
         index = self.alignment[:, None].expand(-1, scaled.shape[0], -1)
-        return self.heads.probabilities(scaled, self.temperature).gather(2, index)
+        found = self.heads.probabilities(scaled, self.temperature).gather(2, index.clamp_min(0))
+        return found * (self.alignment != GIVEN_UP)[:, None] if (self.alignment == GIVEN_UP).any() else found
+
+    def renumbered(self, numbers: Int64[Tensor, " C"], total: int) -> "ClusterModel":
+        """The same model whose cluster c is called `numbers[c]`, out of `total` numbers."""
+        alignment = torch.full((len(self.alignment), total), GIVEN_UP, device=self.alignment.device)
+        alignment[:, numbers] = self.alignment
+        return replace(self, alignment=alignment)
 
     def predict_proba(self, embedding: Embeddings) -> Float[Tensor, "n C"]:
         """The consensus of the aligned heads."""

@@ -49,11 +49,14 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class TrainedCache:
-    """The cache of a run: where it was, the digest of its embeddings, and what they were made from."""
+    """The cache of a run: where it was, the digest of its embeddings, what they were made from, and how many rows and
+    generations it had then."""
 
     folder: str
     digest: str
     fingerprint: Fingerprint
+    rows: int = 0
+    generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Environment:
     revision: str | None
     cache: TrainedCache
     plugins: dict[str, str] = field(default_factory=dict)
+    continues: str | None = None  # the run whose clusters it goes on with
 
 
 class RunFolder:
@@ -163,11 +167,25 @@ class RunFolder:
                 f"the files it was started with are in {self.folder / 'plugins'}; "
                 "use another --out, or --overwrite to start again"
             )
+        if begun.continues != environment.continues:
+            raise UserError(
+                f"{self.folder} was started {_continuing(begun)} and is asked for {_continuing(environment)}; "
+                "use another --out, or --overwrite to start again"
+            )
         if begun.cache.digest != environment.cache.digest:
+            if begun.cache.folder == environment.cache.folder and environment.cache.generation:
+                raise UserError(
+                    f"{self.folder} was trained before its cache changed to {environment.cache.rows:,} rows; "
+                    f"go on with --from {self.folder} and another --out, or --overwrite to start again"
+                )
             raise UserError(
                 f"{self.folder} was trained on other embeddings than {environment.cache.folder} holds; "
                 "use another --out, or --overwrite to start again"
             )
+
+
+def _continuing(environment: Environment) -> str:
+    return f"--from {environment.continues}" if environment.continues else "without --from"
 
 
 def write_json(path: Path, value: object) -> None:
@@ -205,7 +223,13 @@ def describe_environment(cache: EmbeddingCache, device: torch.device) -> Environ
         threads=torch.get_num_threads(),
         packages={name: found for name in PACKAGES if (found := _version(name))},
         revision=_git_revision(),
-        cache=TrainedCache(str(cache.folder.resolve()), cache.digest, cache.manifest.fingerprint),
+        cache=TrainedCache(
+            cache.place,
+            cache.digest,
+            cache.manifest.fingerprint,
+            cache.rows,
+            cache.manifest.generation,
+        ),
     )
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.plugins import Plugin
 from temi.pipeline.progress import say
 from temi.pipeline.runs.checks import check_settings, training_rows
+from temi.pipeline.runs.continued import CONTINUED, Before
 from temi.pipeline.runs.csv_table import frame_csv
 from temi.pipeline.runs.fit import begin_heads, build_model
 from temi.pipeline.runs.label_free import label_free_scores
@@ -35,9 +37,17 @@ from temi.pipeline.runs.tracking import check_tracking, log_result
 
 
 def train_heads(
-    cache: EmbeddingCache, config: Config, out: Path, *, overwrite: bool = False, plugins: Sequence[Plugin] = ()
+    cache: EmbeddingCache,
+    config: Config,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    plugins: Sequence[Plugin] = (),
+    before: Before | None = None,
 ) -> ClusterModel:
     """Train clustering heads on `cache` and leave a run folder at `out`; an interrupted run goes on where it stopped.
+
+    Clusters keep the numbers that they have in the run `before`, where they are the same.
 
     Raises
     ------
@@ -45,7 +55,7 @@ def train_heads(
         Settings that do not fit the cache, a folder that holds another run, or training that cannot go on.
     """
     run = RunFolder(out)
-    train_pass(cache, [config], [run], out / "neighbors", overwrite=overwrite, plugins=plugins)
+    train_pass(cache, [config], [run], out / "neighbors", overwrite=overwrite, plugins=plugins, before=before)
     if run.stopped:
         raise UserError(run.stopped)
     return ClusterModel.load(run.model, pick_device(config.train.device))
@@ -59,6 +69,7 @@ def train_pass(
     *,
     overwrite: bool,
     plugins: Sequence[Plugin] = (),
+    before: Before | None = None,
 ) -> None:
     """Train trials that can share a pass (see `HeadTrainer`), each into its own run folder.
 
@@ -67,7 +78,7 @@ def train_pass(
     """
     began = time.perf_counter()
     device, processes = pick_device(configs[0].train.device), join()
-    environment = describe_environment(cache, device)
+    environment = replace(describe_environment(cache, device), continues=str(before.folder) if before else None)
     if not overwrite and all(run.settled for run in runs):
         for config, run in zip(configs, runs, strict=True):
             run.start(config, environment, overwrite, plugins)  # refuses other settings
@@ -95,7 +106,7 @@ def train_pass(
         for run, start in zip(runs, begin_heads(trainer, features, configs), strict=False):
             write_json(run.start_file, start.summary())
     return_freed_memory()
-    processes.begin(Task(cache.folder, configs, scratch, footprint.place, first_step))
+    processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step))
     processes.take_over(trainer.state())
     TrainingLoop(trials, trainer, first_step).run()
     return_freed_memory()
@@ -104,14 +115,24 @@ def train_pass(
     for trial in trials:
         if not trial.stopped:
             novelty.save(trial.run.folder / NOVELTY)
-            _finish(trial, cache, features, everything, began)
+            _finish(trial, cache, features, everything, began, before)
 
 
-def _finish(trial: LoggedTrial, cache: EmbeddingCache, features: Features, everything: Features, began: float) -> None:
+def _finish(
+    trial: LoggedTrial,
+    cache: EmbeddingCache,
+    features: Features,
+    everything: Features,
+    began: float,
+    before: Before | None,
+) -> None:
     """Leave the model of a trained trial, its assignments and its scores in its run folder."""
     trainer, run = trial.trainer, trial.run
     begun = run.start_file.exists()
     model = build_model(trial, features, everything.embedding, cache.manifest.fingerprint, begun=begun)
+    if before is not None:
+        model, continued = before.keep_numbers(model, cache)
+        write_record(run.folder / CONTINUED, continued)
     model.save(run.model)
     cluster = write_assignments(cache, model, run.folder)["cluster"].to_numpy()
     training = Training(

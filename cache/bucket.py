@@ -1,0 +1,104 @@
+"""Objects in a bucket, through fsspec: whole ones, tried again after an error that passes.
+
+Credentials come from the standard chain of each provider (environment, files, the machine's role) and are never seen
+here: they are in no URL, no log and no file of ours.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from temi.cache.schema import CacheError
+
+PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
+PACKAGES |= {"az": ("adlfs", "azure"), "abfs": ("adlfs", "azure")}
+ATTEMPTS = 5
+FIRST_WAIT = 0.5  # seconds, twice as long after each error
+_URL = re.compile(rf"({'|'.join(PACKAGES)}):/+(.+)")
+
+T = TypeVar("T")
+
+
+def bucket_url(place: Path | str) -> str | None:
+    """The URL that `place` is, also one that was made a path of (``s3:/bucket/cache``); None for a folder."""
+    found = _URL.fullmatch(str(place))
+    if found is None:
+        return None
+    if "@" in found[2].partition("/")[0]:
+        raise CacheError("a URL with credentials in it is not taken; set them where the provider's tools find them")
+    return f"{found[1]}://{found[2].rstrip('/')}"
+
+
+class Bucket:
+    """The objects below one URL, by their names."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        package, extra = PACKAGES[url.partition(":")[0]]
+        try:
+            import fsspec
+
+            files, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
+        except ImportError:
+            raise CacheError(f"{url} needs {package}, not installed; pip install 'temi-clustering[{extra}]'") from None
+        self._files: Any = files
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every object, by name; empty where there is none."""
+
+        def listed() -> list[dict[str, Any]]:
+            try:
+                found: list[dict[str, Any]] = self._files.ls(self._root, detail=True, refresh=True)
+            except FileNotFoundError:
+                self._files.ls(self._root.partition("/")[0], detail=False)  # a missing bucket is an error
+                found = []
+            return found
+
+        entries = self._try(listed, "list")
+        return {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
+
+    def read(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Whole objects, several at once; those that failed are asked for again."""
+        names, found = list(names), dict[str, bytes]()
+
+        def read_rest() -> None:
+            paths = {f"{self._root}/{name}": name for name in names if name not in found}
+            answers = self._files.cat(list(paths), on_error="return") if paths else {}
+            found.update({paths[path]: data for path, data in answers.items() if isinstance(data, bytes)})
+            for error in answers.values():
+                if isinstance(error, Exception):
+                    raise error
+
+        self._try(read_rest, "read")
+        return found
+
+    def write(self, name: str, data: bytes) -> None:
+        """Make one object: it is there whole, or not at all."""
+        self._try(lambda: self._files.pipe_file(f"{self._root}/{name}", data), "write to")
+
+    def _try(self, action: Callable[[], T], what: str) -> T:
+        for attempt in range(ATTEMPTS):
+            try:
+                return action()
+            except FileNotFoundError:
+                raise CacheError(f"cannot {what} {self.url}: no such bucket or object; check the URL") from None
+            except PermissionError:
+                raise self._refused(what) from None
+            except Exception as error:
+                if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
+                    raise self._refused(what) from None
+                if attempt == ATTEMPTS - 1:
+                    raise CacheError(
+                        f"cannot {what} {self.url}: {type(error).__name__} after {ATTEMPTS} tries; check the network "
+                        "and rerun the same command, finished shards are kept"
+                    ) from None
+            time.sleep(FIRST_WAIT * 2**attempt)
+        raise AssertionError("unreachable")
+
+    def _refused(self, what: str) -> CacheError:
+        return CacheError(
+            f"cannot {what} {self.url}: access is refused; set credentials where the provider's tools find them "
+            "(for s3: AWS_PROFILE, ~/.aws, or the machine's role)"
+        )

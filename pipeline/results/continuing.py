@@ -1,0 +1,26 @@
+"""What a finished run hands to one that continues it: its clusters as a person left them, and their names."""
+
+from pathlib import Path
+
+from temi.pipeline.results.corrections import CORRECTIONS, Rename, append_corrections, signed
+from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.runs.continued import CONTINUED, Before, Continued
+from temi.pipeline.runs.novelty import NOVELTY, Novelty
+from temi.pipeline.runs.records import read_record
+
+
+def open_before(folder: Path) -> Before:
+    """The finished run in `folder`, for `train_heads(..., before=...)`."""
+    run = FinishedRun(folder)
+    cluster = dict(zip(run.assignments["key"], run.assignments["cluster"].astype(int), strict=True))
+    return Before(folder, cluster, run.clusters, run.model, Novelty.load(folder / NOVELTY))
+
+
+def hand_on_names(before: Path, run: Path) -> Continued:
+    """Give the clusters of `run` that kept their numbers the names that they had in `before`; once."""
+    continued = read_record(Continued, run / CONTINUED)
+    named = FinishedRun(before).outline.names
+    names = {number: named[number] for number in continued.kept if named.get(number)}
+    if names and not (run / CORRECTIONS).exists():
+        append_corrections(run, [signed(Rename(names=names))])
+    return continued

@@ -1,0 +1,195 @@
+"""A cache in a bucket: what is there equals what a disk holds, whatever the network does."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from bucketing import Weather, serve_bucket
+from photos import COLORS, PhotoRun, photo, short
+
+from temi.cache import CacheError, EmbeddingCache
+from temi.cache import bucket as bucket_module
+from temi.cache.bucket import Bucket, bucket_url
+from temi.cache.remote import KEPT_GB, RemoteCache, RemoteWriter, kept_folder
+from temi.pipeline.config import EmbedConfig
+from temi.pipeline.encode.embed import embed
+from temi.pipeline.errors import UserError
+from temi.pipeline.runs.train import train_heads
+
+TEMI = Path(sys.executable).with_name("temi")
+URL = "s3://photos/cache"
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Weather]:
+    with pytest.MonkeyPatch.context() as patch, serve_bucket(patch) as weather:
+        yield weather
+
+
+@pytest.fixture
+def weather(server: Weather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weather]:
+    """Fair weather over an empty bucket, and nothing kept on this machine."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
+    monkeypatch.setattr(bucket_module, "FIRST_WAIT", 0.01)
+    server.failing, server.seconds = 0, 0.0
+    server.seen.clear()
+    yield server
+    server.failing, server.seconds = 0, 0.0
+    client = boto3.client("s3")
+    for entry in client.list_objects_v2(Bucket="photos").get("Contents", []):
+        client.delete_object(Bucket="photos", Key=entry["Key"])
+
+
+def settings(run: PhotoRun) -> EmbedConfig:
+    return EmbedConfig(backbone=str(run.weights), views=1, batch_size=8, workers=0, device="cpu", shard_rows=10)
+
+
+def objects(prefix: str = "cache/") -> dict[str, bytes]:
+    client = boto3.client("s3")
+    found = client.list_objects_v2(Bucket="photos", Prefix=prefix).get("Contents", [])
+    return {
+        e["Key"].removeprefix(prefix): client.get_object(Bucket="photos", Key=e["Key"])["Body"].read() for e in found
+    }
+
+
+def lasting(files: dict[str, bytes]) -> dict[str, bytes]:
+    """What does not hold times or places."""
+    return {
+        name: data
+        for name, data in files.items()
+        if not name.startswith("source") and name[:5] + name[-5:] != "shard.json"
+    }
+
+
+def on_disk(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_cache_and_a_run_from_a_bucket_equal_those_from_a_disk(
+    weather: Weather, photo_run: PhotoRun, tmp_path: Path
+) -> None:
+    weather.failing = 7  # every seventh request fails
+    there = embed(str(photo_run.photos), Path(URL), settings(photo_run))
+    here = embed(str(photo_run.photos), tmp_path / "cache", settings(photo_run))
+    assert there is not None
+    assert here is not None
+    train_heads(EmbeddingCache.open(URL), short("heads.count=2"), tmp_path / "from bucket")
+    weather.failing = 0
+    assert lasting(objects()) == lasting(on_disk(tmp_path / "cache"))
+    assert there.digest == here.digest
+    train_heads(here, short("heads.count=2"), tmp_path / "from disk")
+    for name in ("heads.safetensors", "assignments.csv"):
+        assert (tmp_path / "from bucket" / name).read_bytes() == (tmp_path / "from disk" / name).read_bytes()
+    environment = json.loads((tmp_path / "from bucket/environment.json").read_text())
+    assert environment["cache"]["folder"] == URL
+    written = [*on_disk(tmp_path / "from bucket").values(), *objects().values()]
+    assert not any(b"fleet-key" in data or b"fleet-secret" in data for data in written)
+
+
+def test_a_shard_is_one_request_and_is_read_once(weather: Weather, photo_run: PhotoRun) -> None:
+    cache = embed(str(photo_run.photos), Path(URL), settings(photo_run))
+    assert cache is not None
+    weather.seen.clear()
+    opened = EmbeddingCache.open(URL)
+    assert not any(".h5" in line for line in weather.seen)
+    first = opened.embedding()
+    again = EmbeddingCache.open(URL).embedding()
+    assert np.array_equal(first, again)
+    assert [line.split("?")[0] for line in weather.seen if ".h5" in line and line.startswith("GET")] == [
+        f"GET /photos/cache/shard-{index:05d}.h5" for index in range(5)
+    ]
+
+
+def test_what_is_kept_here_is_bounded(weather: Weather, photo_run: PhotoRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = embed(str(photo_run.photos), Path(URL), settings(photo_run))
+    assert cache is not None
+    size = cache._sidecars[0].size
+    monkeypatch.setenv(KEPT_GB, str(2.5 * size / 1e9))
+    monkeypatch.setattr("temi.cache.remote.IN_USE", 0.0)
+    one_by_one = np.concatenate([cache.embedding(s.start, s.stop) for s in cache.manifest.shards])
+    assert len(list(kept_folder().glob("*/*.h5"))) == 2
+    assert np.array_equal(one_by_one, EmbeddingCache.open(URL).embedding())
+
+
+def test_a_killed_upload_is_finished_by_the_same_command(
+    weather: Weather, photo_run: PhotoRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def killed(self: RemoteWriter, name: str) -> None:
+        if name == "shard-00002.json":
+            raise KeyboardInterrupt
+        send(self, name)
+
+    send = RemoteWriter._send
+    with monkeypatch.context() as patch:
+        patch.setattr(RemoteWriter, "_send", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed(str(photo_run.photos), Path(URL), settings(photo_run))
+    assert "shard-00002.h5" in objects()
+    with pytest.raises(CacheError, match=r"unfinished: 3 of 5 shards are missing, from shard-00002 on"):
+        EmbeddingCache.open(URL)
+    weather.seen.clear()
+    embed(str(photo_run.photos), Path(URL), settings(photo_run))
+    assert sum("PUT" in line and ".h5" in line for line in weather.seen) == 3  # finished shards are never redone
+    embed(str(photo_run.photos), tmp_path / "whole", settings(photo_run))
+    assert lasting(objects()) == lasting(on_disk(tmp_path / "whole"))
+
+
+def test_a_cache_in_a_bucket_grows(weather: Weather, photo_run: PhotoRun, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(photo_run.photos, photos)
+    before = embed(str(photos), Path(URL), settings(photo_run))
+    (photos / "red/new.jpg").write_bytes(photo(COLORS["red"], np.random.default_rng(0)))
+    grown = embed(str(photos), Path(URL), settings(photo_run))
+    assert before is not None
+    assert grown is not None
+    assert grown.keys == [*before.keys, "red/new.jpg"]
+    assert EmbeddingCache.open_as(URL, before.digest) is not None
+    with pytest.raises(CacheError, match=f"{URL} was made with other settings"):
+        embed(str(photos), Path(URL), settings(photo_run).model_copy(update={"seed": 5}))
+    with pytest.raises(UserError, match="deletes nothing in a bucket"):
+        embed(str(photos), Path(URL), settings(photo_run), overwrite=True)
+
+
+def test_slow_answers_and_a_damaged_object(weather: Weather, photo_run: PhotoRun) -> None:
+    embed(str(photo_run.photos), Path(URL), settings(photo_run))
+    shutil.rmtree(kept_folder())
+    weather.seconds = 0.3
+    cache = EmbeddingCache.open(URL)
+    assert cache.embedding(0, 10).shape == (10, 16)
+    data = bytearray(objects()["shard-00001.h5"])
+    data[-1] ^= 1
+    boto3.client("s3").put_object(Bucket="photos", Key="cache/shard-00001.h5", Body=bytes(data))
+    with pytest.raises(CacheError, match=f"{URL}/shard-00001.h5 is damaged"):
+        cache.embedding(10, 20)
+
+
+def test_what_does_not_pass_is_one_sentence(weather: Weather, photo_run: PhotoRun) -> None:
+    with pytest.raises(CacheError, match="no such bucket or object"):
+        Bucket("s3://nothing-of-this-name/cache").sizes()
+    with pytest.raises(CacheError, match="is not an embedding cache"):
+        EmbeddingCache.open(URL)
+    weather.failing = 1
+    with pytest.raises(CacheError, match=f"cannot list {URL}: .* after 5 tries; check the network"):
+        Bucket(URL).sizes()
+    with pytest.raises(CacheError, match="credentials in it"):
+        bucket_url("s3://key:secret@photos/cache")
+    weather.failing = 0
+    ran = subprocess.run(
+        [TEMI, "train-heads", "s3://missing/cache", "--out", kept_folder() / "run"], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+    assert "temi: cannot list s3://missing/cache: no such bucket" in ran.stderr
+
+
+def test_a_url_that_was_made_a_path_of_is_still_one() -> None:
+    assert bucket_url(Path("s3://bucket/some/cache/")) == "s3://bucket/some/cache"
+    assert bucket_url("s3://bucket/cache") == "s3://bucket/cache"
+    assert bucket_url("photos/s3") is None
+    assert isinstance(RemoteCache.place, property)
