@@ -59,7 +59,7 @@ class TrainedCache:
 
 @dataclass(frozen=True)
 class Environment:
-    """What a run was begun with: versions, device, cache, and the digest of every file of the user's own."""
+    """What a run was begun with: versions, device, cache, and the digests of corrections and of the user's own files."""
 
     python: str
     platform: str
@@ -69,6 +69,7 @@ class Environment:
     revision: str | None
     cache: TrainedCache
     plugins: dict[str, str] = field(default_factory=dict)
+    corrections: str = ""
 
 
 class RunFolder:
@@ -160,6 +161,11 @@ class RunFolder:
             raise UserError(
                 f"{self.folder} was started with other plugins, or with a file that has changed since; "
                 f"the files it was started with are in {self.folder / 'plugins'}; "
+                "use another --out, or --overwrite to start again"
+            )
+        if begun.corrections != environment.corrections:
+            raise UserError(
+                f"{self.folder} was started with other corrections, or without any; "
                 "use another --out, or --overwrite to start again"
             )
         if begun.cache.digest != environment.cache.digest:
