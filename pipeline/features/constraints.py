@@ -35,9 +35,21 @@ class Constraints:
     cannot: Pairs
 
     def on(self, keys: Sequence[str]) -> "Constraints":
-        """The same for other images, which may be more; what is said of images that are not there is left out."""
+        """The same for other images, which may be more; what is said of images that are not there is left out.
+
+        Raises
+        ------
+        UserError
+            None of the images is there.
+        """
         there = {key: position for position, key in enumerate(keys)}
-        return self._moved(np.array([there.get(key, -1) for key in self.keys], dtype=np.int64), keys)
+        place = np.array([there.get(key, -1) for key in self.keys], dtype=np.int64)
+        if (place < 0).all():
+            raise UserError(
+                f"none of the images that corrections speak of is here ({self.keys[0]}, ...); train on their cache, "
+                "or on one that holds them under the same names"
+            )
+        return self._moved(place, keys)
 
     def of_groups(self, first: Int64[np.ndarray, " M"], group: Int64[np.ndarray, " n"]) -> "Constraints":
         """The same where the first image of every group of copies stands for all of it.

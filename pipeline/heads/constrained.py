@@ -24,7 +24,7 @@ class ConstrainedPairs:
 
     Parameters
     ----------
-    told : of the rows that are trained on
+    told : of the rows that are trained on; of none that was placed or paired, there are no pairs
     clusters : the fewest that a trial asks for
     seed : of the draws
     """
@@ -51,10 +51,9 @@ class ConstrainedPairs:
 
     def draw(self, step: int) -> None:
         """Fill `batch` with the pairs of a step: all first rows, then all second ones."""
-        if len(self.together):
-            one, other = zip(*self._drawn(np.random.default_rng((self.seed, step))), strict=True)
-            chosen = torch.from_numpy(self.index[np.concatenate([*one, *other])])
-            torch.index_select(self.x, 0, chosen.to(self.x.device), out=self.batch)
+        one, other = zip(*self._drawn(np.random.default_rng((self.seed, step))), strict=True)
+        chosen = torch.from_numpy(self.index[np.concatenate([*one, *other])])
+        torch.index_select(self.x, 0, chosen.to(self.x.device), out=self.batch)
 
     def _drawn(self, draw: np.random.Generator) -> list[Drawn]:
         parts: list[Drawn] = []

@@ -82,7 +82,8 @@ class HeadTrainer:
         self.blocks = self._cut_into_blocks()
         rows = 2 * self.batches.size // processes.size
         self.x = torch.empty(rows, data.bank.shape[1], device=self.device)
-        self.told = None if told is None else ConstrainedPairs(told, data, min(clusters), self.config.pairs.seed)
+        pairs = None if told is None else ConstrainedPairs(told, data, min(clusters), self.config.pairs.seed)
+        self.told = pairs if pairs is not None and len(pairs.together) else None
         self.number = torch.zeros(1, dtype=torch.long, device=self.device)
         self.keep: Tensor | None = None
         if self.config.heads.kind == "mlp-bn" and self.config.heads.dropout:

@@ -59,7 +59,7 @@ class TrainedCache:
 
 @dataclass(frozen=True)
 class Environment:
-    """What a run was begun with: versions, device, cache, and the digests of corrections and of the user's own files."""
+    """What a run was begun with: versions, device, cache, digests of corrections and of files of the user's own."""
 
     python: str
     platform: str

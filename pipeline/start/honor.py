@@ -26,6 +26,8 @@ def honored(start: Start, features: Features, told: Constraints) -> Start:
     spread to rows like them. Where as many clusters are asked for as were left, these are the one cut.
     """
     left, said = told.cluster[start.rows], told.said[start.rows]
+    if (left == NOWHERE).all():
+        return start
     numbers, cluster = np.unique(left, return_inverse=True)
     cluster = cluster - int(numbers[0] == NOWHERE)  # 0, 1, ... and NOWHERE
     cuts, names = [*start.cuts], start.names

@@ -26,6 +26,11 @@ def test_more_images_in_another_order() -> None:
     )
 
 
+def test_images_of_another_folder_are_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"none of the images that corrections speak of is here \(0.jpg, ...\)"):
+        told([1, 2], [True, True]).on(["a.png"])
+
+
 def test_of_copies_the_one_that_a_person_placed_counts() -> None:
     first, group = np.array([0, 1]), np.array([0, 1, 0, 0])
     merged = told([7, 1, 2, 5], [False, False, True, False], must=[(0, 2), (1, 3)]).of_groups(first, group)
