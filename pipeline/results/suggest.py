@@ -57,7 +57,9 @@ def suggest_names(
     table = run.assignments
     clusters = [c for c in np.unique(table["cluster"]).tolist() if c != REMOVED and not run.names[c]]
     if len(vocabulary) < max(2, len(clusters)):
-        raise UserError(f"{len(vocabulary)} words are too few for {len(clusters)} clusters without a name; give more")
+        raise UserError(
+            f"words to choose from: {len(vocabulary)}, clusters without a name: {len(clusters)}; give more words"
+        )
     if not clusters:
         return []
     images, judge = run.images(source), ImageTextModel(model)

@@ -93,11 +93,11 @@ def test_imagenets_names_are_there() -> None:
 
 
 def test_mistakes_are_sentences(photo_run: PhotoRun, clip: Path, tmp_path: Path) -> None:
-    (tmp_path / "two.txt").write_text("a\nb\n")
+    (tmp_path / "one.txt").write_text("a\n")
     (tmp_path / "empty").mkdir()
     for arguments, sentence in [
-        (["--words", tmp_path / "two.txt"], "--words needs --suggest MODEL"),
-        (["--suggest", clip, "--words", tmp_path / "two.txt"], "2 words are too few for 3 clusters"),
+        (["--words", tmp_path / "one.txt"], "--words needs --suggest MODEL"),
+        (["--suggest", clip, "--words", tmp_path / "one.txt"], "words to choose from: 1, clusters without a name: "),
         (["--suggest", clip, "--words", tmp_path / "gone.txt"], "no such file"),
         (["--suggest", tmp_path / "empty"], "cannot be loaded as a model of images and words"),
         (["--suggest", photo_run.weights], "cannot be loaded|knows no words"),
