@@ -8,6 +8,8 @@ from temi.pipeline.config import load_config
 from temi.pipeline.encode.embed import embed as embed_images
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import load_plugin
+from temi.pipeline.results.carry import carry_over
+from temi.pipeline.results.constraints import read_constraints
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.train import train_heads as train
 
@@ -46,6 +48,7 @@ def train_heads(
     *,
     config: Place | None = None,
     plugins: Sequence[Place] = (),
+    corrections: Place | None = None,
     overwrite: bool = False,
 ) -> FinishedRun:
     """Stage two: clustering heads on a cache, into the run folder `out`; an interrupted run is resumed.
@@ -55,13 +58,20 @@ def train_heads(
     clusters : number of clusters, C; None: that of the settings
     settings, config : as for `embed`
     plugins : files of your own that register what the settings name; they are code and are run
+    corrections : an earlier run (or the corrections.jsonl in it): what a person said of it is kept
     """
+    earlier, told = read_constraints(Path(corrections)) if corrections else (None, None)
     loaded = [load_plugin(Path(path)) for path in plugins]
     own = [] if clusters is None else [f"heads.clusters={clusters}"]
     chosen = load_config(Path(config) if config else None, [*settings, *own])
+    if told and "clusters" not in chosen.heads.model_fields_set:
+        chosen = load_config(Path(config) if config else None, [*settings, f"heads.clusters={told.clusters}"])
     opened = cache if isinstance(cache, EmbeddingCache) else open_cache(cache)
-    train(opened, chosen, Path(out), overwrite=overwrite, plugins=loaded)
-    return FinishedRun(Path(out))
+    train(opened, chosen, Path(out), overwrite=overwrite, plugins=loaded, told=told)
+    run = FinishedRun(Path(out))
+    if earlier is not None:
+        carry_over(earlier, run)
+    return run
 
 
 def open_cache(folder: Place) -> EmbeddingCache:

@@ -18,6 +18,9 @@ from temi.cache.halves import to_halves
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import quiet
+from temi.pipeline.results.carry import carry_over
+from temi.pipeline.results.constraints import read_constraints
+from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.fit import fit_model
 from temi.pipeline.runs.train import assign, train_heads
 
@@ -38,6 +41,9 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Seed of layouts, heads and batches; an int gives the run that the command line gives with these seeds.
     run : path or None, default None
         Folder to keep a cache (``cache``) and the run (``run``) in, e.g. for `temi report`; None: nothing is written.
+    corrections : path or None, default None
+        An earlier run (or the corrections.jsonl in it) of rows named "0", "1", ... as `run` keeps it: what a person
+        said of it is kept, also where rows were added behind them.
     verbose : bool, default False
         Show progress.
 
@@ -70,12 +76,14 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         settings: Sequence[str] = (),
         random_state: int | np.random.RandomState | None = 0,
         run: str | Path | None = None,
+        corrections: str | Path | None = None,
         verbose: bool = False,
     ) -> None:
         self.n_clusters = n_clusters
         self.settings = settings
         self.random_state = random_state
         self.run = run
+        self.corrections = corrections
         self.verbose = verbose
 
     def fit(self, X: Any, y: object = None) -> Self:
@@ -89,12 +97,16 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         embedding = validate_data(self, X, dtype=np.float32, ensure_min_samples=2)
         to_halves(embedding, ROW)
         config = self._config(len(embedding))
+        earlier, told = read_constraints(Path(self.corrections)) if self.corrections else (None, None)
         with nullcontext() if self.verbose else quiet():
             if self.run is None:
-                self.model_ = fit_model(Features.of_array(embedding), config)
+                known = told and told.on([str(row) for row in range(len(embedding))])
+                self.model_ = fit_model(Features.of_array(embedding), config, known)
             else:
                 cache = write_cache(embedding, Path(self.run))
-                self.model_ = train_heads(cache, config, Path(self.run) / "run")
+                self.model_ = train_heads(cache, config, Path(self.run) / "run", told=told)
+                if earlier is not None:
+                    carry_over(earlier, FinishedRun(Path(self.run) / "run"))
                 embedding = cache.embedding()
             self.labels_, self.confidence_ = assign(self.model_, embedding)
         return self

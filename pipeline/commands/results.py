@@ -141,25 +141,51 @@ def export(
 def names(
     run: Run,
     table: Annotated[Path | None, typer.Argument(metavar="NAMES.csv", help="columns cluster and name")] = None,
+    suggest: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="fill the printed table with words by CLIP, SigLIP or the like: id or folder"
+        ),
+    ] = None,
+    words: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="a word a line; default: the 1,000 classes of ImageNet")
+    ] = None,
+    images: Images = None,
+    cache: Cache = None,
 ) -> None:
-    """Name the clusters of RUN; without NAMES.csv, print a table to fill in."""
+    """Name the clusters of RUN; without NAMES.csv, print a table to fill in, with --suggest one that is filled."""
     with user_errors():
+        from temi.pipeline.errors import UserError
         from temi.pipeline.results.finished import FinishedRun
         from temi.pipeline.results.names import set_names
 
-        finished = FinishedRun(run)
+        if words is not None and suggest is None:
+            raise UserError("--words needs --suggest MODEL, the model that chooses among them")
+        if table is not None and suggest is not None:
+            raise UserError("--suggest prints a table and NAMES.csv takes one in; give one of the two")
+        finished = FinishedRun(run, cache)
         if table is not None:
             given = sum(map(bool, set_names(run, table, finished.clusters)))
             print(f"{run}: {given} of {finished.clusters} clusters have a name\nnext: temi report {typed(run)}")
             return
+        found = {}
+        if suggest is not None:
+            from temi.pipeline.results.suggest import suggest_names
+
+            found = {made.cluster: made for made in suggest_names(finished, suggest, words, images)}
         groups = finished.assignments.groupby("cluster")["confidence"]
         sizes, confidence = groups.size(), groups.mean()
         writer = csv.writer(sys.stdout)
-        writer.writerow(["cluster", "name", "images", "confidence"])
+        more = ["score", "runner_up", "runner_up_score"] if suggest else []
+        writer.writerow(["cluster", "name", "images", "confidence", *more])
         for cluster, name in enumerate(finished.names):
             if cluster in finished.corrected.merged:
                 continue
-            writer.writerow([cluster, name, sizes.get(cluster, 0), f"{confidence.get(cluster, 0):.2f}"])
+            row = [cluster, name, sizes.get(cluster, 0), f"{confidence.get(cluster, 0):.2f}"]
+            if made := found.get(cluster):
+                row[1] = made.name
+                row += [f"{made.score:.3f}", made.runner_up, f"{made.runner_up_score:.3f}"]
+            writer.writerow(row)
 
 
 @commands.command(rich_help_panel=RESULTS)

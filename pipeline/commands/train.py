@@ -12,7 +12,9 @@ from temi.pipeline.commands.tables import figure, print_choices, print_curves, p
 if TYPE_CHECKING:
     from temi.cache import EmbeddingCache
     from temi.pipeline.config import Config
+    from temi.pipeline.features.constraints import Constraints
     from temi.pipeline.plugins import Plugin
+    from temi.pipeline.results.finished import FinishedRun
     from temi.pipeline.runs.records import Training, TrialRecord
     from temi.pipeline.start.count import ClusterCount
 
@@ -47,6 +49,14 @@ def train_heads(
             help="go on from this finished run: its settings, and its numbers and names for the clusters that stay",
         ),
     ] = None,
+    corrections: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="corrections.jsonl of an earlier run, or its folder: training keeps what it says; "
+            "without --clusters, as many as were left",
+        ),
+    ] = None,
     plugin: Plugins = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -59,6 +69,7 @@ def train_heads(
         from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugin
+        from temi.pipeline.results.constraints import read_constraints
         from temi.pipeline.runs.records import Training, read_record
         from temi.pipeline.runs.run_folder import write_json
         from temi.pipeline.runs.train import follow, train_heads
@@ -79,6 +90,9 @@ def train_heads(
                     "--from continues one run as one run; leave out --trials, --grid, --seeds and several --clusters"
                 )
             before, config = open_before(from_), config or from_ / "config.toml"
+        earlier, told = read_constraints(corrections) if corrections else (None, None)
+        if told and "clusters" not in load_config(config, overrides).heads.model_fields_set:
+            overrides.append(f"heads.clusters={told.clusters}")
         if clusters is not None:
             numbers, count = _count_clusters(clusters, cache, out, config, overrides)
             setting = f"heads.clusters={','.join(map(str, numbers))}"
@@ -87,13 +101,16 @@ def train_heads(
         if many:
             planned = plan_trials(trials, axes, config, overrides)
             configs = with_seeds(planned, seeds) if seeds > 1 else planned
-            _train_trials(EmbeddingCache.open(cache), configs, out, overwrite, plugins)
+            _train_trials(EmbeddingCache.open(cache), configs, out, overwrite, plugins, told)
         else:
             settings = load_config(config, overrides)
-            train_heads(EmbeddingCache.open(cache), settings, out, overwrite=overwrite, plugins=plugins, before=before)
+            opened = EmbeddingCache.open(cache)
+            train_heads(opened, settings, out, overwrite=overwrite, plugins=plugins, before=before, told=told)
         if count is not None:
             write_json(out / "clusters.json", count.summary())
         join().dismiss()
+        if earlier is not None:
+            _carry_over(earlier, out)
         if many:
             return
         summary = read_record(Training, out / "training.json")
@@ -129,15 +146,32 @@ def _count_clusters(
     return [count.clusters], count
 
 
+def _carry_over(earlier: "FinishedRun", out: Path) -> None:
+    """Take names, marks and what training did not keep along, into the run or into every trial."""
+    from temi.pipeline.results.carry import carry_over
+    from temi.pipeline.results.finished import FinishedRun
+    from temi.pipeline.runs.trials import is_trials, list_trained
+
+    folders = [out / trial.trial for trial in list_trained(out)] if is_trials(out) else [out]
+    for folder in folders:
+        found = str(carry_over(earlier, FinishedRun(folder)))
+        print(f"{folder}: {found}" if len(folders) > 1 else found)
+
+
 def _train_trials(
-    cache: "EmbeddingCache", configs: "list[Config]", out: Path, overwrite: bool, plugins: "list[Plugin]"
+    cache: "EmbeddingCache",
+    configs: "list[Config]",
+    out: Path,
+    overwrite: bool,
+    plugins: "list[Plugin]",
+    told: "Constraints | None",
 ) -> None:
     from temi.pipeline.errors import UserError
     from temi.pipeline.runs.label_free import choose_trial
     from temi.pipeline.runs.records import MergeTree, read_record
     from temi.pipeline.runs.trials import MERGES, train_trials
 
-    trials = train_trials(cache, configs, out, overwrite=overwrite, plugins=plugins)
+    trials = train_trials(cache, configs, out, overwrite=overwrite, plugins=plugins, told=told)
     trained = [trial for trial in trials if trial.training is not None]
     if trained:
         best = choose_trial(trials)

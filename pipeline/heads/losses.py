@@ -12,7 +12,7 @@ Rows are the M = 2B images of a batch of B pairs; row i's partner is row (i + B)
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 LogProbs = Float[Tensor, "G M C"]
@@ -24,6 +24,7 @@ Average = Callable[[Tensor], Tensor]
 # The smallest normal float32: below it a marginal's logarithm would be -inf and a dead cluster's pull infinite.
 TINY = torch.finfo(torch.float32).tiny
 MAX_PMI = 100.0
+SMALLEST_DOUBT = 1e-6  # that two images are in different clusters: float32 knows no less beside 1
 
 
 def alone(tensor: Tensor) -> Tensor:
@@ -156,6 +157,23 @@ def sample_entropy(student: LogProbs, weight: PerHead) -> Scored:
     probability = student.exp()
     loss = -weight * (probability * student).sum(-1).mean(-1)
     return loss, -weight[:, None, None] * probability * (student + 1) / student.shape[1]
+
+
+def told_pairs(student: LogProbs, together: Bool[Tensor, " P"]) -> Scored:
+    """Mean over P pairs of -log s where a person said that both belong together, of -log(1 - s) where not.
+
+    s = sum_c q(c|x) q(c|x'), the probability that both are in one cluster; row i's partner is row i + P. Both sides
+    learn. The pairwise cross-entropy of Hsu, Lv and Kira, "Learning to Cluster in Order to Transfer Across Domains and
+    Tasks", ICLR 2018, with the inner product for the likelihood.
+    """
+    one, other = student.chunk(2, dim=1)
+    shared = one + other
+    agreement = shared.logsumexp(-1)
+    left = torch.expm1(agreement).neg().clamp_min(SMALLEST_DOUBT)
+    loss = torch.where(together, -agreement, -left.log()).mean(-1)
+    slope = torch.where(together, -1.0, agreement.exp() / left) / len(together)
+    gradient = (shared - agreement[..., None]).exp() * slope[..., None]
+    return loss, torch.cat([gradient, gradient], dim=1)
 
 
 def logit_gradient(gradient: LogProbs, student: LogProbs) -> Float[Tensor, "G M C"]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from temi.pipeline.config import Config
 from temi.pipeline.device import pick_device, torchrun_rank
 from temi.pipeline.errors import UserError
+from temi.pipeline.features.constraints import Constraints
 
 PREPARATION = timedelta(days=1)  # how long the others wait while rank 0 mines and makes layouts
 STEP = timedelta(minutes=10)  # and how long a step may wait for a process that is stuck
@@ -35,6 +36,7 @@ class Task:
     scratch: Path
     place: Any
     first_step: int
+    told: Constraints | None = None
 
 
 @dataclass(frozen=True)

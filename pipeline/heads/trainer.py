@@ -17,8 +17,10 @@ from torch import Tensor
 
 from temi.pipeline.config import Config, objective_settings
 from temi.pipeline.device import keep_freed_memory
+from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.batches import Batches, TrainingSet
+from temi.pipeline.heads.constrained import ConstrainedPairs
 from temi.pipeline.heads.cuda_graph import Replay
 from temi.pipeline.heads.objectives import PairBatch
 from temi.pipeline.heads.optimizer import StackedAdamW
@@ -58,6 +60,7 @@ class HeadTrainer:
     data : what to train on
     processes : the processes that share every batch
     born : the step of the pass at which each trial begins its schedules; of all at 0 by default
+    told : what a person said of the rows, if anything
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class HeadTrainer:
         data: TrainingSet,
         processes: Processes = ALONE,
         born: Sequence[int] | None = None,
+        told: Constraints | None = None,
     ):
         self.config, self.data, self.trials, self.processes = configs[0], data, len(configs), processes
         self.heads_per_trial = self.config.heads.count
@@ -80,6 +84,8 @@ class HeadTrainer:
         self.blocks = self._cut_into_blocks()
         rows = 2 * self.batches.size // processes.size
         self.x = torch.empty(rows, data.bank.shape[1], device=self.device)
+        pairs = None if told is None else ConstrainedPairs(told, data, min(clusters), self.config.pairs.seed)
+        self.told = pairs if pairs is not None and len(pairs.together) else None
         self.number = torch.zeros(1, dtype=torch.long, device=self.device)
         self.born = torch.tensor(born or [0] * self.trials, device=self.device)
         self.keep: Tensor | None = None
@@ -144,6 +150,8 @@ class HeadTrainer:
         """Train on one batch of pairs: anchors, then their partners, as rows of the bank."""
         self.data.gather(bank_rows, out=self.x)
         self.number.fill_(number)
+        if self.told is not None:
+            self.told.draw(number)
         if self.keep is not None:
             generator = torch.Generator(self.device).manual_seed(self.config.pairs.seed * 1_000_003 + number)
             dropout_mask_(self.keep, self.config.heads.dropout, generator)
@@ -197,7 +205,12 @@ class HeadTrainer:
             keep = keep[span.start % len(keep) :][: len(block.student.outputs)]
         passed = block.student.forward(self.x, self.student_temperature[span], training=True, keep=keep)
         loss, gradient = self._objective(span, passed.logits, teacher, marginal, weight)
-        return loss, block.student.gradients(passed, gradient, share=1 / self.heads_per_trial)
+        share = 1 / self.heads_per_trial
+        gradients = block.student.gradients(passed, gradient, share)
+        if self.told is None:
+            return loss, gradients
+        more, own = self.told.learn(block.student, self.student_temperature[span], share)
+        return loss + more, {name: gradient + own[name] for name, gradient in gradients.items()}
 
     def _objective(
         self, span: slice, scores: Tensor, teacher: Tensor, marginal: Tensor, weight: Tensor

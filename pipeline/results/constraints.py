@@ -1,13 +1,16 @@
-"""What corrections teach a training: pairs of images that belong together or apart, and clusters of images."""
+"""What corrections teach a training: clusters as a person left them, and pairs that belong together or apart."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import combinations, pairwise
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from temi.pipeline.errors import UserError
+from temi.pipeline.features.constraints import NOWHERE, Constraints, distinct_pairs, together
 from temi.pipeline.results.corrections import (
+    CORRECTIONS,
     REMOVED,
     Correction,
     Different,
@@ -21,36 +24,34 @@ from temi.pipeline.results.corrections import (
     positions,
     replay,
 )
+from temi.pipeline.results.finished import FinishedRun
 
 WITNESSES = 32  # images that speak for a cluster or a part: its most confident ones
-UNKNOWN = -2  # seed of an image of which a person said nothing
 
-Pairs = Int64[np.ndarray, "m 2"]
 Keys = Sequence[str]
 
 
-@dataclass(frozen=True)
-class Constraints:
-    """Positions of images in a table of assignments.
+def read_constraints(file: Path) -> tuple[FinishedRun, Constraints]:
+    """What the corrections of a run say, and the run; `file` is its folder, or the file of corrections in there.
 
-    Attributes
-    ----------
-    must, cannot : (m, 2) pairs that belong together, and pairs that do not; each once, the smaller position first
-    seeds : (n,) the cluster that a person put an image into, REMOVED where none, UNKNOWN where nothing was said
+    Raises
+    ------
+    UserError
+        It is neither, nothing was corrected, or two things that a person said contradict each other.
     """
-
-    must: Pairs
-    cannot: Pairs
-    seeds: Int64[np.ndarray, " n"]
-
-    def located(self, keys: Keys, elsewhere: Keys) -> "Constraints":
-        """The same for the images `elsewhere`, which may be more; what is said of images not there is left out."""
-        place = {key: position for position, key in enumerate(elsewhere)}
-        there = np.array([place.get(key, -1) for key in keys], dtype=np.int64)
-        seeds = np.full(len(elsewhere), UNKNOWN, dtype=np.int64)
-        seeds[there[there >= 0]] = self.seeds[there >= 0]
-        must, cannot = there[self.must], there[self.cannot]
-        return Constraints(_pairs(must[(must >= 0).all(1)]), _pairs(cannot[(cannot >= 0).all(1)]), seeds)
+    folder = file if file.is_dir() else file.parent
+    if file.name != CORRECTIONS and not file.is_dir():
+        raise UserError(
+            f"{file} is not the {CORRECTIONS} of a run, which says what its entries change; take it into the run by "
+            f"`temi correct RUN {file.name}` and give RUN/{CORRECTIONS}"
+        )
+    run = FinishedRun(folder)
+    if not in_force(run.corrections):
+        raise UserError(f"{folder} has no corrections to learn from; make some with `temi serve {folder}`")
+    table = run.trained
+    confidence = table["confidence"].to_numpy("float32")
+    cluster = table["cluster"].to_numpy("int64")
+    return run, constraints(table["key"].tolist(), cluster, confidence, run.model.clusters, run.corrections)
 
 
 def constraints(
@@ -64,21 +65,57 @@ def constraints(
 
     A merge joins the surest images of its clusters; a split parts the surest of each part from those of the others and
     joins those within; a move joins an image to the surest of where it went and parts it from the surest of where it
-    was. Of pairs that a later entry contradicts, the later entry's stays.
+    was. Of these pairs, those count that still hold in the end; of pairs that a person named, all.
+
+    Raises
+    ------
+    UserError
+        Two images marked as different were marked as the same by way of others, or images marked as the same were put
+        into different clusters.
     """
     place = {key: position for position, key in enumerate(keys)}
-    said: dict[tuple[int, int], bool] = {}
+    implied: dict[tuple[int, int], bool] = {}
+    named: dict[tuple[int, int], bool] = {}
     state = replay(keys, cluster, clusters, ())
     for entry in in_force(entries):
-        for pair, together in _told(entry, state.cluster, confidence, place):
+        told = named if isinstance(entry, Same | Different) else implied
+        for pair, joined in _told(entry, state.cluster, confidence, place):
             one, other = sorted(map(int, pair))
             if one != other:
-                said[one, other] = together
+                told[one, other] = joined
         apply(state, entry, place)
-    seeds = np.where(state.by_hand, state.cluster, UNKNOWN)
-    must = np.array([pair for pair, together in said.items() if together], dtype=np.int64)
-    cannot = np.array([pair for pair, together in said.items() if not together], dtype=np.int64)
-    return Constraints(_pairs(must), _pairs(cannot), seeds)
+    left = np.where(state.cluster == REMOVED, NOWHERE, state.cluster)
+    _check(keys, left, state.by_hand, named)
+    holds = {pair: joined for pair, joined in implied.items() if joined == _together(left, *pair)}
+    said = state.by_hand.copy()
+    said[[image for pair, joined in holds.items() if joined for image in pair]] = True
+    both = holds | named
+    must, cannot = ([pair for pair, joined in both.items() if joined == wanted] for wanted in (True, False))
+    return Constraints(keys, left, said & (left != NOWHERE), distinct_pairs(must), distinct_pairs(cannot))
+
+
+def _together(cluster: Int64[np.ndarray, " n"], one: int, other: int) -> bool:
+    return bool(cluster[one] == cluster[other] != NOWHERE)
+
+
+def _check(
+    keys: Keys, cluster: Int64[np.ndarray, " n"], by_hand: np.ndarray, named: dict[tuple[int, int], bool]
+) -> None:
+    """Refuse what nobody could keep; by name."""
+    part = together(distinct_pairs([pair for pair, joined in named.items() if joined]), len(keys))
+    for (one, other), joined in named.items():
+        if not joined and part[one] == part[other]:
+            raise UserError(
+                f"{keys[one]} and {keys[other]} are marked as different, and as the same by way of other images; "
+                "take one of these marks back"
+            )
+    placed = np.flatnonzero(by_hand)
+    for first, second in pairwise(placed[np.argsort(part[placed], kind="stable")]):
+        if part[first] == part[second] and cluster[first] != cluster[second]:
+            raise UserError(
+                f"{keys[first]} and {keys[second]} are marked as the same and were put into different clusters; "
+                "move one of them, or take the mark back"
+            )
 
 
 def _told(
@@ -138,7 +175,3 @@ def _joined(groups: list[list[int]]) -> list[tuple[Sequence[int], bool]]:
 def _parted(groups: list[list[int]]) -> list[tuple[Sequence[int], bool]]:
     both = combinations(groups, 2)
     return [((one, other), False) for first, second in both for one, other in zip(first, second, strict=False)]
-
-
-def _pairs(pairs: Int64[np.ndarray, "..."]) -> Pairs:
-    return np.unique(np.sort(pairs.reshape(-1, 2), axis=1), axis=0)

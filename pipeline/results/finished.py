@@ -12,12 +12,13 @@ from jaxtyping import Float16, Float32, Int32
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import recorded_config
-from temi.pipeline.errors import UserError
+from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.evaluate.tables import open_training_cache
 from temi.pipeline.features.features import Features
 from temi.pipeline.images import ImageSource
 from temi.pipeline.images.recorded import open_images
 from temi.pipeline.results.corrections import Corrected, Correction, read_corrections, replay, replay_clusters
+from temi.pipeline.results.mosaic import mosaic
 from temi.pipeline.results.names import display_name, first_names
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.run_folder import RunFolder
@@ -101,6 +102,14 @@ class FinishedRun:
     def __repr__(self) -> str:
         images = len(self.trained)
         return f"FinishedRun({str(self.folder)!r}: {images:,} images in {self.clusters} clusters)"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a mosaic of the clusters, without pictures where the images are not found."""
+        try:
+            images = self.images()
+        except USER_ERRORS:
+            images = None
+        return mosaic(self.assignments, self.names, images)
 
     @cached_property
     def embeddings(self) -> Float16[np.ndarray, "n D"]:

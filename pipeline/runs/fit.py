@@ -12,6 +12,8 @@ from temi.cache import Fingerprint
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings
+from temi.pipeline.features.constraints import Constraints
+from temi.pipeline.features.copies import exact_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
@@ -21,14 +23,15 @@ from temi.pipeline.runs.checks import check_settings
 from temi.pipeline.runs.loop import TrainingLoop, Trial
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.start.find import Start, sample
+from temi.pipeline.start.honor import honored
 from temi.pipeline.start.pool import judges, mean_information
 from temi.pipeline.start.vote import match
 
 TOLERANCE = 0.02  # a head whose score is lower by this share of the best weighs 1/e
 
 
-def fit_model(features: Features, config: Config) -> ClusterModel:
-    """Heads of one trial, trained in memory.
+def fit_model(features: Features, config: Config, told: Constraints | None = None) -> ClusterModel:
+    """Heads of one trial, trained in memory; `told` is what a person said of the rows.
 
     Raises
     ------
@@ -37,8 +40,9 @@ def fit_model(features: Features, config: Config) -> ClusterModel:
     """
     distinct = features.distinct()
     check_settings(config, len(distinct), features.view_count, "the array")
-    trainer = HeadTrainer([config], load_training_set(distinct, config))
-    starts = begin_heads(trainer, distinct, [config])
+    known = told_of_distinct(told, features)
+    trainer = HeadTrainer([config], load_training_set(distinct, config), told=known)
+    starts = begin_heads(trainer, distinct, [config], known)
     trial = Trial(trainer, 0, config)
     TrainingLoop([trial], trainer).run()
     if trial.stopped:
@@ -46,15 +50,28 @@ def fit_model(features: Features, config: Config) -> ClusterModel:
     return build_model(trial, distinct, features.embedding, None, begun=bool(starts))
 
 
+def told_of_distinct(told: Constraints | None, features: Features) -> Constraints | None:
+    """What was said of rows, of those that `Features.distinct` keeps; UserError where copies contradict each other."""
+    return None if told is None else told.of_groups(*exact_copies(features.embedding))
+
+
 def begin_heads(
-    trainer: HeadTrainer, features: Features, configs: Sequence[Config], trials: Sequence[int] | None = None
+    trainer: HeadTrainer,
+    features: Features,
+    configs: Sequence[Config],
+    told: Constraints | None = None,
+    trials: Sequence[int] | None = None,
 ) -> list[Start]:
-    """Put the heads of `trials` (all of them) at the clusters they start from; [] where they start at random."""
+    """Put the heads of `trials` (all of them) at the clusters they start from; [] where they start at random.
+
+    What a person `told` of the rows holds in these clusters.
+    """
     find = STARTS[configs[0].start.kind]
     found: dict[tuple[int, int], Start | None] = {}
     for config in configs:
         if (own := _cut_by(config)) not in found:
-            found[own] = find(features, config.heads.clusters, config.start)
+            start = find(features, config.heads.clusters, config.start)
+            found[own] = start if start is None or told is None else honored(start, features, told)
     starts = [start for config in configs if (start := found[_cut_by(config)]) is not None]
     if starts:
         begin_at_cuts(trainer, features, configs, starts, range(len(configs)) if trials is None else trials)

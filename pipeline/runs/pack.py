@@ -118,7 +118,7 @@ class Seating:
             for place, state in zip(self._places[one.number], one.states, strict=False):
                 self.trainer.trial(place).load(state)
         fresh = [place for one in candidates if not one.states for place in self._places[one.number]]
-        self.begun = bool(begin_heads(self.trainer, features, configs, fresh))
+        self.begun = bool(begin_heads(self.trainer, features, configs, trials=fresh))
 
     def train(self, first: int, stop: int) -> None:
         """Steps [first, stop) of the pass."""

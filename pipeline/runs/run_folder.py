@@ -61,7 +61,7 @@ class TrainedCache:
 
 @dataclass(frozen=True)
 class Environment:
-    """What a run was begun with: versions, device, cache, and the digest of every file of the user's own."""
+    """What a run was begun with: versions, device, cache, digests of corrections and of files of the user's own."""
 
     python: str
     platform: str
@@ -72,6 +72,7 @@ class Environment:
     cache: TrainedCache
     plugins: dict[str, str] = field(default_factory=dict)
     continues: str | None = None  # the run whose clusters it goes on with
+    corrections: str = ""
 
 
 class RunFolder:
@@ -170,6 +171,11 @@ class RunFolder:
         if begun.continues != environment.continues:
             raise UserError(
                 f"{self.folder} was started {_continuing(begun)} and is asked for {_continuing(environment)}; "
+                "use another --out, or --overwrite to start again"
+            )
+        if begun.corrections != environment.corrections:
+            raise UserError(
+                f"{self.folder} was started with other corrections, or without any; "
                 "use another --out, or --overwrite to start again"
             )
         if begun.cache.digest != environment.cache.digest:

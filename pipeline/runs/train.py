@@ -16,6 +16,7 @@ from temi.pipeline.config import Config
 from temi.pipeline.device import pick_device, return_freed_memory
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import CachedRows
+from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.processes import Task, join
@@ -25,7 +26,7 @@ from temi.pipeline.progress import say
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.continued import CONTINUED, Before
 from temi.pipeline.runs.csv_table import frame_csv
-from temi.pipeline.runs.fit import begin_heads, build_model
+from temi.pipeline.runs.fit import begin_heads, build_model, told_of_distinct
 from temi.pipeline.runs.label_free import label_free_scores
 from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
 from temi.pipeline.runs.memory import check_memory
@@ -44,10 +45,12 @@ def train_heads(
     overwrite: bool = False,
     plugins: Sequence[Plugin] = (),
     before: Before | None = None,
+    told: Constraints | None = None,
 ) -> ClusterModel:
     """Train clustering heads on `cache` and leave a run folder at `out`; an interrupted run goes on where it stopped.
 
-    Clusters keep the numbers that they have in the run `before`, where they are the same.
+    Clusters keep the numbers that they have in the run `before`, where they are the same. `told` is what a person said
+    of the images of an earlier run.
 
     Raises
     ------
@@ -55,7 +58,9 @@ def train_heads(
         Settings that do not fit the cache, a folder that holds another run, or training that cannot go on.
     """
     run = RunFolder(out)
-    train_pass(cache, [config], [run], out / "neighbors", overwrite=overwrite, plugins=plugins, before=before)
+    train_pass(
+        cache, [config], [run], out / "neighbors", overwrite=overwrite, plugins=plugins, before=before, told=told
+    )
     if run.stopped:
         raise UserError(run.stopped)
     return ClusterModel.load(run.model, pick_device(config.train.device))
@@ -70,15 +75,21 @@ def train_pass(
     overwrite: bool,
     plugins: Sequence[Plugin] = (),
     before: Before | None = None,
+    told: Constraints | None = None,
 ) -> None:
     """Train trials that can share a pass (see `HeadTrainer`), each into its own run folder.
 
     Every folder ends up finished, or with the sentence that says why its trial cannot go on. `scratch` takes what is
-    kept of the features where the cache's folder cannot. `plugins` are the files of the user's own that settings name.
+    kept of the features where the cache's folder cannot. `plugins` are the files of the user's own that settings name,
+    `told` is what a person said of images, by their names.
     """
     began = time.perf_counter()
     device, processes = pick_device(configs[0].train.device), join()
-    environment = replace(describe_environment(cache, device), continues=str(before.folder) if before else None)
+    environment = replace(
+        describe_environment(cache, device),
+        continues=str(before.folder) if before else None,
+        corrections=told.digest if told else "",
+    )
     if not overwrite and all(run.settled for run in runs):
         for config, run in zip(configs, runs, strict=True):
             run.start(config, environment, overwrite, plugins)  # refuses other settings
@@ -92,21 +103,23 @@ def train_pass(
         check_settings(config, len(features), cache.views, str(cache.folder))
         check_tracking(config)
         processes.check(config, min(config.train.batch_size, len(features)))
+    known = None if told is None else told_of_distinct(told.on([cache.keys[row] for row in rows]), everything)
     for config, run in zip(configs, runs, strict=True):
         run.start(config, environment, overwrite, plugins)
     owed = [(config, run) for config, run in zip(configs, runs, strict=True) if not run.settled]
     configs, runs = zip(*owed, strict=True)
     footprint = check_memory(configs, cache, len(features), device)
     say(f"memory: about {footprint}")
-    trainer = HeadTrainer(configs, load_training_set(features, configs[0], footprint.place, scratch), processes)
+    data = load_training_set(features, configs[0], footprint.place, scratch)
+    trainer = HeadTrainer(configs, data, processes, told=known)
     return_freed_memory()
     trials = [LoggedTrial(run, trainer, index, config) for index, (config, run) in enumerate(owed)]
     first_step = resume_trials(trials)
     if first_step == 0:
-        for run, start in zip(runs, begin_heads(trainer, features, configs), strict=False):
+        for run, start in zip(runs, begin_heads(trainer, features, configs, known), strict=False):
             write_json(run.start_file, start.summary())
     return_freed_memory()
-    processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step))
+    processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
     processes.take_over(trainer.state())
     TrainingLoop(trials, trainer, first_step).run()
     return_freed_memory()
@@ -157,7 +170,7 @@ def follow() -> None:
         rows, device = training_rows(cache, settings.split), pick_device(settings.device)
         features = Features.of_cache(cache, rows, task.scratch, device).distinct()
         data = load_training_set(features, task.configs[0], task.place, task.scratch)
-        trainer = HeadTrainer(task.configs, data, processes)
+        trainer = HeadTrainer(task.configs, data, processes, told=task.told)
         processes.take_over(trainer.state())
         batches = trainer.batches.bank_rows(task.first_step, trainer.steps)
         for done, bank_rows in enumerate(batches, start=task.first_step + 1):

@@ -20,6 +20,7 @@ import pandas as pd
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config, load_config, per_trial
 from temi.pipeline.errors import UserError
+from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.heads.objectives import Loss
 from temi.pipeline.plugins import Plugin
 from temi.pipeline.registry import OBJECTIVES
@@ -145,6 +146,7 @@ def train_trials(
     *,
     overwrite: bool = False,
     plugins: Sequence[Plugin] = (),
+    told: Constraints | None = None,
 ) -> list[TrialRecord]:
     """Train all trials, a pass per group, into ``OUT/trial-NNN``; finished ones are kept, interrupted ones resumed.
 
@@ -158,7 +160,7 @@ def train_trials(
     runs = [RunFolder(out / f"trial-{position:03d}") for position in range(len(configs))]
     for group in group_trials(configs):
         chosen = [configs[i] for i in group], [runs[i] for i in group]
-        train_pass(cache, *chosen, out / "neighbors", overwrite=overwrite, plugins=plugins)
+        train_pass(cache, *chosen, out / "neighbors", overwrite=overwrite, plugins=plugins, told=told)
     trials = [
         TrialRecord(
             trial=run.folder.name,

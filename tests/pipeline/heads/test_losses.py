@@ -215,3 +215,25 @@ def test_marginal_is_an_ema_of_the_batch_mean() -> None:
         expected = keep * log_marginal[h].exp().numpy() + (1 - keep) * teacher[h].exp().numpy().mean(0)
         np.testing.assert_allclose(updated[h].numpy(), expected)
     assert updated.sum(-1).numpy() == pytest.approx(np.ones(G))
+
+
+def test_told_pairs_equal_their_reference_and_autograd() -> None:
+    logits = draw()[0].requires_grad_()
+    joined = torch.tensor([True, False, True, False, False, True, True])
+    loss, gradient = losses.told_pairs(logits.detach().log_softmax(-1), joined)
+    q = numpy_softmax(logits.detach().numpy())
+    same = (q[:, :B] * q[:, B:]).sum(-1)
+    expected = np.where(joined.numpy(), -np.log(same), -np.log(1 - same)).mean(-1)
+    np.testing.assert_allclose(loss.numpy(), expected, rtol=1e-12)
+    student = logits.log_softmax(-1)
+    shared = (student[:, :B] + student[:, B:]).logsumexp(-1).exp()
+    torch.where(joined, -shared.log(), -(1 - shared).log()).mean(-1).sum().backward()
+    carried = losses.logit_gradient(gradient, student.detach())
+    torch.testing.assert_close(carried, logits.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_told_pairs_stay_finite_where_heads_are_sure_of_the_opposite() -> None:
+    sure = torch.tensor([[[200.0, 0.0], [200.0, 0.0], [200.0, 0.0], [0.0, 200.0]]])
+    loss, gradient = losses.told_pairs(sure.log_softmax(-1), torch.tensor([False, True]))
+    assert loss.isfinite().all()
+    assert gradient.isfinite().all()

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.constraints import UNKNOWN, constraints
+from temi.pipeline.features.constraints import NOWHERE
+from temi.pipeline.results.constraints import constraints
 from temi.pipeline.results.corrections import (
     CORRECTIONS,
     REMOVED,
@@ -156,24 +157,41 @@ def test_entries_become_pairs_and_seeds() -> None:
     assert (split.must.tolist(), split.cannot.tolist()) == ([[1, 2]], [[0, 2]])
     moved = constraints(KEYS, CLUSTER, confidence, 3, [Move(keys=["0.jpg"], to=2)])
     assert (moved.must.tolist(), moved.cannot.tolist()) == ([[0, 7]], [[0, 2]])
-    assert moved.seeds.tolist() == [2] + 7 * [UNKNOWN]
+    assert moved.cluster.tolist() == [2, 0, 0, 1, 1, 2, 2, 2]
+    assert np.flatnonzero(moved.said).tolist() == [0, 7]  # and the one that speaks for where it went
     told = constraints(
         KEYS, CLUSTER, confidence, 3, [Same(keys=["6.jpg", "0.jpg"]), Different(keys=["0.jpg", "6.jpg"])]
     )
     assert (told.must.tolist(), told.cannot.tolist()) == ([], [[0, 6]])  # what was said last
     undone = constraints(KEYS, CLUSTER, confidence, 3, [Remove(keys=["0.jpg"]), Undo()])
-    assert len(undone.must) == len(undone.cannot) == 0
-    assert (undone.seeds == UNKNOWN).all()
+    assert len(undone.must) == len(undone.cannot) == undone.said.sum() == 0
 
 
-def test_pairs_are_found_again_among_more_images() -> None:
-    confidence = np.ones(8, dtype=np.float32)
-    found = constraints(KEYS, CLUSTER, confidence, 3, [Move(keys=["0.jpg", "6.jpg"], to=1)])
-    elsewhere = ["new.jpg", *reversed(KEYS[:6])]  # 6.jpg is gone
-    there = found.located(KEYS, elsewhere)
-    assert there.seeds[elsewhere.index("0.jpg")] == 1
-    assert {tuple(pair) for pair in there.must} == {(3, 6)}  # 3.jpg is where 0.jpg went
-    assert all(elsewhere[one] in KEYS and elsewhere[other] in KEYS for one, other in there.cannot)
+def test_what_no_longer_holds_in_the_end_teaches_nothing() -> None:
+    confidence = np.linspace(0.1, 0.8, 8, dtype=np.float32)
+    entries = [Move(keys=["0.jpg"], to=2), Move(keys=["7.jpg"], to=1), Remove(keys=["2.jpg"])]
+    found = constraints(KEYS, CLUSTER, confidence, 3, entries)  # 7.jpg spoke for 0.jpg's new cluster, then left it
+    assert found.must.tolist() == [[4, 7]]
+    assert found.cluster.tolist() == [2, 0, NOWHERE, 1, 1, 2, 2, 1]
+    assert np.flatnonzero(found.said).tolist() == [0, 4, 7]
+
+
+@pytest.mark.parametrize(
+    ("entries", "sentence"),
+    [
+        (
+            [Same(keys=["0.jpg", "1.jpg"]), Same(keys=["1.jpg", "5.jpg"]), Different(keys=["0.jpg", "5.jpg"])],
+            r"0.jpg and 5.jpg are marked as different, and as the same by way of other images",
+        ),
+        (
+            [Move(keys=["0.jpg"], to=1), Move(keys=["5.jpg"], to=0), Same(keys=["0.jpg", "5.jpg"])],
+            r"0.jpg and 5.jpg are marked as the same and were put into different clusters; move one of them",
+        ),
+    ],
+)
+def test_a_conflict_is_named(entries: list[Correction], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        constraints(KEYS, CLUSTER, np.ones(8, dtype=np.float32), 3, entries)
 
 
 def test_lines_are_plain_json(tmp_path: Path) -> None:

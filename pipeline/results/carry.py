@@ -1,0 +1,130 @@
+"""What a person said of one run, taken along into the run that learned it: names, marks, notes, images not kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from temi.pipeline.features.constraints import NOWHERE
+from temi.pipeline.results.corrections import (
+    REMOVED,
+    Correction,
+    Different,
+    Move,
+    Note,
+    Remove,
+    Rename,
+    Same,
+    append_corrections,
+    correction_lock,
+    in_force,
+    signed,
+)
+from temi.pipeline.results.finished import FinishedRun
+
+NAMED = 5  # pairs that do not hold; more are counted
+
+
+@dataclass(frozen=True)
+class Carried:
+    """How far a run keeps what was said of an earlier one.
+
+    Attributes
+    ----------
+    placed, learned : images that a person placed, and those of them that training put there; the others were moved
+    names : clusters that kept their name
+    lost : names whose cluster is spread over several
+    broken : pairs marked as the same or as different that do not hold
+    """
+
+    placed: int
+    learned: int
+    names: int
+    lost: Sequence[str]
+    broken: Sequence[str]
+
+    def __str__(self) -> str:
+        lines = [f"corrections: of {self.placed} images placed by hand training put {self.learned} there"]
+        if self.learned < self.placed:
+            lines[0] += f", {self.placed - self.learned} were moved"
+        if self.names:
+            lines.append(f"names: {self.names} taken along")
+        if self.lost:
+            lines.append(f"note: no cluster holds most of {', '.join(self.lost)}; name it anew")
+        if self.broken:
+            rest = len(self.broken) - NAMED
+            more = f", and {rest} more" if rest > 0 else ""
+            lines.append(f"note: not kept: {'; '.join(self.broken[:NAMED])}{more}")
+        return "\n".join(lines)
+
+
+def carry_over(earlier: FinishedRun, run: FinishedRun) -> Carried:
+    """Write to `run` what was said of images of `earlier` that it has; once, if it has no corrections yet.
+
+    An image that a person placed and that training put elsewhere is moved to the cluster that holds most of the images
+    it was placed with; one that was taken out of all clusters is taken out again.
+    """
+    then, keys = earlier.corrected, earlier.trained["key"].tolist()
+    there = np.array([run.place.get(key, -1) for key in keys], dtype=np.int64)
+    common = np.flatnonzero(there >= 0)
+    before, now = then.cluster[common], run.trained["cluster"].to_numpy("int64")[there[common]]
+    shared = np.zeros((then.clusters, run.model.clusters), dtype=np.int64)
+    inside = before != REMOVED
+    np.add.at(shared, (before[inside], now[inside]), 1)
+    home, owner = np.where(shared.any(1), shared.argmax(1), NOWHERE), shared.argmax(0)
+    by_hand = then.by_hand[common]
+    strays = by_hand & inside & (now != home[before]) & (owner[now] != before)
+    removed = by_hand & ~inside
+    entries: list[Correction] = []
+    for cluster in np.unique(home[before[strays]]):
+        moved = common[strays][home[before[strays]] == cluster]
+        entries.append(Move(keys=[keys[image] for image in moved], to=int(cluster)))
+    if removed.any():
+        entries.append(Remove(keys=[keys[image] for image in common[removed]]))
+    names, lost = _names(then.names, shared)
+    entries += [Rename(names=names)] if names else []
+    entries += _marks(earlier.corrections, run, home)
+    if entries:
+        with correction_lock(run.folder):
+            run.forget_corrections()
+            if not run.corrections:
+                append_corrections(run.folder, [signed(entry) for entry in entries])
+        run.forget_corrections()
+    placed = by_hand & inside
+    return Carried(int(placed.sum()), int((placed & ~strays).sum()), len(names), lost, _broken(run))
+
+
+def _names(names: dict[int, str], shared: Int64[np.ndarray, "B C"]) -> tuple[dict[int, str], list[str]]:
+    """Names by new cluster, where most of the one is in the other and the other way round; and those that are left."""
+    found: dict[int, str] = {}
+    for cluster, name in names.items():
+        new = int(shared[cluster].argmax())
+        overlap = shared[cluster, new]
+        if 2 * overlap > max(shared[cluster].sum(), shared[:, new].sum()):
+            found[new] = name
+    return found, [name for name in names.values() if name not in found.values()]
+
+
+def _marks(entries: Sequence[Correction], run: FinishedRun, home: Int64[np.ndarray, " B"]) -> list[Correction]:
+    """Marks of pairs and notes, as far as their images are there."""
+    kept: list[Correction] = []
+    for entry in in_force(entries):
+        match entry:
+            case Same() | Different() if all(key in run.place for key in entry.keys):
+                kept.append(entry)
+            case Note():
+                keys = [key for key in entry.keys if key in run.place]
+                number = None if entry.cluster is None or home[entry.cluster] < 0 else int(home[entry.cluster])
+                kept.append(entry.model_copy(update={"keys": keys, "cluster": number}))
+    return kept
+
+
+def _broken(run: FinishedRun) -> list[str]:
+    cluster, found = run.corrected.cluster, []
+    for entry in in_force(run.corrections):
+        if isinstance(entry, Same | Different):
+            one, other = (cluster[run.place[key]] for key in entry.keys)
+            if (one == other) != isinstance(entry, Same):
+                found.append(f"{entry.keys[0]} and {entry.keys[1]} {'the same' if one != other else 'different'}")
+    return found

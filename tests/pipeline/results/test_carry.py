@@ -1,0 +1,100 @@
+"""What a person said of a run lasts: training keeps it, with other clusters and more images too; names go along."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mixtures import mixture, write_cache
+
+import temi
+from temi.pipeline.errors import UserError
+from temi.pipeline.results.correct import correct
+from temi.pipeline.results.corrections import CORRECTIONS, REMOVED, Different, Move, Remove, Rename, Same
+from temi.pipeline.results.finished import FinishedRun
+
+TEMI = Path(sys.executable).with_name("temi")
+SHORT = ["heads.count=4", "neighbors.k=8", "train.epochs=0", "train.min_steps=100", "train.tensorboard=false"]
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    settings = [word for setting in SHORT for word in ("--set", setting)]
+    return subprocess.run([TEMI, "train-heads", *map(str, arguments), *settings], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def corrected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CACHE of 240 rows, a run of 4 clusters, and corrections that put 12 rows of cluster 0 into cluster 1."""
+    home = tmp_path_factory.mktemp("corrected")
+    embedding, _ = mixture(rows=300, clusters=4, noise=0.6)
+    write_cache(home / "cache", embedding[:240])
+    write_cache(home / "more", embedding)
+    run = temi.train_heads(home / "cache", home / "run", 4, SHORT)
+    rows = run.trained[run.trained["cluster"] == 0]["key"].tolist()
+    asked = [
+        Move(keys=rows[:12], to=1),
+        Remove(keys=[rows[20]]),
+        Rename(names={1: "ones", 2: "twos"}),
+        Same(keys=[rows[0], rows[1]]),
+        Different(keys=[rows[0], rows[30]]),
+    ]
+    correct(run, asked, "ann")
+    return home
+
+
+def moved(home: Path) -> list[str]:
+    return json.loads((home / "run" / CORRECTIONS).read_text().splitlines()[0])["keys"]
+
+
+@pytest.mark.parametrize(("cache", "clusters"), [("cache", None), ("cache", 6), ("more", None)])
+def test_training_keeps_what_a_person_said(corrected: Path, tmp_path: Path, cache: str, clusters: int | None) -> None:
+    given = {"clusters": clusters, "settings": SHORT, "corrections": corrected / "run"}
+    run, before = temi.train_heads(corrected / cache, tmp_path / "run", **given), temi.open_run(corrected / "run")
+    assert run.model.clusters == (clusters or 4)
+    keys, learned = moved(corrected), run.trained.set_index("key")["cluster"]
+    ones = before.corrected.cluster == 1
+    home = learned[before.trained["key"][ones]].value_counts().idxmax()
+    assert (learned[keys] == home).mean() > 0.5  # by training alone; of a run without corrections, none
+    table = run.assignments.set_index("key")["cluster"]
+    assert (table == REMOVED).sum() == 1
+    if clusters is None:
+        assert run.names[home] == "ones"
+        assert set(table[keys]) == {home}
+    again = temi.train_heads(corrected / cache, tmp_path / "run", **given)
+    assert len(again.corrections) == len(run.corrections)  # nothing twice
+
+
+def test_the_command_says_what_it_kept_and_takes_no_other_corrections_up(corrected: Path, tmp_path: Path) -> None:
+    given = [corrected / "cache", "--out", tmp_path / "run"]
+    made = command(*given, "--corrections", corrected / "run" / CORRECTIONS)
+    assert made.returncode == 0, made.stderr
+    assert "corrections: of 12 images placed by hand training put" in made.stdout
+    assert "names: 2 taken along" in made.stdout
+    refused = command(*given, "--clusters", 4)
+    assert refused.returncode == 2
+    assert "was started with other corrections, or without any" in refused.stderr
+
+
+def test_a_file_that_is_no_runs_is_a_sentence(corrected: Path, tmp_path: Path) -> None:
+    loose = tmp_path / "mine.jsonl"
+    loose.write_text('{"action": "undo"}\n')
+    for given, sentence in [
+        (loose, r"mine.jsonl is not the corrections.jsonl of a run.*`temi correct RUN mine.jsonl`"),
+        (tmp_path, r"is not a finished run"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            temi.train_heads(corrected / "cache", tmp_path / "run", corrections=given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_estimator_keeps_corrections(tmp_path: Path) -> None:
+    embedding, _ = mixture(rows=200, clusters=3, noise=0.6)
+    rows = embedding.astype(np.float32)
+    first = temi.TemiClusterer(3, settings=SHORT, run=tmp_path).fit(rows)
+    stay, go = np.flatnonzero(first.labels_ == 1), np.flatnonzero(first.labels_ == 0)[:10]
+    correct(FinishedRun(tmp_path / "run"), [Move(keys=[str(row) for row in go], to=1)])
+    again = temi.TemiClusterer(3, settings=SHORT, corrections=tmp_path / "run").fit(rows)
+    home = np.bincount(again.labels_[stay]).argmax()
+    assert (again.labels_[go] == home).mean() > 0.7
