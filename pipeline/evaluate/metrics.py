@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64
+from jaxtyping import Bool, Float, Int, Int64
 from scipy.optimize import linear_sum_assignment
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
@@ -54,12 +54,16 @@ def confident_accuracy(label: Labels, cluster: Labels, confidence: Float[np.ndar
     known = label >= 0
     if not known.any():
         return {}
-    table = contingency(label[known], cluster[known])
-    row, column = linear_sum_assignment(table, maximize=True)
-    names = dict(zip(np.unique(cluster[known])[column], np.unique(label[known])[row], strict=True))
-    right = np.array([names.get(c) == y for c, y in zip(cluster[known], label[known], strict=True)])
-    right = right[np.argsort(-confidence[known], kind="stable")]
+    right = matched_right(label[known], cluster[known])[np.argsort(-confidence[known], kind="stable")]
     return {str(share): float(right[: max(1, round(len(right) * share / 100))].mean()) for share in CONFIDENT}
+
+
+def matched_right(label: Labels, cluster: Labels) -> Bool[np.ndarray, " n"]:
+    """Whether the class that a row's cluster is matched to, one to one by the Hungarian method, is its own."""
+    table = contingency(label, cluster)
+    row, column = linear_sum_assignment(table, maximize=True)
+    names = dict(zip(np.unique(cluster)[column], np.unique(label)[row], strict=True))
+    return np.array([names.get(c) == y for c, y in zip(cluster, label, strict=True)])
 
 
 def knn_accuracy(
