@@ -1,10 +1,10 @@
 """What is in a cache, also in one that is not finished, and what is kept beside its embeddings."""
 
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from temi.cache.files import os_errors
+from temi.cache.fingerprint import Fingerprint
 from temi.cache.kept import Kept, list_kept
 from temi.cache.manifest import Manifest
 from temi.cache.neighbors import list_neighbors
@@ -12,33 +12,60 @@ from temi.cache.schema import NEIGHBORS, CacheError
 from temi.cache.shard import Sidecar
 
 
-def summarize(folder: Path) -> dict[str, Any]:
-    """Counts, sizes, settings and times of the cache in `folder`, ready for JSON; CacheError if it is none."""
+@dataclass(frozen=True)
+class Made:
+    """A file that is kept beside the embeddings, and the settings that made it."""
+
+    file: str
+    name: str
+    bytes: int
+    made_from: dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Counts, sizes, settings and times of a cache, as `temi cache info` prints them."""
+
+    folder: str
+    rows: int
+    dim: int
+    views: int
+    shards: int
+    shards_done: int
+    shards_damaged: list[str]
+    bytes: int
+    unreadable_images: int
+    splits: dict[str, tuple[int, int]]
+    classes: int
+    kept: list[Made]
+    seconds: dict[str, float]
+    fingerprint: Fingerprint
+
+
+def summarize(folder: Path) -> Summary:
+    """What is in the cache in `folder`, also if it is unfinished; CacheError if it is none."""
     manifest = Manifest.read(folder)
     sidecars, damaged = _sidecars(folder, manifest)
     seconds: dict[str, float] = {}
     for sidecar in sidecars:
         for name, value in sidecar.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value
-    return {
-        "folder": str(folder),
-        "rows": manifest.rows,
-        "dim": manifest.dim,
-        "views": manifest.views,
-        "shards": len(manifest.shards),
-        "shards_done": len(sidecars),
-        "shards_damaged": damaged,
-        "bytes": sum(sidecar.size for sidecar in sidecars),
-        "unreadable_images": sum(len(sidecar.failures) for sidecar in sidecars),
-        "splits": {name: list(bounds) for name, bounds in manifest.splits.items()},
-        "classes": len(manifest.classes),
-        "kept": [
-            {"file": kept.path.name, "name": kept.name, "bytes": kept.nbytes, "made_from": kept.recipe}
-            for kept in list_made(folder)
-        ],
-        "seconds": seconds,
-        "fingerprint": asdict(manifest.fingerprint),
-    }
+    return Summary(
+        folder=str(folder),
+        rows=manifest.rows,
+        dim=manifest.dim,
+        views=manifest.views,
+        shards=len(manifest.shards),
+        shards_done=len(sidecars),
+        shards_damaged=damaged,
+        bytes=sum(sidecar.size for sidecar in sidecars),
+        unreadable_images=sum(len(sidecar.failures) for sidecar in sidecars),
+        splits=dict(manifest.splits),
+        classes=len(manifest.classes),
+        kept=[Made(kept.path.name, kept.name, kept.nbytes, kept.recipe) for kept in list_made(folder)],
+        seconds=seconds,
+        fingerprint=manifest.fingerprint,
+    )
 
 
 def list_made(folder: Path) -> list[Kept]:

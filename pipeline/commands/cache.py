@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -13,6 +13,9 @@ from rich.table import Table
 from temi.pipeline.commands.console import failures, user_errors
 from temi.pipeline.commands.options import Overwrite
 from temi.pipeline.commands.tables import print_wide
+
+if TYPE_CHECKING:
+    from temi.cache.info import Made
 
 commands = typer.Typer(no_args_is_help=True, help="Look at, check, convert, merge and join embedding caches.")
 
@@ -29,25 +32,27 @@ def cache_info(
     """What is in CACHE and what it was made from, also if it is unfinished."""
     with user_errors():
         import json
+        from dataclasses import asdict
 
         from temi.cache.info import summarize
 
         summary = summarize(folder)
         if json_:
-            print(json.dumps(summary, indent=1, ensure_ascii=False))
+            print(json.dumps(asdict(summary), indent=1, ensure_ascii=False))
             return
         table = Table(show_header=False)
-        summary["kept"] = "\n".join(map(_made, summary["kept"])) or "nothing"
-        for name, value in (summary | summary.pop("fingerprint")).items():
+        shown = vars(summary) | {"kept": "\n".join(map(_made, summary.kept)) or "nothing"}
+        for name, value in (shown | asdict(shown.pop("fingerprint"))).items():
             table.add_row(name, f"{value:,}" if isinstance(value, int) else escape(str(value)))
         print_wide(table)
 
 
-def _made(kept: dict[str, Any]) -> str:
+def _made(kept: "Made") -> str:
     """One line of what is kept: its name, its size, and the short settings that made it."""
-    settings = kept["made_from"].items()
-    short = [f"{name}={value}" for name, value in settings if name != "embeddings" and len(str(value)) <= SHORT]
-    return f"{kept['name']} {kept['bytes'] / 1e6:,.1f} MB {' '.join(short) or 'unreadable'} ({kept['file']})"
+    short = [
+        f"{name}={value}" for name, value in kept.made_from.items() if name != "embeddings" and len(str(value)) <= SHORT
+    ]
+    return f"{kept.name} {kept.bytes / 1e6:,.1f} MB {' '.join(short) or 'unreadable'} ({kept.file})"
 
 
 @commands.command("prune")

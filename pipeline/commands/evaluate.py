@@ -40,7 +40,7 @@ def evaluate(
         other, chosen = EmbeddingCache.open(cache) if cache else None, parse_baselines(baselines)
         result = evaluate_trials(run, other, chosen) if is_trials(run) else evaluate_run(run, other, chosen)
         for part in result.parts:
-            print_table(f"{part.name} ({part.images:,} images)", [row.model_dump() for row in part.rows])
+            print_table(f"{part.name} ({part.images:,} images)", part.rows)
         if result.training is not None:
             scores = result.training
             print(

@@ -2,12 +2,15 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
+
+if TYPE_CHECKING:
+    from temi.pipeline.runs.records import ScoreRow
 
 BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -16,12 +19,6 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "ami": ("AMI", lambda value: f"{100 * value:.1f}"),
     "ari": ("ARI", lambda value: f"{100 * value:.1f}"),
     "purity": ("purity", lambda value: f"{100 * value:.1f}"),
-    "loss": ("loss", lambda value: f"{value:.4f}"),
-    "neighbor_consistency": ("neighbors", lambda value: figure(value)),
-    "head_agreement": ("heads agree", lambda value: figure(value)),
-    "stability": ("stable", lambda value: figure(value)),
-    "linear_accuracy": ("linear", lambda value: figure(value)),
-    "mean_confidence": ("confidence", lambda value: figure(value)),
     "used_clusters": ("used", str),
     "effective_clusters": ("exp(H)", lambda value: f"{value:.1f}"),
     "smallest_cluster": ("min size", str),
@@ -30,15 +27,17 @@ _COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
 }
 
 
-def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    columns = {key: column for key, column in _COLUMNS.items() if any(row.get(key) is not None for row in rows)}
+def print_table(title: str, rows: Sequence["ScoreRow"]) -> None:
+    """A row a method; scores that none of them has are no column."""
+    columns = {key: column for key, column in _COLUMNS.items() if any(getattr(row, key) is not None for row in rows)}
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for heading, _ in columns.values():
         table.add_column(heading, justify="right")
     for row in rows:
-        cells = [show(row[key]) if row.get(key) is not None else "" for key, (_, show) in columns.items()]
-        table.add_row(row["method"], *cells, style="dim" if row["kind"] == "ceiling" else "")
+        values = [(getattr(row, key), show) for key, (_, show) in columns.items()]
+        cells = ["" if value is None else show(value) for value, show in values]
+        table.add_row(row.method, *cells, style="dim" if row.kind == "ceiling" else "")
     print_wide(table)
 
 

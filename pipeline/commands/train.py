@@ -70,8 +70,7 @@ def train_heads(
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugin
         from temi.pipeline.results.constraints import read_constraints
-        from temi.pipeline.runs.records import Training, read_record
-        from temi.pipeline.runs.run_folder import write_json
+        from temi.pipeline.runs.records import Training, read_record, write_record
         from temi.pipeline.runs.train import follow, train_heads
         from temi.pipeline.runs.trials import plan_trials, with_seeds
 
@@ -107,7 +106,7 @@ def train_heads(
             opened = EmbeddingCache.open(cache)
             train_heads(opened, settings, out, overwrite=overwrite, plugins=plugins, before=before, told=told)
         if count is not None:
-            write_json(out / "clusters.json", count.summary())
+            write_record(out / "clusters.json", count)
         join().dismiss()
         if earlier is not None:
             _carry_over(earlier, out)

@@ -10,13 +10,29 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
 KEPT = 4  # conversions, each as large as its weights; the one unused for longest goes first
 MODEL = "model.xml"  # the graph; its weights are beside it, in model.bin
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a conversion depends on: the encoder, how pixels are normalized, the versions of OpenVINO and torch."""
+
+    name: str
+    revision: str
+    pooling: str
+    pixels: tuple[object, ...]
+    versions: tuple[str, str]
+
+    @property
+    def key(self) -> str:
+        """The folder of the conversion."""
+        return xxhash.xxh3_128_hexdigest(json.dumps(asdict(self), sort_keys=True).encode())
 
 
 class Conversions:
@@ -26,21 +42,21 @@ class Conversions:
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         self.folder = home / "temi" / "openvino"
 
-    def find(self, identity: dict[str, Any]) -> Path | None:
+    def find(self, identity: Identity) -> Path | None:
         """The network made from what `identity` says, if it is kept."""
-        path = self.folder / _key(identity) / MODEL
+        path = self.folder / identity.key / MODEL
         if not path.is_file():
             return None
         _touch(path.parent)
         return path
 
-    def keep(self, identity: dict[str, Any], save: Callable[[Path], None]) -> None:
+    def keep(self, identity: Identity, save: Callable[[Path], None]) -> None:
         """Let `save` write a network; it is found once it is whole. Without room on the disk nothing is kept."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.folder, ignore_cleanup_errors=True) as scratch:
                 save(Path(scratch) / MODEL)
-                place = self.folder / _key(identity)
+                place = self.folder / identity.key
                 shutil.rmtree(place, ignore_errors=True)
                 os.replace(scratch, place)
             self._prune()
@@ -51,10 +67,6 @@ class Conversions:
         by_use = sorted(self.folder.iterdir(), key=lambda place: place.stat().st_mtime, reverse=True)
         for place in by_use[KEPT:]:
             shutil.rmtree(place, ignore_errors=True)
-
-
-def _key(identity: dict[str, Any]) -> str:
-    return xxhash.xxh3_128_hexdigest(json.dumps(identity, sort_keys=True).encode())
 
 
 def _touch(path: Path) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from temi.pipeline.encode.backbone import Backbone
-from temi.pipeline.encode.conversions import Conversions
+from temi.pipeline.encode.conversions import Conversions, Identity
 
 NAMES = {"fp32": "f32", "bf16": "bf16"}
 # Relative distance from torch that a conversion may have on an image of noise. In fp32, 1e-5 was the most seen.
@@ -158,16 +158,10 @@ def _noise(backbone: Backbone, count: int) -> Tensor:
     return torch.rand(count, 3, *backbone.preprocessing.crop, generator=torch.Generator().manual_seed(0))
 
 
-def _identity(backbone: Backbone, version: str) -> dict[str, Any]:
-    """What a conversion depends on."""
-    described = backbone.preprocessing.describe()
-    return {
-        "name": backbone.name,
-        "revision": backbone.revision,
-        "pooling": backbone.pooling,
-        "pixels": [described[key] for key in ("crop", "rescale", "mean", "std")],
-        "versions": [version, torch.__version__],
-    }
+def _identity(backbone: Backbone, version: str) -> Identity:
+    made = backbone.preprocessing
+    pixels = made.crop, made.rescale, made.mean, made.std
+    return Identity(backbone.name, backbone.revision, backbone.pooling, pixels, (version, torch.__version__))
 
 
 def _first_line(error: Exception) -> str:

@@ -28,7 +28,7 @@ from temi.pipeline.runs.records import (
     read_trials,
     short_settings,
 )
-from temi.pipeline.runs.run_folder import RunFolder, read_json
+from temi.pipeline.runs.run_folder import RunFolder
 from temi.pipeline.runs.search import SCORES, SEARCH, score_of
 from temi.pipeline.runs.trials import TRIALS, flat_settings, is_trials
 
@@ -121,9 +121,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 def _run(folder: Path, acc: float | None) -> Run:
     run = RunFolder(folder)
-    settings = flat_settings(recorded_config(run.config)) | {
-        "cache": str(read_json(run.environment)["cache"]["folder"])
-    }
+    settings = flat_settings(recorded_config(run.config)) | {"cache": run.begun_with().cache.folder}
     return Run(str(folder), settings, read_record(Training, run.training), acc)
 
 

@@ -14,7 +14,7 @@ from temi.pipeline.config import Config
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.progress import Progress
 from temi.pipeline.runs.model import load_tensors, save_tensors
-from temi.pipeline.runs.run_folder import RunFolder, finite, write_json
+from temi.pipeline.runs.run_folder import RunFolder, finite
 from temi.pipeline.runs.tracking import Tracker, open_trackers
 
 
@@ -106,7 +106,7 @@ class LoggedTrial(Trial):
     def stop(self, done: int) -> None:
         super().stop(done)
         self.stopped = f"{self.run.folder}: {self.stopped}"
-        write_json(self.run.stop_reason, {"step": done, "reason": self.stopped})
+        self.run.stop(done, self.stopped)
 
     def checkpoint(self, done: int) -> bool:
         """Save the state as well, and the best teachers."""

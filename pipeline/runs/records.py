@@ -3,7 +3,8 @@
 ::
 
     RUN/training.json     Training
-    RUN/start.json        the cuts that heads began at, and their scores
+    RUN/start.json        StartRecord
+    RUN/clusters.json     the ClusterCount of `--clusters auto`; OUT/clusters.json of trials
     OUT/trials.json       a list of TrialRecord
     OUT/merge.json        a list of MergeTree
     STUDY/search.json     SearchRecord
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from temi.pipeline.errors import UserError
 from temi.pipeline.runs.run_folder import read_json, write_json
@@ -66,6 +68,13 @@ class Training(LabelFree):
         return min(self.head_loss)
 
 
+class StartRecord(Record):
+    """What heads began at, and why: the agreement of each kind of cuts, and the names of the cuts they learned."""
+
+    agreement: dict[str, float]
+    cuts: tuple[str, ...]
+
+
 class TrialRecord(Record):
     """One of many trials: its folder, the settings in which it differs, and how it ended: `training` or `stopped`.
 
@@ -96,7 +105,7 @@ class SearchRecord(Record):
 
     score: str
     cache: str
-    settings: dict[str, dict[str, Any]]
+    settings: dict[str, dict[str, Setting]]
     trials: tuple[TrialRecord, ...]
 
 
@@ -195,9 +204,9 @@ def _value(value: Setting) -> str:
     return Path(value).name if isinstance(value, str) and "/" in value else str(value)
 
 
-def write_record(path: Path, record: Record | Sequence[Record]) -> None:
-    """Write a record, or a list of them, as JSON, without what is None."""
-    write_json(path, _plain(record))
+def write_record(path: Path, record: object) -> None:
+    """Write a `Record`, a frozen dataclass, or a list of them, as JSON, without what is None."""
+    write_json(path, to_jsonable_python(record, exclude_none=True))
 
 
 def read_record(kind: type[T], path: Path) -> T:
@@ -214,7 +223,7 @@ def read_record(kind: type[T], path: Path) -> T:
 
 def write_trials(path: Path, trials: Sequence[TrialRecord]) -> None:
     """``trials.json``: the scores of a trial stand beside its name, as tables want them."""
-    rows = [_plain(trial) for trial in trials]
+    rows = to_jsonable_python(trials, exclude_none=True)
     write_json(path, [{**row.pop("training", {}), **row} for row in rows])
 
 
@@ -225,9 +234,3 @@ def read_trials(path: Path) -> list[TrialRecord]:
         return [TrialRecord(**row, training=None if "stopped" in row else Training(**row)) for row in rows]
     except (ValidationError, TypeError):
         raise UserError(f"{path} is damaged or from an older version; train the trials again") from None
-
-
-def _plain(record: Record | Sequence[Record]) -> Any:
-    if isinstance(record, Record):
-        return record.model_dump(mode="json", exclude_none=True)
-    return [_plain(one) for one in record]

@@ -103,6 +103,10 @@ class RunFolder:
         """Why training cannot go on: a sentence; None where nothing speaks against it."""
         return str(read_json(self.stop_reason)["reason"]) if self.stop_reason.exists() else None
 
+    def stop(self, step: int, reason: str) -> None:
+        """Note that training cannot go on after `step`."""
+        write_json(self.stop_reason, {"step": step, "reason": reason})
+
     @property
     def settled(self) -> bool:
         """Whether nothing is left to do: training ran to its end, or cannot go on."""
@@ -114,7 +118,7 @@ class RunFolder:
         try:
             cache = table["cache"]
             made_from = parse(Fingerprint, cache["fingerprint"], self.environment)
-            table["cache"] = TrainedCache(cache["folder"], cache["digest"], made_from)
+            table["cache"] = TrainedCache(**{**cache, "fingerprint": made_from})
             return Environment(**table)
         except (KeyError, TypeError) as error:
             raise UserError(f"{self.environment} is damaged ({error}); restore it or train again") from None

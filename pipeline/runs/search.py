@@ -33,7 +33,7 @@ from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, write_record
-from temi.pipeline.runs.space import Range, Space, check_space, dump_space, ends, point_config
+from temi.pipeline.runs.space import Point, Range, Space, check_space, dump_space, ends, point_config
 from temi.pipeline.runs.trials import group_trials
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Search:
         if self.config({}).optimizer.freeze_last:
             raise UserError("a search needs optimizer.freeze_last = 0: its trials begin at different steps of a pass")
 
-    def config(self, point: Mapping[str, Any], seed: int = 0) -> Config:
+    def config(self, point: Point, seed: int = 0) -> Config:
         """The settings of a point."""
         return point_config(point, self.base, self.overrides, seed)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.extras import import_extra
-from temi.pipeline.runs.records import Training
+from temi.pipeline.runs.records import Setting, Training
 from temi.pipeline.runs.run_folder import RunFolder, read_json, write_json
 
 EXPERIMENT = "temi"
@@ -31,7 +31,7 @@ class Tracker(Protocol):
     def record(self, step: int, values: Values, marginal: Tensor) -> None:
         """One window: `values` by name, and p(c) of every head, (H, C)."""
 
-    def finish(self, settings: Mapping[str, Any], scores: Values, sizes: Sequence[int]) -> None:
+    def finish(self, settings: Mapping[str, Setting], scores: Values, sizes: Sequence[int]) -> None:
         """Settings by ``section.key``, label-free scores, and images per cluster."""
 
     def close(self, stopped: str | None) -> None:
@@ -79,7 +79,7 @@ class TensorBoard:
             self.events.add_scalar(f"train/{name}", value, step)
         self.events.add_histogram("train/marginal", marginal, step)
 
-    def finish(self, settings: Mapping[str, Any], scores: Values, sizes: Sequence[int]) -> None:
+    def finish(self, settings: Mapping[str, Setting], scores: Values, sizes: Sequence[int]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
         plain = {
@@ -121,7 +121,7 @@ class MLflow:
     def record(self, step: int, values: Values, marginal: Tensor) -> None:
         self._log([(name, value, step) for name, value in values.items()])
 
-    def finish(self, settings: Mapping[str, Any], scores: Values, sizes: Sequence[int]) -> None:
+    def finish(self, settings: Mapping[str, Setting], scores: Values, sizes: Sequence[int]) -> None:
         from mlflow.entities import Param
 
         with _answered(self.uri):

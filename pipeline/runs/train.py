@@ -32,8 +32,8 @@ from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
 from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
-from temi.pipeline.runs.records import Training, write_record
-from temi.pipeline.runs.run_folder import RunFolder, describe_environment, write_json
+from temi.pipeline.runs.records import StartRecord, Training, write_record
+from temi.pipeline.runs.run_folder import RunFolder, describe_environment
 from temi.pipeline.runs.tracking import check_tracking, log_result
 
 
@@ -117,7 +117,7 @@ def train_pass(
     first_step = resume_trials(trials)
     if first_step == 0:
         for run, start in zip(runs, begin_heads(trainer, features, configs, known), strict=False):
-            write_json(run.start_file, start.summary())
+            write_record(run.start_file, StartRecord(agreement=dict(start.agreement), cuts=start.names))
     return_freed_memory()
     processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
     processes.take_over(trainer.state())

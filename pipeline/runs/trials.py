@@ -116,7 +116,7 @@ def group_trials(configs: Sequence[Config]) -> list[list[int]]:
     return list(groups.values())
 
 
-def flat_settings(config: Config) -> dict[str, Any]:
+def flat_settings(config: Config) -> dict[str, Setting]:
     """Every setting of both stages by ``section.key``."""
     return dict(_flat(config.model_dump(mode="json")))
 
@@ -132,7 +132,7 @@ def with_seeds(configs: Sequence[Config], count: int) -> list[Config]:
     ]
 
 
-def differences(configs: Sequence[Config]) -> list[dict[str, Any]]:
+def differences(configs: Sequence[Config]) -> list[dict[str, Setting]]:
     """For each trial its values of the settings in which not all trials agree, by ``section.key``."""
     flat = [flat_settings(config) for config in configs]
     names = [name for name in flat[0] if any(settings[name] != flat[0][name] for settings in flat)]

@@ -11,9 +11,8 @@ named beside the estimate. It is a suggestion: ``benchmarks/count.py`` has it ag
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -53,15 +52,11 @@ class Score:
 
 @dataclass(frozen=True)
 class ClusterCount:
-    """The estimate, why, and the curve behind it."""
+    """The estimate, why, and the curve behind it; ``clusters.json`` in the run folder."""
 
     clusters: int
     reason: str
     curve: tuple[Score, ...]
-
-    def summary(self) -> dict[str, Any]:
-        """As ``clusters.json`` in the run folder."""
-        return asdict(self)
 
 
 def parse_clusters(text: str) -> list[int] | tuple[int, int | None]:

@@ -12,7 +12,6 @@ Rows that repeat others count once.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -48,10 +47,6 @@ class Start:
     agreement: Mapping[str, float]
     names: tuple[str, ...]
     cuts: Int64[np.ndarray, "L M"]
-
-    def summary(self) -> dict[str, Any]:
-        """What heads learned, and why, for the run folder."""
-        return {"agreement": dict(self.agreement), "cuts": list(self.names)}
 
 
 FindStart = Callable[[Features, int, StartConfig], Start | None]

@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ def test_summary_of_a_finished_cache(tmp_path: Path) -> None:
     write_cache(tmp_path)
     graph = np.zeros((20, 5), np.int32), np.zeros((20, 5), np.float16)
     save_neighbors(tmp_path / "neighbors", "k5", *graph, {"k": 5, "scale": "center"})
-    summary = json.loads(json.dumps(summarize(tmp_path)))
+    summary = json.loads(json.dumps(asdict(summarize(tmp_path))))
     assert (summary["rows"], summary["dim"], summary["views"]) == (20, 6, 2)
     assert (summary["shards"], summary["shards_done"], summary["shards_damaged"]) == (3, 3, [])
     assert summary["unreadable_images"] == 2
@@ -33,7 +34,7 @@ def test_summary_of_an_unfinished_cache(tmp_path: Path) -> None:
             writer.write(shard, **shard_content(manifest, shard))
     (tmp_path / "shard-00001.json").write_text("{}")
     summary = summarize(tmp_path)
-    assert (summary["shards"], summary["shards_done"], summary["shards_damaged"]) == (3, 1, ["shard-00001"])
+    assert (summary.shards, summary.shards_done, summary.shards_damaged) == (3, 1, ["shard-00001"])
 
 
 def test_no_cache_has_no_summary(tmp_path: Path) -> None:

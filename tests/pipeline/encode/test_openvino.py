@@ -112,12 +112,13 @@ def test_where_nothing_can_be_kept_it_converts_each_time(config, tmp_path, monke
 
 
 def test_only_so_many_conversions_are_kept(tmp_path, monkeypatch):
-    from temi.pipeline.encode.conversions import KEPT, Conversions
+    from temi.pipeline.encode.conversions import KEPT, Conversions, Identity
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for number in range(KEPT + 2):
-        Conversions().keep({"number": number}, lambda path: path.write_text("graph"))
-    found = [Conversions().find({"number": number}) is not None for number in range(KEPT + 2)]
+    made = [Identity(str(number), "", "cls", (), ("1", "2")) for number in range(KEPT + 2)]
+    for identity in made:
+        Conversions().keep(identity, lambda path: path.write_text("graph"))
+    found = [Conversions().find(identity) is not None for identity in made]
     assert sum(found) == KEPT
     assert found[-1]
 

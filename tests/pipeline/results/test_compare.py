@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from synthetic import make_manifest
 
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
@@ -24,7 +25,7 @@ from temi.pipeline.runs.records import (
     write_record,
     write_trials,
 )
-from temi.pipeline.runs.run_folder import write_json
+from temi.pipeline.runs.run_folder import Environment, TrainedCache
 from temi.pipeline.runs.trials import differences, flat_settings, plan_trials, with_seeds
 
 TEMI = Path(sys.executable).with_name("temi")
@@ -74,7 +75,8 @@ def write_run(folder: Path, settings: list[str], trained: Training, cache: str =
 
     folder.mkdir(exist_ok=True)
     (folder / "config.toml").write_text(dump_toml(load_config(None, settings), without="embed"))
-    write_json(folder / "environment.json", {"cache": {"folder": cache}})
+    environment = Environment("3.12", "", "cpu", 1, {}, None, TrainedCache(cache, "", make_manifest().fingerprint))
+    write_record(folder / "environment.json", environment)
     write_record(folder / "training.json", trained)
 
 
