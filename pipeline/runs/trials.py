@@ -118,7 +118,8 @@ def group_trials(configs: Sequence[Config]) -> list[list[int]]:
 
 def flat_settings(config: Config) -> dict[str, Setting]:
     """Every setting of both stages by ``section.key``."""
-    return dict(_flat(config.model_dump(mode="json")))
+    flat = _flat(config.model_dump(mode="json"))
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in flat}
 
 
 def with_seeds(configs: Sequence[Config], count: int) -> list[Config]:
