@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic import make_manifest
 
+from temi.cache import Fingerprint
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.results.compare import as_csv, as_json, as_markdown, cells, compare
@@ -75,7 +75,8 @@ def write_run(folder: Path, settings: list[str], trained: Training, cache: str =
 
     folder.mkdir(exist_ok=True)
     (folder / "config.toml").write_text(dump_toml(load_config(None, settings), without="embed"))
-    environment = Environment("3.12", "", "cpu", 1, {}, None, TrainedCache(cache, "", make_manifest().fingerprint))
+    made_from = Fingerprint("made-up", "1", {}, "cls", "fp32", {}, 0, 0, "0" * 32)
+    environment = Environment("3.11", "", "cpu", 1, {}, None, TrainedCache(cache, "", made_from))
     write_record(folder / "environment.json", environment)
     write_record(folder / "training.json", trained)
 
