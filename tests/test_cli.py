@@ -76,13 +76,16 @@ def test_from_a_folder_of_photos_to_scored_clusters(work: Path, cache: Path) -> 
     assert (cache / "failures.csv").read_text().count("red/07.jpg") == 1
 
 
+LOCAL = "--set", "embed.backbone=./an-encoder"  # a folder: no hub is asked
+
+
 @pytest.mark.slow
 def test_mistakes_are_one_sentence_and_exit_code_2(work: Path, cache: Path) -> None:
     out, empty = work / "nothing", work / "empty"
     empty.mkdir()
     cases = {
-        ("embed", work / "no-such-folder", "--out", out): "no-such-folder",
-        ("embed", empty, "--out", out): "empty",
+        ("embed", work / "no-such-folder", "--out", out, *LOCAL): "no-such-folder",
+        ("embed", empty, "--out", out, *LOCAL): "empty",
         (
             "embed",
             work / "photos",

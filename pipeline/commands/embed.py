@@ -44,11 +44,12 @@ def embed(
         for path in plugin or ():
             load_plugin(path)
         settings = load_config(config, [*(set_ or ()), *([f"embed.digest={digest}"] if digest else [])]).embed
+        part = _parse_shard(shard, overwrite)
         if not plugin:  # a plugin may register any name
             check_backbone_is_here(settings.backbone)
         from temi.pipeline.encode.embed import embed as run_embed  # brings torch: not before the hub is known to answer
 
-        cache = run_embed(source, out, settings, root=root, shard=_parse_shard(shard, overwrite), overwrite=overwrite)
+        cache = run_embed(source, out, settings, root=root, shard=part, overwrite=overwrite)
         place = bucket_url(out) or out
         if cache is None:
             print(f"{place}: this worker's shards are done; the cache is complete when the other workers' are")

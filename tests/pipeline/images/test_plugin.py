@@ -86,7 +86,11 @@ def test_nothing_of_a_plugin_is_loaded_unless_it_is_named(zipped: tuple[Path, Pa
     plugin, archive = zipped
     temi = Path(sys.executable).with_name("temi")
     done = subprocess.run(
-        [temi, "embed", archive, "--out", "c"], cwd=plugin.parent, capture_output=True, text=True, timeout=1800
+        [temi, "embed", archive, "--out", "c", "--set", "embed.backbone=./an-encoder"],
+        cwd=plugin.parent,
+        capture_output=True,
+        text=True,
+        timeout=1800,
     )
     assert done.returncode == 2
     assert "is a file, not a folder" in done.stderr
