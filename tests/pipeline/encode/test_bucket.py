@@ -106,7 +106,8 @@ def test_a_shard_is_one_request_and_is_read_once(weather: Weather, photo_run: Ph
 
 
 def shards_fetched(weather: Weather) -> list[str]:
-    return [line.split("?")[0] for line in weather.seen if line.startswith("GET") and ".h5" in line]
+    """In the order of their numbers: threads fetch several at once."""
+    return sorted(line.split("?")[0] for line in weather.seen if line.startswith("GET") and ".h5" in line)
 
 
 def test_what_is_kept_here_is_bounded(weather: Weather, photo_run: PhotoRun, monkeypatch: pytest.MonkeyPatch) -> None:
