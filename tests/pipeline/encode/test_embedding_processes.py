@@ -107,7 +107,7 @@ def test_torchrun_fills_a_cache_with_three_processes_and_resumes_after_a_kill(
     rerun = embed(photos, tmp_path / "three", model, launcher=torchrun, **environment)
     assert rerun.returncode == 0, rerun.stderr
     names = sorted(path.name for path in (tmp_path / "one").iterdir() if path.suffix != ".json")
-    assert names == ["failures.csv", *(f"shard-{index:05}.h5" for index in range(11))]
+    assert names == ["failures.csv", "listing-00000.parquet", *(f"shard-{index:05}.h5" for index in range(11))]
     for name in names:
         assert (tmp_path / "three" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     assert EmbeddingCache.open(tmp_path / "three").verify() == []

@@ -19,7 +19,7 @@ def obey_permissions() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="takes a right from root as Linux does")
-def test_training_from_a_read_only_cache_leaves_graph_and_layouts_in_the_run(tmp_path: Path) -> None:
+def test_training_from_a_read_only_cache_keeps_what_trials_share_in_the_run(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", mixture(rows=300)[0]).folder
     files = sorted(path.name for path in cache.iterdir())
     cache.chmod(0o500)
@@ -35,5 +35,5 @@ def test_training_from_a_read_only_cache_leaves_graph_and_layouts_in_the_run(tmp
         path.name.partition("-")[0] if "-" in path.name else path.suffix
         for path in (tmp_path / "run/neighbors").iterdir()
     }
-    assert kept == {"layouts", "pool", ".h5"}
+    assert kept == {"layouts", "pool", "graph", "heads", ".h5"}
     assert (tmp_path / "run/assignments.csv").exists()
