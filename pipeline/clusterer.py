@@ -18,9 +18,7 @@ from temi.cache.halves import to_halves
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import quiet
-from temi.pipeline.results.carry import carry_over
 from temi.pipeline.results.constraints import read_constraints
-from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.fit import fit_model
 from temi.pipeline.runs.train import assign, train_heads
 
@@ -106,6 +104,9 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
                 cache = write_cache(embedding, Path(self.run))
                 self.model_ = train_heads(cache, config, Path(self.run) / "run", told=told)
                 if earlier is not None:
+                    from temi.pipeline.results.carry import carry_over
+                    from temi.pipeline.results.finished import FinishedRun
+
                     carry_over(earlier, FinishedRun(Path(self.run) / "run"))
                 embedding = cache.embedding()
             self.labels_, self.confidence_ = assign(self.model_, embedding)

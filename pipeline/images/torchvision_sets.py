@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torchvision.datasets
 from jaxtyping import UInt8
 from torch import Tensor
 
@@ -66,6 +65,8 @@ def torchvision_images(name: str, root: Path | None) -> ImageSource:
     UserError
         It can be neither found nor downloaded.
     """
+    import torchvision.datasets  # seconds, which only these sets need
+
     recipe, root = SETS[name], root or _default_root()
     kind = getattr(torchvision.datasets, recipe.name)
     idx = find_idx(root, recipe.name) if name in IDX_SETS else None

@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+import torchvision.datasets
 from PIL import Image
 
 from temi.pipeline.errors import UserError
@@ -308,7 +309,7 @@ class FakeSet:
 
 
 def test_torchvision_splits_follow_one_another(tmp_path, monkeypatch):
-    monkeypatch.setattr(sets.torchvision.datasets, "CIFAR10", FakeSet)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", FakeSet)
     source = open_source("cifar10", root=tmp_path, max_pixels=LIMIT)
     assert source.keys == ["train/0", "train/1", "test/0", "test/1"]
     assert source.splits == {"train": (0, 2), "test": (2, 4)}
@@ -322,10 +323,10 @@ def test_a_failed_download_is_one_sentence(tmp_path, monkeypatch, error):
     def fail(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(sets.torchvision.datasets, "CIFAR10", fail)
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", fail)
     with pytest.raises(UserError, match=r"cifar10 is not below .* cannot be downloaded .*--root"):
         open_source("cifar10", root=tmp_path, max_pixels=LIMIT)
 
 
 def test_every_named_set_exists_in_torchvision():
-    assert [recipe.name for recipe in sets.SETS.values() if not hasattr(sets.torchvision.datasets, recipe.name)] == []
+    assert [recipe.name for recipe in sets.SETS.values() if not hasattr(torchvision.datasets, recipe.name)] == []
