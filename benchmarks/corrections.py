@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sets import read_rows, read_sets
+from sets import options, read_rows, read_sets, run_or_show
 
 from temi.pipeline.config import load_config
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
@@ -141,20 +141,13 @@ def picture(rows: list[dict], width: int = 640, height: int = 400) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--sets", type=lambda text: text.split(","), default=["dtd10", "micrographs"])
+    parser = options(__doc__, ["dtd10", "micrographs"])
     parser.add_argument("--counts", type=lambda text: [int(n) for n in text.split(",")], default=[5, 20, 50, 200])
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0])
-    parser.add_argument("--table", action="store_true")
     parser.add_argument("--picture", type=Path)
     arguments = parser.parse_args()
-    if not arguments.table:
-        measure(arguments)
-        return
-    print(table(read_rows(arguments.results)))
-    if arguments.picture:
+    run_or_show(arguments, measure, table)
+    if arguments.table and arguments.picture:
         arguments.picture.write_text(picture(read_rows(arguments.results)))
 
 

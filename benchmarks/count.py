@@ -11,7 +11,6 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,7 +18,7 @@ from evoc import EVoC
 from fast_plscan import PLSCAN
 from scipy.sparse.csgraph import laplacian
 from scipy.sparse.linalg import eigsh
-from sets import read_rows, read_sets
+from sets import options, read_rows, read_sets, run_or_show
 from sklearn.cluster import HDBSCAN, KMeans
 from sklearn.metrics import silhouette_score
 from umap import UMAP
@@ -116,16 +115,7 @@ def table(rows: list[dict[str, str | int]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--sets", type=lambda text: text.split(","), default=[])
-    parser.add_argument("--table", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(read_rows(arguments.results)))
-    else:
-        measure(arguments)
+    run_or_show(options(__doc__).parse_args(), measure, table)
 
 
 if __name__ == "__main__":

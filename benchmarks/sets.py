@@ -13,7 +13,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +112,38 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None, sets: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """What every benchmark over these sets takes; `sets` are those measured by default, none: all."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--methods", nargs="+", default=[DEFAULT, *BASELINES])
-    parser.add_argument("--plugin", type=Path, action="append", default=[])
-    parser.add_argument("--without-views", action="store_true")
-    parser.add_argument("--sets", type=lambda text: text.split(","), default=[])
-    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--sets", type=lambda text: text.split(","), default=list(sets))
     parser.add_argument("--table", action="store_true")
-    arguments = parser.parse_args()
-    for plugin in arguments.plugin:
-        load_plugin(plugin)
+    return parser
+
+
+def run_or_show(
+    arguments: argparse.Namespace,
+    measure: Callable[[argparse.Namespace], None],
+    table: Callable[[list[dict[str, Any]]], str],
+) -> None:
+    """Measure what the results do not hold yet, or print the table of what they hold."""
     if arguments.table:
         print(table(read_rows(arguments.results)))
     else:
         measure(arguments)
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--methods", nargs="+", default=[DEFAULT, *BASELINES])
+    parser.add_argument("--plugin", type=Path, action="append", default=[])
+    parser.add_argument("--without-views", action="store_true")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    arguments = parser.parse_args()
+    for plugin in arguments.plugin:
+        load_plugin(plugin)
+    run_or_show(arguments, measure, table)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ and by the choice of what is left out.
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
-from sets import read_rows, read_sets
+from sets import options, read_rows, read_sets, run_or_show
 from sklearn.metrics import roc_auc_score
 
 from temi.pipeline.config import load_config
@@ -92,16 +91,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--sets", type=lambda text: text.split(","), default=[])
-    parser.add_argument("--table", action="store_true")
-    arguments = parser.parse_args()
-    if arguments.table:
-        print(table(read_rows(arguments.results)))
-    else:
-        measure(arguments)
+    run_or_show(options(__doc__).parse_args(), measure, table)
 
 
 if __name__ == "__main__":

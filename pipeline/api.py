@@ -9,7 +9,7 @@ from temi.pipeline.encode.embed import embed as embed_images
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import load_plugin
 from temi.pipeline.results.carry import carry_over
-from temi.pipeline.results.constraints import read_constraints
+from temi.pipeline.results.constraints import clusters_left, read_constraints
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.train import train_heads as train
 
@@ -63,9 +63,8 @@ def train_heads(
     earlier, told = read_constraints(Path(corrections)) if corrections else (None, None)
     loaded = [load_plugin(Path(path)) for path in plugins]
     own = [] if clusters is None else [f"heads.clusters={clusters}"]
-    chosen = load_config(Path(config) if config else None, [*settings, *own])
-    if told and "clusters" not in chosen.heads.model_fields_set:
-        chosen = load_config(Path(config) if config else None, [*settings, f"heads.clusters={told.clusters}"])
+    base = Path(config) if config else None
+    chosen = load_config(base, clusters_left(told, base, [*settings, *own]))
     opened = cache if isinstance(cache, EmbeddingCache) else open_cache(cache)
     train(opened, chosen, Path(out), overwrite=overwrite, plugins=loaded, told=told)
     run = FinishedRun(Path(out))

@@ -92,7 +92,7 @@ def compare(
 
         written = {"csv": comparing.as_csv, "json": comparing.as_json, "md": comparing.as_markdown}
         if format_ not in ("table", *written):
-            raise UserError(f"there is no format {format_!r}; choose one of {', '.join(comparing.FORMATS)}")
+            raise UserError(f"there is no format {format_!r}; choose one of {', '.join(('table', *written))}")
         choices = comparing.compare(runs, score)
         if format_ != "table":
             print(written[format_](choices).rstrip())

@@ -4,6 +4,7 @@ Everything above this room takes `Features` where it needs embeddings, and knows
 """
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +17,7 @@ from temi.cache import EmbeddingCache
 from temi.cache.kept import Arrays, Recipe
 from temi.cache.neighbors import Attribute, selection_digest
 from temi.pipeline.features.blocks import CachedRows, Embeddings, blocks_of
-from temi.pipeline.features.copies import exact_copies
+from temi.pipeline.features.copies import Groups, exact_copies
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.memory import Memory
 from temi.pipeline.features.neighbors import check_count, find_neighbors
@@ -91,7 +92,12 @@ class Features:
 
     def distinct(self) -> "Features":
         """The first of every set of equal rows: copies would count for more than what they show."""
-        return self.sample(exact_copies(self.embedding)[0])
+        return self.sample(self.copies[0])
+
+    @cached_property
+    def copies(self) -> Groups:
+        """Positions of the first of every distinct row, and which of them each row equals; every row is read once."""
+        return exact_copies(self.embedding)
 
     def scaling(self, kind: Kind) -> Scaling:
         """The map of `kind`, fitted once to these rows."""

@@ -121,6 +121,11 @@ def rgb_tensor(image: Image.Image) -> UInt8[Tensor, "3 H W"]:
     return torch.from_numpy(np.array(_rgb(image, white))).permute(2, 0, 1)
 
 
+def picture(pixels: UInt8[Tensor, "3 H W"]) -> Image.Image:
+    """Pixels as an image of Pillow: the way back from `rgb_tensor`."""
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
 def _jpeg(data: bytes, image: Image.Image) -> UInt8[Tensor, "3 H W"] | None:
     """Pixels of the JPEG file that Pillow opened as `image`; None where Pillow has to decode it."""
     if simplejpeg is None or image.format not in ("JPEG", "MPO") or image.mode != "RGB":

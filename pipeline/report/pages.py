@@ -38,7 +38,7 @@ from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence, write_lists
 from temi.pipeline.results.names import first_names
 from temi.pipeline.runs.label_free import compared
-from temi.pipeline.runs.records import Result, ScoredPart, Training, read_record
+from temi.pipeline.runs.records import Training, read_comparison, read_record
 from temi.pipeline.start.agreement import contingency, mutual_information
 
 POINTS = 50_000  # images on the map; of more, a sample
@@ -250,12 +250,6 @@ def pictures_of(
     odd = {place[row]: what for row, what in oddities(found).items()}
     none = Thumbnail()
     return [base64.b64encode(found.get(int(row), none).webp).decode() for row in rows], odd, ""
-
-
-def read_comparison(folder: Path) -> tuple[ScoredPart, ...]:
-    """What `temi evaluate` left in a run or a folder of trials; () where it was not asked."""
-    path = folder / "result.json"
-    return read_record(Result, path).parts if path.exists() else ()
 
 
 def _curves(run: FinishedRun) -> Curves | None:

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from temi.cache.files import write_atomic
 from temi.pipeline.images import ImageSource, UnreadableImage
-from temi.pipeline.images.decode import FORMATS
+from temi.pipeline.images.decode import FORMATS, picture
 from temi.pipeline.progress import Progress
 from temi.pipeline.results.finished import FinishedRun
 
@@ -84,7 +84,7 @@ def thumbnail(images: ImageSource, row: int) -> Thumbnail:
 
 def large(images: ImageSource, row: int) -> bytes:
     """Image `row` as WebP of at most LARGE_SIDE pixels a side; raises UnreadableImage."""
-    return _webp(_fit(_decoded(images, row), LARGE_SIDE), LARGE_QUALITY)
+    return _webp(_fit(picture(images.read(row)), LARGE_SIDE), LARGE_QUALITY)
 
 
 def laplacian(gray: Float32[np.ndarray, "H W"]) -> float:
@@ -136,12 +136,7 @@ def _small(images: ImageSource, row: int) -> Image.Image:
             if image.format == "JPEG" and image.mode in ("RGB", "L"):
                 image.draft("RGB", (SIDE, SIDE))
                 return _fit(ImageOps.exif_transpose(image).convert("RGB"), SIDE)
-    return _fit(_decoded(images, row), SIDE)
-
-
-def _decoded(images: ImageSource, row: int) -> Image.Image:
-    pixels = images.read(row).permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    return _fit(picture(images.read(row)), SIDE)
 
 
 def _fit(image: Image.Image, side: int) -> Image.Image:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 
 from temi.pipeline.report.levels import read_trees, tree_levels
-from temi.pipeline.report.pages import CHUNK, pictures_of, read_comparison, render, write_page
+from temi.pipeline.report.pages import CHUNK, pictures_of, render, write_page
 from temi.pipeline.report.records import LinkedTrial, Pictured, Tree, TrialsFigures, page_json
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.label_free import choose_trial
-from temi.pipeline.runs.records import read_trials
+from temi.pipeline.runs.records import read_comparison, read_trials
 from temi.pipeline.runs.trials import list_trained
 
 

@@ -22,6 +22,7 @@ from temi.pipeline.results.corrections import (
     signed,
 )
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.start.agreement import contingency
 
 NAMED = 5  # pairs that do not hold; more are counted
 
@@ -69,9 +70,8 @@ def carry_over(earlier: FinishedRun, run: FinishedRun) -> Carried:
     there = np.array([run.place.get(key, -1) for key in keys], dtype=np.int64)
     common = np.flatnonzero(there >= 0)
     before, now = then.cluster[common], run.trained["cluster"].to_numpy("int64")[there[common]]
-    shared = np.zeros((then.clusters, run.model.clusters), dtype=np.int64)
     inside = before != REMOVED
-    np.add.at(shared, (before[inside], now[inside]), 1)
+    shared = contingency(before[inside], now[inside], (then.clusters, run.model.clusters))
     home, owner = np.where(shared.any(1), shared.argmax(1), NOWHERE), shared.argmax(0)
     by_hand = then.by_hand[common]
     strays = by_hand & inside & (now != home[before]) & (owner[now] != before)

@@ -20,10 +20,10 @@ from temi.pipeline.config import Config, recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.runs.records import (
     Record,
-    Result,
     SearchRecord,
     Setting,
     Training,
+    read_comparison,
     read_record,
     read_trials,
     short_settings,
@@ -34,7 +34,6 @@ from temi.pipeline.runs.trials import TRIALS, flat_settings, is_trials
 
 SEEDS = ("train.seed", "start.seed", "pairs.seed")
 SHARE = 0.975  # of Student's distribution below the upper end of an interval
-FORMATS = ("table", "csv", "json", "md")
 Seed = tuple[Setting, ...]
 
 
@@ -136,9 +135,7 @@ def _search(folder: Path) -> Iterator[Run]:
 
 def _accuracy(folder: Path) -> dict[str, float]:
     """ACC on the training rows by method, as `temi evaluate` left it; nothing where it was not run or had no labels."""
-    if not (folder / "result.json").exists():
-        return {}
-    rows = read_record(Result, folder / "result.json").parts[0].rows
+    rows = (row for part in read_comparison(folder)[:1] for row in part.rows)
     return {row.method: row.acc for row in rows if row.kind == "clustering" and row.acc is not None}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import NOWHERE, Constraints, distinct_pairs, together
 from temi.pipeline.results.corrections import (
@@ -29,6 +30,12 @@ from temi.pipeline.results.finished import FinishedRun
 WITNESSES = 32  # images that speak for a cluster or a part: its most confident ones
 
 Keys = Sequence[str]
+
+
+def clusters_left(told: Constraints | None, config: Path | None, overrides: Sequence[str]) -> list[str]:
+    """`overrides`, asking for as many clusters as a person left where `told` is given and no setting says how many."""
+    silent = told is not None and "clusters" not in load_config(config, overrides).heads.model_fields_set
+    return [*overrides, *([f"heads.clusters={told.clusters}"] if told and silent else [])]
 
 
 def read_constraints(file: Path) -> tuple[FinishedRun, Constraints]:

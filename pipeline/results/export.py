@@ -9,15 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
-from PIL import Image
 
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
+from temi.pipeline.images.decode import picture
 from temi.pipeline.progress import Progress
 from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
@@ -154,11 +153,11 @@ def inside(folder: Path, key: str) -> Path:
 def png(images: ImageSource, row: int) -> bytes:
     """Image `row` as a PNG file."""
     try:
-        pixels = images.read(row).permute(1, 2, 0).numpy()
+        pixels = images.read(row)
     except UnreadableImage as error:
         raise UserError(f"image {images.keys[row]} could be read before and now cannot: {error}; restore it") from None
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG")
+    picture(pixels).save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -4,12 +4,11 @@ import base64
 import io
 from html import escape
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
+from temi.pipeline.images.decode import picture
 from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.names import display_name
 
@@ -39,7 +38,7 @@ def _picture(images: ImageSource, row: int) -> str:
     """One image in the page itself; nothing where it cannot be read."""
     buffer = io.BytesIO()
     try:
-        seen = Image.fromarray(np.ascontiguousarray(images.read(row).permute(1, 2, 0).numpy()))
+        seen = picture(images.read(row))
     except (UnreadableImage, UserError):
         return ""
     seen.thumbnail((SIDE, SIDE))

@@ -15,6 +15,7 @@ from torch import Tensor
 from temi.cache.files import os_errors
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
+from temi.pipeline.images.decode import picture
 from temi.pipeline.network import hub_answers
 from temi.pipeline.progress import Progress
 from temi.pipeline.results.corrections import REMOVED
@@ -101,7 +102,7 @@ def _pictures(images: ImageSource, rows: Sequence[int]) -> list[Image.Image]:
     found: list[Image.Image] = []
     for row in rows:
         try:
-            found.append(Image.fromarray(np.ascontiguousarray(images.read(row).permute(1, 2, 0).numpy())))
+            found.append(picture(images.read(row)))
         except UnreadableImage:
             continue
         if len(found) == LOOKED_AT:

@@ -19,6 +19,7 @@ from temi.pipeline.features.blocks import CachedRows, blocks_of
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.novelty import Novelty
 from temi.pipeline.runs.records import Record
+from temi.pipeline.start.agreement import contingency
 
 CONTINUED = "continued.json"
 UNKNOWN = -1  # cluster before of an image that the run before did not have
@@ -94,8 +95,7 @@ def match_numbers(
     now: Int64[np.ndarray, " n"], before: Int64[np.ndarray, " n"], clusters: int, clusters_before: int
 ) -> Int64[np.ndarray, " C"]:
     """The number that each cluster of `now` gets, from the clusters of the same images in both."""
-    shared = np.zeros((clusters, clusters_before), np.int64)
-    np.add.at(shared, (now, before), 1)
+    shared = contingency(now, before, (clusters, clusters_before))
     own, other = linear_sum_assignment(shared, maximize=True)
     most = 2 * shared[own, other] > np.minimum(shared.sum(1)[own], shared.sum(0)[other])
     numbers = np.full(clusters, UNKNOWN, np.int64)

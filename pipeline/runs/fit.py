@@ -13,7 +13,6 @@ from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings
 from temi.pipeline.features.constraints import Constraints
-from temi.pipeline.features.copies import exact_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
@@ -52,7 +51,7 @@ def fit_model(features: Features, config: Config, told: Constraints | None = Non
 
 def told_of_distinct(told: Constraints | None, features: Features) -> Constraints | None:
     """What was said of rows, of those that `Features.distinct` keeps; UserError where copies contradict each other."""
-    return None if told is None else told.of_groups(*exact_copies(features.embedding))
+    return None if told is None else told.of_groups(*features.copies)
 
 
 def begin_heads(

@@ -221,6 +221,12 @@ def read_record(kind: type[T], path: Path) -> T:
         ) from None
 
 
+def read_comparison(folder: Path) -> tuple[ScoredPart, ...]:
+    """What `temi evaluate` left in a run or a folder of trials; () where it was not asked."""
+    path = folder / "result.json"
+    return read_record(Result, path).parts if path.exists() else ()
+
+
 def write_trials(path: Path, trials: Sequence[TrialRecord]) -> None:
     """``trials.json``: the scores of a trial stand beside its name, as tables want them."""
     rows = to_jsonable_python(trials, exclude_none=True)

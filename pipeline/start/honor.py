@@ -9,6 +9,7 @@ from scipy.optimize import linear_sum_assignment
 
 from temi.pipeline.features.constraints import NOWHERE, Constraints
 from temi.pipeline.features.features import Features
+from temi.pipeline.start.agreement import contingency
 from temi.pipeline.start.find import Start
 from temi.pipeline.start.pool import judges
 
@@ -43,9 +44,7 @@ def matched(cuts: list[Labeling], cluster: Labeling, clusters: int) -> Int64[np.
     """For each of B earlier clusters the one of the cuts that shares most rows with it, one to one while there are
     enough; a cluster that finds none left goes where most of its rows are."""
     before, known = int(cluster.max()) + 1, cluster != NOWHERE
-    shared = np.zeros((before, clusters))
-    for cut in cuts:
-        np.add.at(shared, (cluster[known], cut[known]), 1)
+    shared = np.sum([contingency(cluster[known], cut[known], (before, clusters)) for cut in cuts], axis=0)
     home: Int64[np.ndarray, " B"] = shared.argmax(1)
     one, other = linear_sum_assignment(shared, maximize=True)
     home[one] = other
