@@ -8,6 +8,8 @@ is the processor's, which other work on the machine lengthens less.
     python benchmarks/heads.py                        # kinds x H x C
     python benchmarks/heads.py --kinds linear --heads 16 --clusters 100 --dim 128
     python benchmarks/heads.py --blocks               # what BLOCK_BYTES in pipeline/heads/trainer.py was chosen by
+
+Both sides run on the GPU where there is one; `--device cpu` keeps them from it.
 """
 
 import argparse
@@ -19,11 +21,11 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import product
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from temi.pipeline.config import Config, load_config
+from temi.pipeline.device import pick_device
 from temi.pipeline.features.scaling import Moments, Scaling
 from temi.pipeline.heads import trainer as train
 from temi.pipeline.heads.batches import TrainingSet
@@ -62,7 +64,8 @@ class Textbook:
         """Begin at the weights of `same`."""
         self.config, self.data = config, data
         dim, heads = data.bank.shape[1], config.heads
-        self.students = [module(heads.kind, dim, heads.clusters) for _ in range(heads.count)]
+        device = data.device
+        self.students = [module(heads.kind, dim, heads.clusters).to(device) for _ in range(heads.count)]
         names = WEIGHTS.get(heads.kind, list(same.weights))
         for number, student in enumerate(self.students):
             for name, weight in zip(names, student.parameters(), strict=True):
@@ -71,7 +74,7 @@ class Textbook:
         self.optimizers = [
             torch.optim.AdamW(student.parameters(), config.optimizer.lr, weight_decay=0.0) for student in self.students
         ]
-        self.marginals = [torch.full((heads.clusters,), 1 / heads.clusters) for _ in self.students]
+        self.marginals = [torch.full((heads.clusters,), 1 / heads.clusters, device=device) for _ in self.students]
         self.losses: list[Tensor] = []
 
     def step(self, rows: Tensor) -> None:
@@ -124,11 +127,11 @@ def settings(kind: str, heads: int, clusters: int, batch: int) -> Config:
     return load_config(None, [f"{name}={value}" for name, value in chosen.items()])
 
 
-def training_set(dim: int) -> TrainingSet:
+def training_set(dim: int, device: torch.device) -> TrainingSet:
     generator = torch.Generator().manual_seed(0)
-    bank = torch.randn(ROWS, dim, generator=generator)
-    neighbors = torch.randint(ROWS, (ROWS, NEIGHBORS), generator=generator)
-    return TrainingSet(np.arange(ROWS), bank, 0, neighbors, Scaling.fit("none", Moments(bank[:10])))
+    bank = torch.randn(ROWS, dim, generator=generator).to(device)
+    neighbors = torch.randint(ROWS, (ROWS, NEIGHBORS), generator=generator).to(device)
+    return TrainingSet(bank, 0, neighbors, Scaling.fit("none", Moments(bank[:10])))
 
 
 def flops(kind: str, heads: int, clusters: int, dim: int, rows: int) -> float:
@@ -143,20 +146,24 @@ def flops(kind: str, heads: int, clusters: int, dim: int, rows: int) -> float:
     return 2 * rows * heads * (3 * first + 4 * later)
 
 
-def peak_gflops() -> Callable[[], float]:
+def peak_gflops(device: torch.device) -> Callable[[], float]:
     """A timed square product: the peak that shares are shares of."""
-    a, b, out = (torch.randn(2048, 2048) for _ in range(3))
+    side = 2048 if device.type == "cpu" else 8192
+    a, b, out = (torch.randn(side, side, device=device) for _ in range(3))
 
     def measure() -> float:
         began = clock()
         torch.mm(a, b, out=out)
-        return 2 * 2048**3 / (clock() - began) / 1e9
+        return 2 * side**3 / (clock() - began) / 1e9
 
     return measure
 
 
 def clock() -> float:
-    """Seconds."""
+    """Seconds, when everything asked of a GPU is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        return time.perf_counter()
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
@@ -181,10 +188,10 @@ def interleaved(calls: Sequence[Callable[[int], None]], rounds: int) -> list[lis
     return [own[2:] for own in seconds]
 
 
-def compare(kind: str, heads: int, clusters: int, dim: int, batch: int, rounds: int) -> None:
-    config, data = settings(kind, heads, clusters, batch), training_set(dim)
+def compare(kind: str, heads: int, clusters: int, dim: int, batch: int, rounds: int, device: torch.device) -> None:
+    config, data = settings(kind, heads, clusters, batch), training_set(dim, device)
     ours = train.HeadTrainer([config], data)
-    loop, peak = Textbook(config, data, ours.student), peak_gflops()
+    loop, peak = Textbook(config, data, ours.student), peak_gflops(device)
     numbers = itertools.count()
     first = next(ours.batches.bank_rows(0, 1))
     loop.step(first)  # the first is slower than any other
@@ -224,7 +231,9 @@ def compare_blocks(kinds: Sequence[str], clusters: Sequence[int], dim: int, batc
         trainers = []
         for limit in limits:
             train.BLOCK_BYTES = limit
-            trainers.append(train.HeadTrainer([settings(kind, 16, count, batch)], training_set(dim)))
+            trainers.append(
+                train.HeadTrainer([settings(kind, 16, count, batch)], training_set(dim, pick_device("cpu")))
+            )
         batches = list(trainers[0].batches.bank_rows(0, rounds + 2))
         calls = [lambda n, step=trainer.step, rows=batches: step(n, rows[n]) for trainer in trainers]
         seconds = interleaved(calls, rounds)
@@ -242,7 +251,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512, help="pairs per step")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--blocks", action="store_true", help="compare block sizes instead")
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
+    device = pick_device(args.device)
+    if device.type == "cuda":
+        print(torch.cuda.get_device_name(device))
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"B = {args.batch}, medians of {args.rounds} interleaved rounds")
     if args.blocks:
@@ -250,7 +263,7 @@ def main() -> None:
         return
     print("kind        H     C     D   stacked ms   loop ms  faster  of peak (loop)       loss (loop)  heads a block")
     for kind, heads, clusters in product(args.kinds, args.heads, args.clusters):
-        compare(kind, heads, clusters, args.dim, args.batch, args.rounds)
+        compare(kind, heads, clusters, args.dim, args.batch, args.rounds, device)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from temi.pipeline.heads.objectives import Loss, PairBatch, by_autograd
+from temi.pipeline.heads.objectives import Loss, PairBatch, alike, by_autograd
 from temi.pipeline.registry import OBJECTIVES
 
 HEADS, ROWS = 16, 1024
@@ -30,7 +30,7 @@ def draw(clusters: int) -> PairBatch:
     settings = {"beta": ones, "marginal_power": ones}
     teacher, uniform = torch.randn(shape).log_softmax(-1), torch.full((HEADS, clusters), 1 / clusters).log()
     exists = torch.ones(HEADS, clusters, dtype=torch.bool)
-    return PairBatch(torch.randn(shape), teacher, uniform, torch.ones(HEADS, ROWS), exists, settings)
+    return PairBatch(torch.randn(shape), teacher, uniform, torch.ones(HEADS, ROWS), exists, alike(exists), settings)
 
 
 def milliseconds(loss: Loss, batch: PairBatch) -> float:

@@ -2,7 +2,8 @@
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -33,6 +34,22 @@ def pick_device(name: str) -> torch.device:
 def torchrun_rank() -> tuple[int, int]:
     """(rank, number of processes) that torchrun gave this process; (0, 1) without it."""
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+@contextmanager
+def tensor_cores(device: torch.device) -> Iterator[None]:
+    """Products of float32 matrices inside are in TF32 on a GPU: 10 bits of mantissa, as a cached embedding has.
+
+    A step of 16 published heads on an H200 takes half the time (benchmarks/speed.md). Neighbors, layouts and
+    assignments are computed outside, in full float32.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def keep_freed_memory() -> None:

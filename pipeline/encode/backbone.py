@@ -25,7 +25,10 @@ class Backbone:
     encode
         Normalized pixels (B, 3, h, w) -> (B, D).
     precision
-        Of the forward pass: fp32, or bf16 / fp16 by autocast.
+        Of the forward pass: fp32, bf16 or fp16.
+    cast
+        Whether the weights are in `precision`; otherwise autocast casts what gains by it. On an H200 that is 5/4 of
+        autocast's speed for DINOv2-base.
     compiled
         Whether `encode` went through torch.compile, which changes the last bits of its results.
     lanes
@@ -40,18 +43,21 @@ class Backbone:
     preprocessing: Preprocessing
     device: torch.device
     encode: Callable[[Tensor], Tensor]
+    cast: bool = False
     compiled: bool = False
     lanes: int = 1
 
     @property
     def arithmetic(self) -> str:
-        """What rounds the numbers, for the fingerprint: the precision, and "compiled" where that is so."""
-        return f"{self.precision}, compiled" if self.compiled else self.precision
+        """What rounds the numbers, for the fingerprint: the precision, "cast" and "compiled" where that is so."""
+        return ", ".join([self.precision, *["cast"] * self.cast, *["compiled"] * self.compiled])
 
     @torch.inference_mode()
     def __call__(self, pixels: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D"]:
         """Embed pixels in [0, 1], already resized and cropped, on `device`."""
         inputs = self.preprocessing.normalize(pixels).contiguous(memory_format=torch.channels_last)
+        if self.cast:
+            return self.encode(inputs.to(DTYPES[self.precision])).float()
         with torch.autocast(self.device.type, DTYPES[self.precision], enabled=self.precision != "fp32"):
             return self.encode(inputs).float()
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from temi.pipeline.config import EmbedConfig
-from temi.pipeline.encode.backbone import Backbone, digest_files
+from temi.pipeline.encode.backbone import DTYPES, Backbone, digest_files
 from temi.pipeline.encode.preprocessing import Preprocessing, from_processor
 from temi.pipeline.errors import UserError
 from temi.pipeline.network import cannot_load, hub_answers
@@ -37,11 +37,14 @@ def hugging_face(config: EmbedConfig, device: torch.device, precision: str) -> B
     model.eval().requires_grad_(False).to(device)
     preprocessing = from_processor(processor, config.backbone).at(config.image_size)
     prefix, width = _layout(model, vision, preprocessing, device, config)
+    if cast := device.type == "cuda" and precision != "fp32":
+        model.to(DTYPES[precision])
     return Backbone(
         name=f"{settings.model_type} (local folder)" if folder else config.backbone,
         revision=digest_files(_weight_files(folder)) if folder else str(where["revision"]),
         pooling=config.pooling,
         precision=precision,
+        cast=cast,
         dim=2 * width if config.pooling == "cls+mean" else width,
         preprocessing=preprocessing,
         device=device,

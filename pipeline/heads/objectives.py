@@ -18,12 +18,24 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.losses import Average, LogProbs, PerHead, PerRow, Scored
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
+
+Alike = tuple[tuple[int, Int64[Tensor, " _"]], ...]
+"""Heads of equally many clusters: how many those are, and which heads have them."""
+
+
+def alike(exists: Bool[Tensor, "g C"]) -> Alike:
+    """The heads by their number of clusters, fewest first.
+
+    It waits for the device. So it is asked for once, and not in a step.
+    """
+    clusters = exists.sum(1)
+    return tuple((count, (clusters == count).nonzero()[:, 0]) for count in sorted(set(clusters.tolist())))
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class PairBatch:
     log_marginal : (g, C) log p, p the EMA of the teacher's batch mean
     weight : (g, M) of each row's pair; ones unless the objective weighs pairs
     exists : (g, C) False where a head has fewer clusters than the widest of its pass: log q is about -1e5 there
+    alike : `alike` of `exists`
     settings : per-head values, (g,), of ``objective.NAME``: the trials of a pass may differ in them
     average : the mean over the processes that share the batch, without a gradient
     """
@@ -46,6 +59,7 @@ class PairBatch:
     log_marginal: Float[Tensor, "g C"]
     weight: PerRow
     exists: Bool[Tensor, "g C"]
+    alike: "Alike"
     settings: Mapping[str, PerHead]
     average: Average = losses.alone
 
@@ -73,6 +87,7 @@ class PairBatch:
             log_marginal=self.log_marginal[index, :clusters],
             weight=self.weight[index],
             exists=self.exists[index, :clusters],
+            alike=((clusters, torch.arange(len(index), device=index.device)),),
             settings={name: values[index] for name, values in self.settings.items()},
         )
 
@@ -119,14 +134,13 @@ def by_autograd(loss: Callable[[PairBatch], PerHead]) -> Loss:
     """A loss whose gradient autograd finds.
 
     `loss` returns one number per head, (g,). It is called once for all heads of equally many clusters, so it never
-    meets a cluster that a head lacks: sums, entropies and Sinkhorn rounds need no masks.
+    meets a cluster that a head lacks: sums, entropies and Sinkhorn rounds need no masks. On a GPU a loss that waits for
+    it (``.item()``, ``nonzero``, a boolean index) is slower: its steps cannot be recorded (cuda_graph.py).
     """
 
     def scored(batch: PairBatch) -> Scored:
-        clusters = batch.exists.sum(1)
         value, gradient = torch.zeros_like(batch.scores[:, 0, 0]), torch.zeros_like(batch.scores)
-        for count in sorted(set(clusters.tolist())):
-            index = (clusters == count).nonzero()[:, 0]
+        for count, index in batch.alike:
             own = batch.heads(index, count)
             with torch.enable_grad():
                 scores = own.scores.detach().requires_grad_()

@@ -7,7 +7,7 @@ torch that changes one fails there and not in a training run.
 import torch
 from torch import Tensor
 
-SEEN = ("2.13", "2.14")
+SEEN = ("2.11", "2.13", "2.14")
 """Versions of torch in which all of these gave the public functions' results."""
 
 

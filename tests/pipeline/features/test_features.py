@@ -26,7 +26,9 @@ def test_a_cache_and_an_array_give_the_same_numbers(tmp_path: Path) -> None:
     assert len(cached) == len(array) == len(rows)
     assert cached.view_count == array.view_count == 2
     torch.testing.assert_close(torch.cat(list(cached.blocks())), torch.cat(list(array.blocks())), rtol=0, atol=0)
-    torch.testing.assert_close(cached.scaled("whiten50"), array.scaled("whiten50"))
+    # Inner products: directions of equal variance may be turned among themselves.
+    one, other = (features.scaled("whiten50") for features in (cached, array))
+    torch.testing.assert_close(one @ one.T, other @ other.T, atol=1e-4, rtol=0)
     assert (cached.neighbors(5, "l2")[0] == array.neighbors(5, "l2")[0]).all()
     positions = np.array([0, 5, 100])
     sampled = torch.cat(list(cached.sample(positions).blocks()))

@@ -71,7 +71,7 @@ def test_drop_self_keeps_the_others_in_order(rows: int, data: st.DataObject) -> 
 def test_beyond_the_exact_limit_recall_is_at_least_95_percent_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, _ = mixture(rows=2000, dim=24, clusters=15, noise=1.0)
     exact, _ = mine.exact_neighbors(embedding, 10)
-    monkeypatch.setattr(mine, "EXACT_ROWS", 1999)
+    monkeypatch.setattr(mine, "exact_rows", lambda: 1999)
     found, similarity, attributes = mine.find_neighbors(embedding.astype(np.float32), 10)
     recall = np.mean([len(np.intersect1d(*pair)) for pair in zip(exact, found, strict=True)]) / 10
     assert attributes["backend"] == "faiss-ivf"

@@ -60,11 +60,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         graphs.append(graph)
 
     tensors: list[torch.Tensor] = []
+    modes = ["default"]
     stream = SimpleNamespace(wait_stream=lambda other: None)
     fake = {"CUDAGraph": Operators, "graph": record, "Stream": lambda: stream, "stream": lambda own: nullcontext()}
+    fake["set_sync_debug_mode"] = modes.append
     own = SimpleNamespace(cuda=SimpleNamespace(**fake, current_stream=lambda: stream))
     monkeypatch.setattr(graph_module, "torch", own)
-    return SimpleNamespace(graphs=graphs, tensors=tensors)
+    return SimpleNamespace(graphs=graphs, tensors=tensors, modes=modes)
 
 
 @pytest.mark.parametrize(
@@ -94,3 +96,31 @@ def test_a_replayed_step_trains_as_the_step_does(tmp_path: Path, cuda: Any, sett
     assert torch.equal(plain.window.means()[0], window.means()[0])
     assert len(cuda.graphs) == 1 + ("optimizer.freeze_last=0.3" in settings)
     assert not WAITING & {str(function) for graph in cuda.graphs for function, *_ in graph.seen}
+
+
+def test_a_step_that_waits_for_the_device_is_never_recorded(cuda: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    done = []
+
+    def step() -> None:
+        if cuda.modes[-1] == "error":  # what torch does at .item() then
+            raise RuntimeError("called a synchronizing CUDA operation")
+        done.append(1)
+
+    replay = graph_module.Replay(step)
+    for _ in range(6):
+        replay()
+    assert (len(done), cuda.graphs, cuda.modes[-1]) == (6, [], "default")
+    assert capsys.readouterr().err.count("waits for the GPU") == 1
+
+
+def test_another_error_of_a_step_is_not_hidden(cuda: Any) -> None:
+    def step() -> None:
+        if cuda.modes[-1] == "error":
+            raise RuntimeError("out of memory")
+
+    replay = graph_module.Replay(step)
+    replay()
+    replay()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        replay()
+    assert cuda.modes[-1] == "default"

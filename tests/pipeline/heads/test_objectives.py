@@ -17,7 +17,7 @@ from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.batches import load_training_set
-from temi.pipeline.heads.objectives import Objective, PairBatch, by_autograd, register_objective
+from temi.pipeline.heads.objectives import Objective, PairBatch, alike, by_autograd, register_objective
 from temi.pipeline.heads.stack import ABSENT
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.plugins import load_plugin
@@ -56,7 +56,7 @@ def draw_batch(spread: float, seed: int = 0, average: losses.Average = losses.al
     settings |= {"exponent": 0.5 * ones}
     weight = torch.rand(shape[:2], generator=generator, dtype=torch.float64)
     teacher = logits().log_softmax(-1)
-    return PairBatch(logits(), teacher, log_marginal, weight, exists, settings, average)
+    return PairBatch(logits(), teacher, log_marginal, weight, exists, alike(exists), settings, average)
 
 
 def narrow(batch: PairBatch, head: int) -> PairBatch:
