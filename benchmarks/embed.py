@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder, hub id or efficientnet-lite0; default: DINOv2-base of random weights")
     parser.add_argument("--precision", default="fp32", choices=list(DTYPES))
     parser.add_argument("--engine", default="auto", choices=["auto", "torch", "openvino"])
+    parser.add_argument("--compile", action="store_true", help="the forward of every arm but the loop by torch.compile")
     parser.add_argument("--workers", type=int, help="decoding processes of all arms; default: what embed chooses")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     options = parser.parse_args()
@@ -180,7 +181,8 @@ def main() -> None:
 
 def run(options: argparse.Namespace, model: str) -> None:
     workers = "auto" if options.workers is None else options.workers
-    config = EmbedConfig(backbone=model, precision=options.precision, engine=options.engine, workers=workers)
+    chosen = {"precision": options.precision, "engine": options.engine, "compile": options.compile}
+    config = EmbedConfig(backbone=model, workers=workers, **chosen)
     backbone, images = load_backbone(config), FirstImages(options.photos, options.images)
     count, size = len(images.keys), batch_size(config, backbone.device)
     arms: dict[str, Callable[[], None]] = {"bare": lambda: bare(backbone, count, size)}
