@@ -29,9 +29,11 @@ from temi.pipeline.device import pick_device
 from temi.pipeline.features.scaling import Moments, Scaling
 from temi.pipeline.heads import trainer as train
 from temi.pipeline.heads.batches import TrainingSet
+from temi.pipeline.heads.cuda_graph import WARM_UP
 from temi.pipeline.heads.stack import Heads
 
 ROWS, NEIGHBORS = 8192, 20
+RECORDED = WARM_UP + 1  # steps a turn on a GPU, at least: the turns that do not count then hold the recording
 TURN = 0.05  # seconds that a side trains for before it is the other's turn, at least
 # In the order of a module's parameters; elsewhere it is the order of the stack.
 WEIGHTS = {"published": ["first.weight", "first.bias", "second.weight", "second.bias", "last.gain", "last.direction"]}
@@ -197,7 +199,7 @@ def compare(kind: str, heads: int, clusters: int, dim: int, batch: int, rounds: 
     loop.step(first)  # the first is slower than any other
     began = clock()
     loop.step(first)
-    count = max(1, round(TURN / (clock() - began)))
+    count = max(RECORDED if device.type == "cuda" else 1, round(TURN / (clock() - began)))
     loop = Textbook(config, data, ours.student)
     batches = list(ours.batches.bank_rows(0, count * (rounds + 2)))
     rates: list[float] = []

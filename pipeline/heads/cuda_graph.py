@@ -6,6 +6,7 @@ and replayed after that: the same kernels on the same memory, so what changes fr
 """
 
 import sys
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -53,7 +54,9 @@ class Replay:
 
     def _watched(self) -> None:
         """Call `function` and see whether it waits: a recording that fails leaves the allocator in disorder."""
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls the mode a prototype
+            torch.cuda.set_sync_debug_mode("error")
         try:
             self._function()
         except RuntimeError as error:
