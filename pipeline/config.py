@@ -116,7 +116,7 @@ class StartConfig(Section):
 
     kind: str = Field("pool", description="pool: at partitions of the rows; random; or the start of a plugin")
     seed: Annotated[int, PER_TRIAL] = Field(0, description="of layouts and partitions")
-    steps: Count = Field(400, description="in which heads learn the partitions")
+    steps: Count = Field(200, description="in which heads learn the partitions")
     lr: Positive = Field(5e-3, description="peak learning rate of those steps")
     batch_size: Count = Field(1024, description="images per such step")
 
@@ -152,7 +152,7 @@ class TrainConfig(Section):
 
     batch_size: Count = Field(512, description="pairs per step, B; at most N")
     epochs: NonNegative = Field(10.0, description="passes over the rows, unless that is fewer than min_steps")
-    min_steps: Count = Field(400, description="floor: a small folder is trained as seriously as a large one")
+    min_steps: Count = Field(200, description="floor: a small folder is trained as seriously as a large one")
     seed: Annotated[int, PER_TRIAL] = Field(0, description="of the initial heads")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     split: str = Field("", description="train on the rows of this split only; empty: train if there is one, else all")

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from temi.pipeline.features.neighbors import unit_rows
+
 TYPICAL = 12  # images of a cluster whose pictures a page holds first
 NEAREST = 3
 
@@ -15,9 +17,7 @@ def centers(scaled: Scaled, cluster: Int64[np.ndarray, " n"], clusters: int) -> 
     """Direction of the mean of each cluster, at unit norm; zeros for an empty one."""
     total = np.zeros((clusters, scaled.shape[1]), dtype=np.float32)
     np.add.at(total, cluster, scaled)
-    norm = np.linalg.norm(total, axis=1, keepdims=True)
-    unit: Float32[np.ndarray, "C D"] = total / np.maximum(norm, 1e-12)
-    return unit
+    return unit_rows(total)
 
 
 def typical_images(
