@@ -69,7 +69,7 @@ def measure(features: Features, data: TrainingSet, config: Config, start: Start,
     trial = Trial(trainer, 0, config)
     trial.best = {f"teacher.{name}": tensor for name, tensor in trainer.teacher.tensors().items()}
     trial.best["loss"] = trainer.window.means()[0][0]
-    model = build_model(trial, features, features.embedding, {}, begun=True)
+    model = build_model(trial, features, np.arange(len(features)), None, begun=True)
     cluster, _ = model.assign(features.embedding)
     return np.array([seconds, hungarian_accuracy(label, cluster.numpy())])
 
