@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from temi.cache import Fingerprint
@@ -106,25 +106,26 @@ def build_model(
     alike = torch.full_like(loss, 1 / len(loss))
     model = ClusterModel(heads, trainer.data.scaling, temperature, loss, alike, plain, fingerprint)
     rows = trainer.data.originals
-    labels = model.of_scaled.head_clusters(rows).cpu().numpy().astype(np.int64)
+    labels = model.of_scaled.head_clusters(rows).cpu().numpy()
     if begun:
-        trust = _trust(labels, features, model.clusters)
-        model = replace(model, trust=trust.to(loss.device))
-    model = replace(model, alignment=_aligned(labels[:, copies], model.selected, model.clusters).to(loss.device))
+        model = replace(model, trust=_trust(labels, features, model.clusters).to(loss.device))
+    model = replace(model, alignment=_aligned(labels, copies, model.selected, model.clusters).to(loss.device))
     sizes = model.of_scaled.assign(rows)[0].cpu()[copies].bincount(minlength=model.clusters)
     order = sizes.argsort(descending=True, stable=True)
     return replace(model, alignment=model.alignment[:, order.to(loss.device)])
 
 
-def _trust(labels: Int64[np.ndarray, "H N"], features: Features, clusters: int) -> Float[Tensor, " H"]:
+def _trust(labels: Int32[np.ndarray, "H M"], features: Features, clusters: int) -> Float[Tensor, " H"]:
     """softmax(s_h / (TOLERANCE max s)), s_h the edge information of a head's clusters (see start/score.py)."""
     seen = sample(len(features))
     graphs = judges(features.sample(seen), clusters)
-    score = torch.tensor([mean_information(graphs, own[seen]) for own in labels])
+    score = torch.tensor([mean_information(graphs, own[seen].astype(np.int64)) for own in labels])
     scale = (TOLERANCE * score.max()).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.softmax((score - score.max()) / scale, 0).float()
 
 
-def _aligned(labels: Int64[np.ndarray, "H N"], selected: int, clusters: int) -> Int64[Tensor, "H C"]:
-    """Every head's clusters, matched to those of the `selected` one."""
-    return torch.from_numpy(np.stack([match(labels[selected], own, clusters) for own in labels]))
+def _aligned(labels: Int32[np.ndarray, "H M"], copies: Group, selected: int, clusters: int) -> Int64[Tensor, "H C"]:
+    """Every head's clusters, matched to those of the `selected` one by all rows."""
+    reference = labels[selected][copies].astype(np.int64)
+    matches = [match(reference, own[copies].astype(np.int64), clusters) for own in labels]
+    return torch.from_numpy(np.stack(matches))
