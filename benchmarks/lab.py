@@ -1,15 +1,21 @@
-"""What the loss lab costs: a second call on a cache with another loss, and a search beside calls one after another.
+"""What the loss lab costs: from an idea to a number, and a search beside calls one after another.
 
     python benchmarks/lab.py second CACHE [--clusters 10] [--heads 16] [--rounds 3]
     python benchmarks/lab.py search CACHE [--clusters 10] [--heads 4] [--steps 400] [--trials 64] [--rounds 1]
+    python benchmarks/lab.py regret CACHE [--clusters 10] [--heads 4] [--steps 400] [--trials 64]
+    python benchmarks/lab.py edit CACHE --plugin FILE.py --set objective.name=NAME [--rounds 3]
+    python benchmarks/lab.py study CACHE [--trials 1000]
 
 `second`: whole processes of `temi train-heads` with another beta each, on a cache that one call has prepared, beside
-its training steps alone. `search`: `temi search` of so
-many trials, beside single calls; a few are timed and counted for all. Seconds on the clock and of the processor;
-the two sides are interleaved, ratios are those of pairs.
+its training steps alone. `search`: `temi search` of so many trials, beside single calls; a few are timed and counted
+for all. `regret`: how far the best of every sampler's study stays behind the best of a whole grid, by the score that is
+searched. `edit`: a plugin is changed, trained with, and scores against labels are printed. `study`: a study of so many
+trials that were told made-up scores is opened. Seconds on the clock and of the processor; sides that are compared are
+interleaved, ratios are those of pairs.
 """
 
 import argparse
+import json
 import platform
 import resource
 import shutil
@@ -27,10 +33,20 @@ from temi.pipeline.config import load_config
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.progress import Progress
 from temi.pipeline.runs.checks import training_rows
+from temi.pipeline.runs.records import Training
+from temi.pipeline.runs.search import SAMPLERS, Desk, Search, kept_apart, open_study, write_results
+from temi.pipeline.runs.space import DEFAULT_SPACE, read_space
 
 TEMI = [sys.executable, "-c", "from temi.cli import app; app()"]
 SINGLE_CALLS = 4  # of a round of `search`, timed and multiplied
+GRID = {  # of `regret`, over the ranges of configs/search.toml
+    "objective.beta": (0.6, 1.0, 1.4),
+    "objective.marginal_power": (0.5, 1.0, 1.5),
+    "objective.teacher_temperature": (0.04, 0.08, 0.12),
+    "optimizer.lr": (3e-4, 1e-3, 3e-3, 1e-2),
+}
 
 
 def used() -> np.ndarray:
@@ -78,11 +94,15 @@ def second_call(arguments: argparse.Namespace, work: Path) -> None:
     print(f"ratio of pairs: {ratio[0]:.2f} on the clock, {ratio[1]:.2f} of the processor (n = {len(rounds)})")
 
 
+def short(arguments: argparse.Namespace) -> list[str]:
+    """Settings of the trials of a search."""
+    shared = [f"heads.clusters={arguments.clusters}", f"heads.count={arguments.heads}"]
+    return [*shared, f"train.min_steps={arguments.steps}", "train.epochs=0", "train.tensorboard=false"]
+
+
 def search(arguments: argparse.Namespace, work: Path) -> None:
     """A search, against as many single calls on the same cache."""
-    shared = [f"heads.clusters={arguments.clusters}", f"heads.count={arguments.heads}"]
-    shared += [f"train.min_steps={arguments.steps}", "train.epochs=0", "train.tensorboard=false"]
-    rounds = []
+    shared, rounds = short(arguments), []
     for number in range(arguments.rounds):
         study = ["--trials", str(arguments.trials), "--out", str(work / f"study-{number}")]
         whole = timed("search", str(arguments.cache), *study, *options(shared))
@@ -106,20 +126,85 @@ def search(arguments: argparse.Namespace, work: Path) -> None:
     print(f"ratio: {ratio[0]:.3f} on the clock, {ratio[1]:.3f} of the processor (n = {len(rounds)})")
 
 
+def regret(arguments: argparse.Namespace, work: Path) -> None:
+    """The best score of every sampler beside that of the grid."""
+    call = [str(arguments.cache), *options(short(arguments))]
+    axes = [word for name, values in GRID.items() for word in ("--grid", f"{name}={','.join(map(str, values))}")]
+    spent = timed("train-heads", *call, *axes, "--out", str(work / "grid"))
+    scores = [trial["head_agreement"] for trial in json.loads((work / "grid/trials.json").read_text())]
+    print(f"grid: {len(scores)} trials, best {max(scores):.4f}, median {np.median(scores):.4f}, {spent[1]:.0f} CPU s")
+    for sampler in SAMPLERS:
+        study, trials = work / sampler, ["--trials", str(arguments.trials), "--sampler", sampler]
+        spent = timed("search", *call, *trials, "--out", str(study))
+        best = json.loads((study / "search.json").read_text())["trials"][0]["training"]["head_agreement"]
+        found = f"best {best:.4f}, regret {max(scores) - best:+.4f}"
+        print(f"{sampler}: {arguments.trials} trials, {found}, {spent[1]:.0f} CPU s", flush=True)
+
+
+def edit(arguments: argparse.Namespace, work: Path) -> None:
+    """From a changed plugin to the table of `temi evaluate`."""
+    plugin, rounds = work / arguments.plugin.name, []
+    for number in range(arguments.rounds + 1):
+        plugin.write_text(f"{arguments.plugin.read_text()}\n# edit {number}\n")
+        settings = options([f"heads.clusters={arguments.clusters}", *arguments.set, "train.tensorboard=false"])
+        run = ["--out", str(work / f"run-{number}"), "--plugin", str(plugin)]
+        trained = timed("train-heads", str(arguments.cache), *settings, *run)
+        rounds.append([trained, timed("evaluate", str(work / f"run-{number}"), "--baselines", "none")])
+    trained, scored = np.median(rounds[1:], axis=0)  # the first made what is kept
+    print(f"train-heads {trained[0]:.1f} s, {trained[1]:.1f} CPU s; evaluate {scored[0]:.1f} s, {scored[1]:.1f} CPU s")
+
+
+def study(arguments: argparse.Namespace, work: Path) -> None:
+    """Open a study of many trials, and say how it did: in this process, and by the command that finds nothing owed."""
+    cache = EmbeddingCache.open(arguments.cache)
+    wanted = Search(read_space(DEFAULT_SPACE), overrides=short(arguments), trials=arguments.trials, sampler="random")
+    (work / "workers").mkdir()
+    begun = open_study(work, "sqlite", kept_apart(cache, wanted, ()))
+    with Desk(begun, wanted, work, Progress("trials", arguments.trials, "trial")) as desk:
+        random = np.random.default_rng(0)
+        while candidates := desk.begin():
+            for one in candidates:
+                desk.finished(one.number, [made_up(float(random.random()), arguments)])
+    began = used()
+    opened = open_study(work, "sqlite", kept_apart(cache, wanted, ()))
+    record = write_results(opened, cache, wanted, work)
+    spent = used() - began
+    print(f"{len(record.trials)} trials: opened and written in {spent[0]:.2f} s, {spent[1]:.2f} CPU s")
+    call = ["search", str(arguments.cache), *options(short(arguments)), "--trials", str(arguments.trials)]
+    whole = timed(*call, "--out", str(work))
+    shown = timed("compare", str(work))
+    print(f"temi search with nothing owed {whole[0]:.1f} s; temi compare {shown[0]:.1f} s, {shown[1]:.1f} CPU s")
+
+
+def made_up(score: float, arguments: argparse.Namespace) -> Training:
+    """Scores of a trial that never was."""
+    sizes = {"clusters": arguments.clusters, "used_clusters": arguments.clusters, "effective_clusters": 9.0}
+    scores = dict.fromkeys(("mean_confidence", "head_agreement", "stability", "neighbor_consistency"), score)
+    return Training(
+        **sizes, **scores, linear_accuracy=score, smallest_cluster=1, largest_cluster=9, steps=1, images=9, seconds=0.0,
+        trials_in_pass=1, skipped_steps=0, head_loss=(0.0,), selected_head=0,
+    )  # fmt: skip
+
+
+WHAT = {"second": second_call, "search": search, "regret": regret, "edit": edit, "study": study}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["second", "search"])
+    parser.add_argument("what", choices=list(WHAT))
     parser.add_argument("cache", type=Path)
     parser.add_argument("--clusters", type=int, default=10)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--plugin", type=Path)
+    parser.add_argument("--set", action="append", default=[])
     arguments = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     work = Path(tempfile.mkdtemp())
     try:
-        {"second": second_call, "search": search}[arguments.what](arguments, work)
+        WHAT[arguments.what](arguments, work)
     finally:
         shutil.rmtree(work)
 

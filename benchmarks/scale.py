@@ -83,7 +83,7 @@ def assign_all(folder: Path, rows: int) -> None:
     state = trial.trainer.state()
     trial.best = {name: tensor for name, tensor in state.items() if name.startswith("teacher.")}
     trial.best["loss"] = torch.zeros(CONFIG.heads.count)
-    model = build_model(trial, features, features.embedding, {}, begun=False)
+    model = build_model(trial, features, np.arange(len(features)), None, begun=False)
     assert len(model.assign(features.embedding)[0]) == rows
 
 

@@ -74,7 +74,7 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
             with suppress(OSError):
                 part.unlink()
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def _write_synced(path: Path, data: bytes | memoryview) -> None:
@@ -85,7 +85,8 @@ def _write_synced(path: Path, data: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Have the disk hold what was last created, renamed and removed in `folder`."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

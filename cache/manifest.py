@@ -9,10 +9,11 @@ from pydantic import ConfigDict, Field
 
 from temi.cache.files import parse, read_sealed, write_sealed
 from temi.cache.fingerprint import Fingerprint
-from temi.cache.schema import LISTING, MANIFEST, MAX_DIM, SCHEMA, CacheError, Rows, Shard, plan_shards
+from temi.cache.schema import LISTING, MANIFEST, MAX_DIM, MAX_VIEWS, SCHEMA, CacheError, Rows, Shard, plan_shards
 
 _GENERATION = re.compile(r"manifest-(\d{5})\.json")
 _GROWTH = ("earlier", "removed", "changed")  # fields that a cache which never grew leaves out
+_OPTIONAL = (*_GROWTH, "viewed")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,16 @@ class Generation:
 
     rows: Rows
     fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]  # digest that the shards up to there carry
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """How many views a cache had before more were added, and its digest then: runs name it by that."""
+
+    __pydantic_config__: ClassVar = ConfigDict(strict=True, extra="forbid")
+
+    views: Annotated[int, Field(ge=0, le=MAX_VIEWS)]
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Manifest:
     earlier: tuple[Generation, ...] = ()  # the generations before this one, oldest first
     removed: tuple[Rows, ...] = ()  # rows whose image is no longer in the source
     changed: tuple[Rows, ...] = ()  # rows whose image is another now, with a row of its own further on
+    viewed: tuple[Viewed, ...] = ()  # what the cache was before views were added, oldest first
 
     def __post_init__(self) -> None:
         stop = 0
@@ -115,7 +127,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Save as the manifest of its generation in `folder`, atomically."""
-        table = {name: value for name, value in asdict(self).items() if value or name not in _GROWTH}
+        table = {name: value for name, value in asdict(self).items() if value or name not in _OPTIONAL}
         write_sealed(folder / self.file_name, {"schema": SCHEMA, **table})
 
     @property

@@ -62,9 +62,9 @@ def train_heads(
     """
     earlier, told = read_constraints(Path(corrections)) if corrections else (None, None)
     loaded = [load_plugin(Path(path)) for path in plugins]
-    own = [] if clusters is None else [f"heads.clusters={clusters}"]
     base = Path(config) if config else None
-    chosen = load_config(base, clusters_left(told, base, [*settings, *own]))
+    overrides = [*settings, *([] if clusters is None else [f"heads.clusters={clusters}"])]
+    chosen = load_config(base, overrides if told is None else clusters_left(told, base, overrides))
     opened = cache if isinstance(cache, EmbeddingCache) else open_cache(cache)
     train(opened, chosen, Path(out), overwrite=overwrite, plugins=loaded, told=told)
     run = FinishedRun(Path(out))

@@ -69,7 +69,6 @@ def train_heads(
         from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugin
-        from temi.pipeline.results.constraints import clusters_left, read_constraints
         from temi.pipeline.runs.records import Training, read_record, write_record
         from temi.pipeline.runs.train import follow, train_heads
         from temi.pipeline.runs.trials import plan_trials, with_seeds
@@ -89,8 +88,12 @@ def train_heads(
                     "--from continues one run as one run; leave out --trials, --grid, --seeds and several --clusters"
                 )
             before, config = open_before(from_), config or from_ / "config.toml"
-        earlier, told = read_constraints(corrections) if corrections else (None, None)
-        overrides = clusters_left(told, config, overrides)
+        earlier, told = None, None
+        if corrections is not None:
+            from temi.pipeline.results.constraints import clusters_left, read_constraints
+
+            earlier, told = read_constraints(corrections)
+            overrides = clusters_left(told, config, overrides)
         if clusters is not None:
             numbers, count = _count_clusters(clusters, cache, out, config, overrides)
             setting = f"heads.clusters={','.join(map(str, numbers))}"

@@ -24,6 +24,7 @@ from torch import Tensor
 from temi.cache import EmbeddingCache, Fingerprint, Manifest, Shard, ShardWriter, plan_shards
 from temi.cache.bucket import Bucket, bucket_url
 from temi.cache.halves import to_halves
+from temi.cache.more_views import ViewsWriter, forget_views, lacks_views, take_in_views
 from temi.cache.remote import RemoteWriter, pull_index
 from temi.cache.schema import MANIFEST, ORIGIN, SKIPPED
 from temi.pipeline.config import EmbedConfig
@@ -48,7 +49,7 @@ class EmbeddedBatch:
     """What one batch became, still on the backbone's device."""
 
     rows: range
-    embedding: Float32[Tensor, "b D"]
+    embedding: Float32[Tensor, "e D"]  # e = b, or 0 where views are added to a cache that has it
     views: Float32[Tensor, "b V D"]
     failures: dict[int, str]  # row -> why it could not be read; its embedding means nothing
     notes: dict[int, str]  # row -> what was assumed to read it
@@ -121,7 +122,8 @@ def _working_folder(out: Path, overwrite: bool) -> Iterator[tuple[Path, OpenWrit
     """Where shards are made, and what writes them to `out`: the folder itself, or one of the moment beside a bucket."""
     url = bucket_url(out)
     if url is None:
-        yield out, lambda manifest, listing: ShardWriter.open(out, manifest, overwrite=overwrite, listing=listing)
+        (forget_views if overwrite else take_in_views)(out)
+        yield out, lambda manifest, listing: _open_writer(out, manifest, listing, overwrite)
         return
     if overwrite:
         raise UserError(f"--overwrite deletes nothing in a bucket; delete {url} with the provider's tools first")
@@ -135,6 +137,19 @@ def _working_folder(out: Path, overwrite: bool) -> Iterator[tuple[Path, OpenWrit
             )
         except USER_ERRORS as error:
             raise type(error)(str(error).replace(name, url)) from None
+
+
+def _open_writer(out: Path, manifest: Manifest, listing: bytes | None, overwrite: bool) -> ShardWriter:
+    """What writes the cache in `out`, or adds views to the one that is there."""
+    if overwrite or not (out / MANIFEST).exists() or not lacks_views(Manifest.read(out), manifest):
+        return ShardWriter.open(out, manifest, overwrite=overwrite, listing=listing)
+    writer = ViewsWriter.open_in(EmbeddingCache.open(out), manifest)
+    print(
+        f"{out} has {writer.before.views} views of every image: {manifest.views - writer.before.views} more are "
+        "embedded, and what is there stays as it is",
+        file=sys.stderr,
+    )
+    return writer
 
 
 def _fill_cache(
@@ -234,6 +249,8 @@ def fill(
     size = batch_size(config, backbone.device)
     batches = [batch for shard in pending for batch in cut(shard.start, shard.stop, size)]
     clock, written, unreadable, notes = Clock(lanes=backbone.lanes), _done(), 0, dict[int, str]()
+    there = writer.before if isinstance(writer, ViewsWriter) else None
+    policy = replace(policy, first=there.views) if there else policy
     stream = embed_rows(backbone, images, batches, policy=policy, workers=config.workers, clock=clock)
     total = sum(shard.rows for shard in pending)
     with Progress("embed", total, "img") as progress, ThreadPoolExecutor(1) as background:
@@ -247,9 +264,14 @@ def fill(
                 note = f"shard {shard.index + 1}/{len(writer.manifest.shards)}"
                 progress.advance(len(parts[-1].rows), note + (f", {unreadable} unreadable" if unreadable else ""))
             failures, keys = {row: why for part in parts for row, why in part.failures.items()}, images.keys
+            failures = _known_failures(there, shard, failures, keys) if there else failures
             with clock("forward"):  # where a GPU is waited for
-                embedding = stored(torch.cat([part.embedding for part in parts]), keys, shard.start, failures)
                 views = stored(torch.cat([part.views for part in parts]), keys, shard.start, failures)
+                if there is None:
+                    embedding = stored(torch.cat([part.embedding for part in parts]), keys, shard.start, failures)
+                else:
+                    embedding = there.embedding(shard.start, shard.stop)
+                    views = np.concatenate([there.view_embedding(shard.start, shard.stop), views], 1)
             with clock("write"):
                 written.result()
             seconds = {part: clock.seconds[part] - before[part] for part in PARTS}
@@ -260,6 +282,19 @@ def fill(
         print(line, file=sys.stderr)
     if pending:
         print(_summary(clock), file=sys.stderr)
+
+
+def _known_failures(
+    before: EmbeddingCache, shard: Shard, failures: Mapping[int, str], keys: Sequence[str]
+) -> dict[int, str]:
+    """Rows of `shard` that could not be read when the cache was made; UserError where another cannot be read now."""
+    known = {row: why for row, why in before.failures.items() if shard.start <= row < shard.stop}
+    if lost := [row for row in failures if row not in known]:
+        raise UserError(
+            f"{keys[lost[0]]} (row {lost[0]}) could be read when {before.folder} was made and cannot be now "
+            f"({failures[lost[0]]}); restore it, and the same command goes on"
+        )
+    return known
 
 
 def embed_rows(
@@ -365,11 +400,9 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, batch: DecodedBatch) -> EmbeddedBatch:
-        originals, *views = [self._pass(batch, index) for index in range(len(batch.pixels))]
-        empty = originals.new_empty(len(originals), 0, originals.shape[1])
-        return EmbeddedBatch(
-            batch.rows, originals, torch.stack(views, 1) if views else empty, batch.failures, batch.notes
-        )
+        passed = torch.stack([self._pass(batch, index) for index in range(len(batch.pixels))], 1)
+        originals, views = passed[:, : batch.originals], passed[:, batch.originals :]
+        return EmbeddedBatch(batch.rows, originals.flatten(0, 1), views, batch.failures, batch.notes)
 
     def _pass(self, batch: DecodedBatch, index: int) -> Tensor:
         """Originals (`index` 0) or one view of each image."""
@@ -386,7 +419,7 @@ class Forward:
         device = self.backbone.device
         with self.clock("preprocess"):
             pixels = batch.pixels[index, rows].to(device, non_blocking=True).float().div_(255)
-            if index > 0:
+            if index >= batch.originals:
                 pixels = jitter(pixels, batch.jitter[index, rows].to(device, non_blocking=True))
         with self.clock("forward"):
             return self.backbone(pixels)

@@ -36,11 +36,26 @@ class ViewPolicy:
     crop_scale: tuple[float, float]
     flip: float
     jitter: float
+    first: int = 0  # view to begin at: those before it, and the images themselves, are embedded already
 
     def describe(self) -> dict[str, Any]:
         """What changes the numbers besides seed and count, as JSON for the fingerprint; {} without views."""
         settings = {"crop_ratio": RATIO, **asdict(self)}
-        return {key: value for key, value in settings.items() if key not in ("count", "seed")} if self.count else {}
+        return (
+            {key: value for key, value in settings.items() if key not in ("count", "seed", "first")}
+            if self.count
+            else {}
+        )
+
+    @property
+    def originals(self) -> int:
+        """1 where the images themselves are embedded, before their views."""
+        return int(self.first == 0)
+
+    @property
+    def passes(self) -> int:
+        """How often an image is embedded: P."""
+        return self.originals + self.count - self.first
 
     def draw(self, row: int, view: int) -> View:
         """Parameters of view `view` of row `row`."""

@@ -27,7 +27,8 @@ class DecodedBatch(NamedTuple):
     """Images of `rows` and their views, ready for the device; zeros where an image could not be read."""
 
     rows: range
-    pixels: UInt8[Tensor, "P b 3 h w"]  # P = 1 + V: originals, then view 0, view 1, ...
+    pixels: UInt8[Tensor, "P b 3 h w"]  # the originals unless they are not wanted, then view after view
+    originals: int  # 1, or 0 where they are not wanted
     jitter: Float32[Tensor, "P b 3"]  # factors of brightness, contrast and saturation; 1 for originals
     failures: dict[int, str]  # row -> reason
     notes: dict[int, str]  # row -> what was assumed to read it
@@ -46,7 +47,7 @@ class Decoder(Dataset[DecodedBatch]):
 
     def __getitem__(self, index: int) -> DecodedBatch:
         rows = self.batches[index]
-        passes = 1 + (self.policy.count if self.policy else 0)
+        passes, originals = _passes(self.policy)
         pixels = torch.zeros(passes, len(rows), 3, *self.preprocessing.crop, dtype=torch.uint8)
         factors = torch.ones(passes, len(rows), 3)
         failures, notes = {}, {}
@@ -60,15 +61,17 @@ class Decoder(Dataset[DecodedBatch]):
                     failures[row] = str(error)
             if caught and row not in failures:
                 notes[row] = str(caught[0].message)
-        return DecodedBatch(rows, pixels, factors, failures, notes)
+        return DecodedBatch(rows, pixels, originals, factors, failures, notes)
 
     def _fill(self, row: int, pixels: Tensor, factors: Tensor) -> None:
         image = self.images.read(row)
-        pixels[0] = self.preprocessing.fit(image)
-        for number in range(1, len(pixels)):
-            assert self.policy is not None
-            view = self.policy.draw(row, number - 1)
-            top, left, height, width = self.policy.box(view, *image.shape[-2:])
+        policy, (_, originals) = self.policy, _passes(self.policy)
+        if originals:
+            pixels[0] = self.preprocessing.fit(image)
+        for number in range(originals, len(pixels)):
+            assert policy is not None
+            view = policy.draw(row, policy.first + number - originals)
+            top, left, height, width = policy.box(view, *image.shape[-2:])
             crop = image[:, top : top + height, left : left + width]
             resized = self.preprocessing.scale(crop, self.preprocessing.crop)
             pixels[number] = resized.flip(-1) if view.flip else resized
@@ -110,9 +113,13 @@ def default_workers(device: torch.device) -> int:
 def fitting_workers(workers: int, images: int, preprocessing: Preprocessing, policy: ViewPolicy | None) -> int:
     """`workers`, or as many as /dev/shm has room for, through which they hand over batches of `images`."""
     free = free_shared_memory()
-    passes = 1 + (policy.count if policy else 0)
-    batch = passes * images * 3 * math.prod(preprocessing.crop)
+    batch = _passes(policy)[0] * images * 3 * math.prod(preprocessing.crop)
     return workers if free is None else min(workers, free // max(1, batch * (PREFETCH + 1)))
+
+
+def _passes(policy: ViewPolicy | None) -> tuple[int, int]:
+    """How often an image is embedded, and whether the first time is the image itself."""
+    return (policy.passes, policy.originals) if policy else (1, 1)
 
 
 def _as_is(batch: Any) -> Any:

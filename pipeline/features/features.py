@@ -96,13 +96,21 @@ class Features:
 
     @cached_property
     def copies(self) -> Groups:
-        """Positions of the first of every distinct row, and which of them each row equals; every row is read once."""
-        return exact_copies(self.embedding)
+        """Positions of the first of every distinct row, and which of them each row equals; found once."""
+
+        def find() -> Arrays:
+            first, group = exact_copies(self.embedding)
+            return {"first": first, "group": group}
+
+        kept = self.memo("copies", {}, find)
+        return kept["first"], kept["group"]
 
     def scaling(self, kind: Kind) -> Scaling:
         """The map of `kind`, fitted once to these rows."""
         if kind not in self._scalings:
-            self._scalings[kind] = Scaling.fit(kind, self._moments)
+            recipe = {"kind": kind, "views": self.view_count, "arithmetic": self.device.type}
+            kept = self.memo("scaling", recipe, lambda: Scaling.fit(kind, self._moments).to_arrays())
+            self._scalings[kind] = Scaling.from_arrays(kept, self.device)
         return self._scalings[kind]
 
     def scaled(self, kind: Kind) -> Float[Tensor, "N P"]:

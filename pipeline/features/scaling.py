@@ -18,10 +18,11 @@ softer than whitening (p = 1), which would blow up the noise of the last compone
 is the mean of the cosines of their parts.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
@@ -69,11 +70,10 @@ class Scaling:
         if kind == "views" and rows.views is None:
             raise UserError("the scaling `views` needs augmented views; embed with --set embed.views=2")
         root, width = kind in ROOTED, int(rows.embedding.shape[-1])
-        zero = torch.zeros(width, device=rows.embedding.device)
-        one = torch.ones_like(zero)
+        plain = cls.identity(width, rows.embedding.device)
         if kind in ("none", "l2"):
-            return cls(root, zero, one, (width,) if kind == "l2" else ())
-        mean = rows.mean(root)
+            return replace(plain, segments=(width,) if kind == "l2" else ())
+        mean, one = rows.mean(root), plain.weight
         if kind in ("center", "root"):
             return cls(root, mean, one, (width,))
         if kind == "standardize":
@@ -86,6 +86,22 @@ class Scaling:
         if rows.views is not None and kind in ("views", "joined"):
             parts.append(rows.viewed)
         return cls(root, mean, torch.cat(parts, 1), tuple(part.shape[1] for part in parts))
+
+    @classmethod
+    def identity(cls, width: int, device: torch.device) -> "Scaling":
+        """The map of rows that are scaled already."""
+        return cls(False, torch.zeros(width, device=device), torch.ones(width, device=device), ())
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """What `from_arrays` reads."""
+        plain = {"root": np.array([self.root]), "segments": np.array(self.segments, np.int64)}
+        return {"shift": self.shift.numpy(force=True), "weight": self.weight.numpy(force=True), **plain}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], device: torch.device) -> "Scaling":
+        """The map that `to_arrays` took apart, on `device`."""
+        shift, weight = (torch.from_numpy(arrays[name]).to(device) for name in ("shift", "weight"))
+        return cls(bool(arrays["root"][0]), shift, weight, tuple(arrays["segments"].tolist()))
 
     @property
     def width(self) -> int:

@@ -32,10 +32,10 @@ WITNESSES = 32  # images that speak for a cluster or a part: its most confident 
 Keys = Sequence[str]
 
 
-def clusters_left(told: Constraints | None, config: Path | None, overrides: Sequence[str]) -> list[str]:
-    """`overrides`, asking for as many clusters as a person left where `told` is given and no setting says how many."""
-    silent = told is not None and "clusters" not in load_config(config, overrides).heads.model_fields_set
-    return [*overrides, *([f"heads.clusters={told.clusters}"] if told and silent else [])]
+def clusters_left(told: Constraints, config: Path | None, overrides: Sequence[str]) -> list[str]:
+    """`overrides`, asking for as many clusters as a person left where no setting says how many."""
+    silent = "clusters" not in load_config(config, overrides).heads.model_fields_set
+    return [*overrides, *([f"heads.clusters={told.clusters}"] if silent else [])]
 
 
 def read_constraints(file: Path) -> tuple[FinishedRun, Constraints]:

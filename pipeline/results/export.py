@@ -21,7 +21,7 @@ from temi.pipeline.progress import Progress
 from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import display_name
-from temi.pipeline.runs.csv_table import frame_csv
+from temi.pipeline.runs.csv_table import table_csv
 
 SHARD_BYTES = 256 * 2**20  # of image data per Parquet file of a `datasets` folder
 BEGUN = ".temi-export.json"  # in a folder that is not complete: of what, so that the same command goes on
@@ -55,7 +55,7 @@ def export_table(run: FinishedRun, out: Path, kind: str) -> int:
     table.insert(2, "name", [display_name(cluster, run.names) for cluster in table["cluster"]])
     match kind:
         case "csv":
-            data = frame_csv(table)
+            data = table_csv({name: table[name].tolist() for name in table})
         case "parquet":
             data = table.to_parquet(index=False)
         case _:

@@ -1,14 +1,11 @@
 """A table of results as CSV that reads back as it was."""
 
-import pandas as pd
+from collections.abc import Mapping, Sequence
 
 from temi.cache.files import csv_bytes
 
 
-def frame_csv(table: pd.DataFrame) -> bytes:
-    """`table` without its index, in UTF-8; real numbers to four places."""
-    rows = (
-        [f"{value:.4f}" if isinstance(value, float) else value for value in row]
-        for row in table.itertuples(index=False)
-    )
-    return csv_bytes([list(table.columns), *rows])
+def table_csv(columns: Mapping[str, Sequence[object]]) -> bytes:
+    """Columns by name, in UTF-8; real numbers to four places."""
+    plain = ([f"{value:.4f}" if isinstance(value, float) else value for value in values] for values in columns.values())
+    return csv_bytes([list(columns), *zip(*plain, strict=True)])

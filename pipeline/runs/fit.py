@@ -5,13 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 from temi.cache import Fingerprint
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.blocks import Embeddings
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
@@ -25,6 +24,8 @@ from temi.pipeline.start.find import Start, sample
 from temi.pipeline.start.honor import honored
 from temi.pipeline.start.pool import judges, mean_information
 from temi.pipeline.start.vote import match
+
+Group = Int64[np.ndarray, " N"]
 
 TOLERANCE = 0.02  # a head whose score is lower by this share of the best weighs 1/e
 
@@ -46,7 +47,7 @@ def fit_model(features: Features, config: Config, told: Constraints | None = Non
     TrainingLoop([trial], trainer).run()
     if trial.stopped:
         raise UserError(trial.stopped)
-    return build_model(trial, distinct, features.embedding, None, begun=bool(starts))
+    return build_model(trial, distinct, features.copies[1], None, begun=bool(starts))
 
 
 def told_of_distinct(told: Constraints | None, features: Features) -> Constraints | None:
@@ -83,14 +84,14 @@ def _cut_by(config: Config) -> tuple[int, int]:
 
 
 def build_model(
-    trial: Trial, features: Features, everything: Embeddings, fingerprint: Fingerprint | None, *, begun: bool
+    trial: Trial, features: Features, copies: Group, fingerprint: Fingerprint | None, *, begun: bool
 ) -> ClusterModel:
     """The best checkpoint's teachers, aligned to one another, with clusters numbered by falling size.
 
     Parameters
     ----------
     features : the distinct rows that were trained on
-    everything : all rows, by which clusters are counted
+    copies : which of these each row equals, copies included: clusters are matched and counted by all rows
     fingerprint : what the embeddings were made from; None: an array
     begun : heads began at cuts, so that some are better than others; of heads that began at random all count alike
     """
@@ -104,29 +105,27 @@ def build_model(
     temperature = trainer.teacher_temperature[trainer.heads_of(trial.index)]
     alike = torch.full_like(loss, 1 / len(loss))
     model = ClusterModel(heads, trainer.data.scaling, temperature, loss, alike, plain, fingerprint)
+    rows = trainer.data.originals
+    labels = model.of_scaled.head_clusters(rows).cpu().numpy()
     if begun:
-        model = replace(model, trust=_trust(model, features))
-    return _number_by_size(_align_heads(model, everything), everything)
+        model = replace(model, trust=_trust(labels, features, model.clusters).to(loss.device))
+    model = replace(model, alignment=_aligned(labels, copies, model.selected, model.clusters).to(loss.device))
+    sizes = model.of_scaled.assign(rows)[0].cpu()[copies].bincount(minlength=model.clusters)
+    order = sizes.argsort(descending=True, stable=True)
+    return replace(model, alignment=model.alignment[:, order.to(loss.device)])
 
 
-def _trust(model: ClusterModel, features: Features) -> Float[Tensor, " H"]:
+def _trust(labels: Int32[np.ndarray, "H M"], features: Features, clusters: int) -> Float[Tensor, " H"]:
     """softmax(s_h / (TOLERANCE max s)), s_h the edge information of a head's clusters (see start/score.py)."""
-    seen = features.sample(sample(len(features)))
-    graphs = judges(seen, model.clusters)
-    labels = model.head_clusters(seen.embedding).cpu().numpy().astype(np.int64)
-    score = torch.tensor([mean_information(graphs, own) for own in labels], device=model.loss.device)
+    seen = sample(len(features))
+    graphs = judges(features.sample(seen), clusters)
+    score = torch.tensor([mean_information(graphs, own[seen].astype(np.int64)) for own in labels])
     scale = (TOLERANCE * score.max()).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.softmax((score - score.max()) / scale, 0).float()
 
 
-def _align_heads(model: ClusterModel, embedding: Embeddings) -> ClusterModel:
-    """Match every head's clusters to those of the head with the lowest loss, on the training rows."""
-    labels = model.head_clusters(embedding).cpu().numpy()
-    reference = labels[model.selected].astype(np.int64)
-    matches = np.stack([match(reference, own.astype(np.int64), model.clusters) for own in labels])
-    return replace(model, alignment=torch.from_numpy(matches).to(model.alignment.device))
-
-
-def _number_by_size(model: ClusterModel, embedding: Embeddings) -> ClusterModel:
-    sizes = model.assign(embedding)[0].bincount(minlength=model.clusters)
-    return replace(model, alignment=model.alignment[:, sizes.argsort(descending=True, stable=True)])
+def _aligned(labels: Int32[np.ndarray, "H M"], copies: Group, selected: int, clusters: int) -> Int64[Tensor, "H C"]:
+    """Every head's clusters, matched to those of the `selected` one by all rows."""
+    reference = labels[selected][copies].astype(np.int64)
+    matches = [match(reference, own[copies].astype(np.int64), clusters) for own in labels]
+    return torch.from_numpy(np.stack(matches))

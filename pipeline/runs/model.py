@@ -67,6 +67,11 @@ class ClusterModel:
         """C."""
         return self.alignment.shape[1]
 
+    @property
+    def of_scaled(self) -> "ClusterModel":
+        """The same for rows that are scaled already, such as those of a training set."""
+        return replace(self, scaling=Scaling.identity(self.scaling.width, self.scaling.shift.device))
+
     def consensus(self, probability: Float[Tensor, "H n C"]) -> Float[Tensor, "n C"]:
         """What the heads say together: the mean of their probabilities by `trust`."""
         together: Tensor = torch.tensordot(self.trust, probability, 1)

@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from temi.cache.kept import Arrays
+from temi.pipeline.features.features import Features
+from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import exact_neighbors, nearest
 from temi.pipeline.runs.model import load_tensors, save_tensors
 
@@ -39,6 +42,18 @@ class Novelty:
         rows = scaled.half().cpu().numpy()
         similarity = exact_neighbors(rows, min(NEIGHBOR, len(rows) - 1))[1][:, -1]
         return cls(rows, float(np.quantile(similarity.astype(np.float32), 1 - FAMILIAR_SHARE)))
+
+    @classmethod
+    def of_features(cls, features: Features, kind: Kind, scaled: Float[Tensor, "n D"]) -> "Novelty":
+        """The same for the rows of `features` after the scaling `kind`; made once."""
+        recipe = {"kind": kind, "views": features.view_count, "arithmetic": features.device.type}
+
+        def make() -> Arrays:
+            made = cls.fit(scaled)
+            return {"rows": made.rows, "threshold": np.array([made.threshold])}
+
+        kept = features.memo("novelty", recipe, make)
+        return cls(kept["rows"], float(kept["threshold"][0]))
 
     def similarity(self, scaled: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, " n"]:
         """Cosine of each row to the fifth nearest training row."""

@@ -161,8 +161,9 @@ class Seating:
         trial, skipped = Trial(self.trainer, place, config), int(self.trainer.skipped[place])
         trial.record(steps, Metrics(self.loss[place], 0.0, self.trainer.marginal, skipped))
         trial.checkpoint(steps)
-        model = build_model(trial, self.features, everything.embedding, cache.manifest.fingerprint, begun=self.begun)
-        scores = label_free_scores(model, self.features.embedding, self.trainer.data.neighbors)
+        fingerprint, data = cache.manifest.fingerprint, self.trainer.data
+        model = build_model(trial, self.features, everything.copies[1], fingerprint, begun=self.begun)
+        scores = label_free_scores(model.of_scaled, data.originals, data.neighbors)
         return Training(
             steps=steps,
             images=len(everything),

@@ -1,21 +1,23 @@
 """`train_heads` is stage two, from a cache to a trained model in a run folder."""
 
+import io
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 
 from temi.cache import EmbeddingCache
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.config import Config
 from temi.pipeline.device import pick_device, return_freed_memory
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.blocks import CachedRows
+from temi.pipeline.features.blocks import CachedRows, Embeddings
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
@@ -25,7 +27,7 @@ from temi.pipeline.plugins import Plugin
 from temi.pipeline.progress import say
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.continued import CONTINUED, Before
-from temi.pipeline.runs.csv_table import frame_csv
+from temi.pipeline.runs.csv_table import table_csv
 from temi.pipeline.runs.fit import begin_heads, build_model, told_of_distinct
 from temi.pipeline.runs.label_free import label_free_scores
 from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
@@ -35,6 +37,8 @@ from temi.pipeline.runs.novelty import NOVELTY, Novelty
 from temi.pipeline.runs.records import StartRecord, Training, write_record
 from temi.pipeline.runs.run_folder import RunFolder, describe_environment
 from temi.pipeline.runs.tracking import check_tracking, log_result
+
+Assigned = tuple[Int32[np.ndarray, " n"], Float[np.ndarray, " n"]]
 
 
 def train_heads(
@@ -123,7 +127,7 @@ def train_pass(
     processes.take_over(trainer.state())
     TrainingLoop(trials, trainer, first_step).run()
     return_freed_memory()
-    novelty = Novelty.fit(trainer.data.originals)
+    novelty = Novelty.of_features(features, configs[0].heads.scale, data.originals)
     return_freed_memory()
     for trial in trials:
         if not trial.stopped:
@@ -142,12 +146,17 @@ def _finish(
     """Leave the model of a trained trial, its assignments and its scores in its run folder."""
     trainer, run = trial.trainer, trial.run
     begun = run.start_file.exists()
-    model = build_model(trial, features, everything.embedding, cache.manifest.fingerprint, begun=begun)
+    rows, copies = trainer.data.originals, everything.copies[1]
+    model = build_model(trial, features, copies, cache.manifest.fingerprint, begun=begun)
     if before is not None:
         model, continued = before.keep_numbers(model, cache)
         write_record(run.folder / CONTINUED, continued)
     model.save(run.model)
-    cluster = write_assignments(cache, model, run.folder)["cluster"].to_numpy()
+    known = None
+    if len(everything) == cache.ok.sum():
+        one, sure = assign(model.of_scaled, rows)
+        known = one[copies], sure[copies]
+    cluster = write_assignments(cache, model, run.folder, known)
     training = Training(
         steps=trainer.steps,
         images=len(everything),
@@ -156,7 +165,7 @@ def _finish(
         skipped_steps=int(trainer.skipped[trial.index]),
         head_loss=tuple(model.loss.tolist()),
         selected_head=model.selected,
-        **label_free_scores(model, features.embedding, trainer.data.neighbors).model_dump(),
+        **label_free_scores(model.of_scaled, rows, trainer.data.neighbors).model_dump(),
     )
     log_result(run, trial.config, training, np.bincount(cluster, minlength=model.clusters).tolist())
     write_record(run.training, training)
@@ -180,20 +189,27 @@ def follow() -> None:
     processes.leave()
 
 
-def assign(model: ClusterModel, embedding: Float[np.ndarray, "n D"] | CachedRows) -> tuple[np.ndarray, np.ndarray]:
+def assign(model: ClusterModel, embedding: Float[np.ndarray, "n D"] | Embeddings) -> Assigned:
     """Cluster (n,) int32 and confidence (n,) float32 of each embedding."""
     rows = torch.from_numpy(embedding) if isinstance(embedding, np.ndarray) else embedding
     cluster, confidence = model.assign(rows)
     return cluster.cpu().numpy().astype(np.int32), confidence.cpu().numpy()
 
 
-def write_assignments(cache: EmbeddingCache, model: ClusterModel, folder: Path) -> pd.DataFrame:
-    """Assign every readable image of `cache`; assignments.parquet and .csv with key, row, cluster, confidence."""
+def write_assignments(
+    cache: EmbeddingCache, model: ClusterModel, folder: Path, known: Assigned | None = None
+) -> Int32[np.ndarray, " n"]:
+    """Cluster of every readable image of `cache`; assignments.parquet and .csv have key, row, cluster, confidence.
+
+    `known` is what `model` says of these images, where it was asked already.
+    """
     rows = np.flatnonzero(cache.ok)
-    cluster, confidence = assign(model, CachedRows(cache, rows))
+    cluster, confidence = known or assign(model, CachedRows(cache, rows))
     keys = [cache.keys[row] for row in rows]
-    table = pd.DataFrame({"key": keys, "row": rows, "cluster": cluster, "confidence": confidence})
+    table = pa.table({"key": keys, "row": rows, "cluster": cluster, "confidence": confidence})
+    packed = io.BytesIO()
+    pq.write_table(table, packed)
     with os_errors(folder, "write"):
-        write_atomic(folder / "assignments.parquet", table.to_parquet(index=False))
-        write_atomic(folder / "assignments.csv", frame_csv(table))
-    return table
+        write_atomic(folder / "assignments.parquet", packed.getvalue())
+        write_atomic(folder / "assignments.csv", table_csv(table.to_pydict()))
+    return cluster

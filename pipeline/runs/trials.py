@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import pyarrow.parquet as pq
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config, load_config, per_trial
@@ -189,8 +189,8 @@ def merge_trees(folder: Path, trials: Sequence[TrialRecord]) -> list[MergeTree]:
     for group in groups.values():
         levels = sorted((Level(trial=t.trial, clusters=t.training.clusters) for t in group if t.training), key=_finest)
         if len(levels) > 1:
-            tables = [pd.read_parquet(folder / level.trial / "assignments.parquet") for level in levels]
-            assignments = [table["cluster"].to_numpy("int64") for table in tables]
+            files = [folder / level.trial / "assignments.parquet" for level in levels]
+            assignments = [pq.read_table(file)["cluster"].to_numpy().astype("int64") for file in files]
             trees.append(merge_tree(_without_clusters(group[0]), levels, assignments))
     return trees
 

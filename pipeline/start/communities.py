@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int64
 
-from temi.pipeline.start.kernels import louvain, summed_between
+from temi.pipeline.start.graph import edge_counts
 
 TRIES = 12  # resolutions tried on the way to the number of clusters
 SURPLUS = 1.02  # communities per cluster at which the search ends; the surplus is merged
@@ -49,6 +49,8 @@ def search_resolution(cut: Callable[[float], Labeling], rows: int, clusters: int
 
 def find_communities(graph: sp.csr_array, resolution: float, *, seed: int) -> Labeling:
     """Communities of high modularity at a resolution, numbered from 0."""
+    from temi.pipeline.start.kernels import louvain  # compiled: what finds its cuts kept does not wait for it
+
     arrays = graph.indptr.astype(np.int64), graph.indices.astype(np.int64), graph.data.astype(np.float64)
     label: Labeling = louvain(*arrays, resolution, ROUNDS, seed)
     return label
@@ -60,12 +62,6 @@ def merge_parts(part: Labeling, graph: sp.csr_array, clusters: int) -> Labeling:
         return part
     label: Labeling = merge(edge_counts(graph, part), np.bincount(part), clusters)[part]
     return label
-
-
-def edge_counts(graph: sp.csr_array, label: Labeling) -> Float[np.ndarray, "C C"]:
-    """Summed edge weight between every two clusters."""
-    between: Float[np.ndarray, "C C"] = summed_between(graph.indptr, graph.indices, graph.data, label, label.max() + 1)
-    return between
 
 
 def merge(between: Float[np.ndarray, "M M"], size: Int64[np.ndarray, " M"], clusters: int) -> Int64[np.ndarray, " M"]:

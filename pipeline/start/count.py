@@ -17,14 +17,14 @@ from itertools import combinations
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Int64
-from sklearn.metrics import adjusted_mutual_info_score
 
 from temi.pipeline.config import StartConfig
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import Progress
-from temi.pipeline.start.communities import edge_counts, find_communities, merge_parts
+from temi.pipeline.start.communities import find_communities, merge_parts
 from temi.pipeline.start.find import distinct_sample
+from temi.pipeline.start.graph import edge_counts
 from temi.pipeline.start.pool import AGREEMENT_ROWS, judges
 
 LOWEST, HIGHEST = 2, 200  # number of clusters, where no range is given,
@@ -127,6 +127,8 @@ def cuts_into(graph: sp.csr_array, numbers: list[int], seed: int) -> Iterator[La
 
 def score(clusters: int, graphs: list[sp.csr_array], labels: list[Labeling]) -> Score:
     """Agreement and modularity of one cut of each graph."""
+    from sklearn.metrics import adjusted_mutual_info_score  # here: who gives a number does not wait for it
+
     some = slice(None, None, -(-len(labels[0]) // AGREEMENT_ROWS))
     agreement = [adjusted_mutual_info_score(a[some], b[some]) for a, b in combinations(labels, 2)]
     quality = [modularity(graph, label) for graph, label in zip(graphs, labels, strict=True)]

@@ -2,8 +2,6 @@
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.spatial import KDTree
-from sklearn.cluster import HDBSCAN, KMeans
 
 from temi.pipeline.start.communities import Labeling, merge_parts
 from temi.pipeline.start.layout import Layout
@@ -18,6 +16,8 @@ def dense_cut(y: Layout, graph: sp.csr_array, clusters: int, seed: int) -> Label
 
     Rows between the parts (noise) join the nearest row of a part. The part split next has the largest inertia.
     """
+    from sklearn.cluster import KMeans  # here: what finds its cuts kept does not wait for it
+
     parts = _dense_parts(y, clusters, seed)
     found = int(parts.max()) + 1
     if found > clusters:
@@ -34,6 +34,9 @@ def dense_cut(y: Layout, graph: sp.csr_array, clusters: int, seed: int) -> Label
 
 def _dense_parts(y: Layout, clusters: int, seed: int) -> Labeling:
     """HDBSCAN's clusters (Campello et al. 2013) of at most DENSITY_ROWS rows; every other row joins the nearest."""
+    from scipy.spatial import KDTree
+    from sklearn.cluster import HDBSCAN
+
     looked_at = np.sort(np.random.default_rng(seed).permutation(len(y))[:DENSITY_ROWS])
     smallest = min(max(len(looked_at) // (SMALLEST_SHARE * clusters), SMALLEST), LARGEST_SMALLEST)
     found = HDBSCAN(min_cluster_size=min(smallest, len(looked_at)), copy=True).fit_predict(y[looked_at])

@@ -12,15 +12,17 @@ Rows that repeat others count once.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int64
 
+from temi.cache.kept import Arrays, Recipe
 from temi.pipeline.config import StartConfig
 from temi.pipeline.features.copies import near_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.registry import STARTS
-from temi.pipeline.start.pool import KINDS, make_pool, neighbor_counts
+from temi.pipeline.start.pool import KINDS, make_pool, neighbor_counts, spaces_of
 from temi.pipeline.start.vote import match, vote
 
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
@@ -54,7 +56,16 @@ FindStart = Callable[[Features, int, StartConfig], Start | None]
 
 
 def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
-    """Cut the rows in every way, and choose the cuts that heads learn. Labels are not read."""
+    """Cut the rows in every way, and choose the cuts that heads learn; made once. Labels are not read."""
+    made_from = {"kinds": " ".join(KINDS), "spaces": " ".join(spaces_of(features))}
+    recipe: Recipe = {**made_from, "clusters": clusters, "seed": config.seed}
+    kept = features.memo("start", recipe, partial(_find_start, features, clusters, config))
+    agreement = dict(zip(KINDS, kept["agreement"].tolist(), strict=True))
+    names = kept["names"].tobytes().decode().split("\n")
+    return Start(kept["rows"], clusters, agreement, tuple(names), kept["cuts"].astype(np.int64))
+
+
+def _find_start(features: Features, clusters: int, config: StartConfig) -> Arrays:
     distinct = distinct_sample(features, clusters)
     pool = make_pool(distinct.features, clusters, config.seed)
     agreement = {kind: pool.of(kind).agreement() for kind in KINDS}
@@ -62,7 +73,12 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     best = chosen.labels[chosen.score.argmax()]
     aligned = vote([best, *chosen.labels], clusters)[0]
     cuts = np.stack([match(label, aligned, clusters)[label][distinct.group] for label in chosen.labels])
-    return Start(distinct.rows, clusters, agreement, chosen.names, cuts)
+    return {
+        "rows": distinct.rows,
+        "agreement": np.array([agreement[kind] for kind in KINDS]),
+        "names": np.frombuffer("\n".join(chosen.names).encode(), np.uint8),
+        "cuts": cuts.astype(np.int32),
+    }
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
-"""The weighted graph of neighbor lists."""
+"""The weighted graph of neighbor lists, and how much of it lies between clusters."""
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 
 BISECTIONS = 32
 
@@ -29,3 +29,11 @@ def fuzzy_graph(index: Index, distance: Distance) -> sp.csr_array:
     graph = sp.csr_array(one_way + one_way.T - one_way.multiply(one_way.T))
     graph.sort_indices()
     return graph
+
+
+def edge_counts(graph: sp.csr_array, label: Int64[np.ndarray, " N"]) -> Float[np.ndarray, "C C"]:
+    """Summed edge weight between every two clusters."""
+    clusters = int(label.max()) + 1
+    cell = np.repeat(label * clusters, np.diff(graph.indptr)) + label[graph.indices]
+    between: Float[np.ndarray, "C C"] = np.bincount(cell, graph.data, clusters * clusters).reshape(clusters, clusters)
+    return between

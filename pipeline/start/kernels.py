@@ -21,17 +21,6 @@ def degrees(indptr, data):
 
 
 @njit(cache=True)
-def summed_between(indptr, indices, data, label, count):
-    """Summed edge weight between every two of `count` clusters."""
-    weight = np.zeros((count, count))
-    for node in range(len(indptr) - 1):
-        own = label[node]
-        for edge in range(indptr[node], indptr[node + 1]):
-            weight[own, label[indices[edge]]] += data[edge]
-    return weight
-
-
-@njit(cache=True)
 def move_nodes(indptr, indices, data, degree, label, resolution, order):
     """Every node of a queue moves to the community that it gains most in, until none would; `label` changes in place.
 

@@ -3,9 +3,6 @@
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float32, Int64
-from sklearn.cluster import AgglomerativeClustering
-
-from temi.pipeline.start.kernels import lloyd, spread
 
 NEGATIVES = 5  # rows repelled per end of an edge
 EPOCHS = 100
@@ -24,6 +21,8 @@ def layout(graph: sp.csr_array, leading: Float32[np.ndarray, "N P"], seed: int, 
 
     `leading` principal components, turned at random into so many dimensions, are where it begins.
     """
+    from temi.pipeline.start.kernels import spread  # compiled: what finds its layouts kept does not wait for it
+
     draw = np.random.default_rng(seed)
     y: Layout = leading @ draw.normal(size=(leading.shape[1], dimensions))
     y = (10 * y / max(np.abs(y).max(), 1e-12) + 1e-2 * draw.normal(size=y.shape)).astype(np.float32)
@@ -38,6 +37,8 @@ def layout(graph: sp.csr_array, leading: Float32[np.ndarray, "N P"], seed: int, 
 
 def even_cut(y: Layout, clusters: int, seed: int) -> Labeling:
     """k-means from Ward's clusters of a sample of rows, the best of WARD_STARTS."""
+    from temi.pipeline.start.kernels import lloyd
+
     draw = np.random.default_rng(seed)
     sample = ward_rows(clusters)
     starts = 1 if len(y) <= sample else WARD_STARTS  # all rows: the starts would be one
@@ -52,6 +53,8 @@ def ward_rows(clusters: int) -> int:
 
 
 def _ward_centers(y: Layout, clusters: int) -> Float32[np.ndarray, "C 3"]:
+    from sklearn.cluster import AgglomerativeClustering
+
     part = AgglomerativeClustering(clusters).fit_predict(y)
     centers: Float32[np.ndarray, "C 3"] = np.stack([y[part == own].mean(0) for own in range(clusters)])
     return centers.astype(np.float32)

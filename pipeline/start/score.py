@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int64
 
-from temi.pipeline.start.communities import edge_counts
+from temi.pipeline.start.graph import edge_counts
 
 
 def edge_information(graph: sp.csr_array, label: Int64[np.ndarray, " N"]) -> float:

@@ -83,6 +83,13 @@ def test_every_trial_is_told_once_and_hopeless_ones_leave_early(tmp_path: Path) 
     assert len(search(cache, wanted(trials=10), tmp_path / "study").trials) == 10
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+def test_other_samplers_choose_within_the_space(tmp_path: Path, sampler: str) -> None:
+    record = search(small_cache(tmp_path), wanted(sampler=sampler, together=3), tmp_path / "study")
+    assert len({trial.settings["optimizer.lr"] for trial in record.trials}) == 9
+    assert all(0.5 <= trial.settings["objective.beta"] <= 1.2 for trial in record.trials)
+
+
 def test_a_study_of_other_settings_is_refused(tmp_path: Path) -> None:
     cache = small_cache(tmp_path)
     open_study_of(cache, tmp_path, wanted())

@@ -13,10 +13,10 @@ from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import _dealt, warm_start
 from temi.pipeline.runs.fit import fit_model
 from temi.pipeline.start import find, pool
-from temi.pipeline.start.communities import communities, edge_counts
+from temi.pipeline.start.communities import communities
 from temi.pipeline.start.density import dense_cut
 from temi.pipeline.start.find import Start, pool_start
-from temi.pipeline.start.graph import fuzzy_graph
+from temi.pipeline.start.graph import edge_counts, fuzzy_graph
 from temi.pipeline.start.kernels import contract, lloyd, louvain, move_nodes
 from temi.pipeline.start.layout import even_cut, layout
 from temi.pipeline.start.score import edge_information
