@@ -13,7 +13,7 @@ from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings
 from temi.pipeline.features.constraints import Constraints
-from temi.pipeline.features.features import Features
+from temi.pipeline.features.features import Features, rows_at
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import begin_at_cuts
@@ -106,7 +106,9 @@ def build_model(
     model = ClusterModel(heads, trainer.data.scaling, temperature, loss, alike, plain, fingerprint)
     if begun:
         model = replace(model, trust=_trust(model, features))
-    return _number_by_size(_align_heads(model, everything), everything)
+    some = sample(len(everything))
+    seen = everything if len(some) == len(everything) else rows_at(everything, some)
+    return _number_by_size(_align_heads(model, seen), everything)
 
 
 def _trust(model: ClusterModel, features: Features) -> Float[Tensor, " H"]:
@@ -120,7 +122,7 @@ def _trust(model: ClusterModel, features: Features) -> Float[Tensor, " H"]:
 
 
 def _align_heads(model: ClusterModel, embedding: Embeddings) -> ClusterModel:
-    """Match every head's clusters to those of the head with the lowest loss, on the training rows."""
+    """Match every head's clusters to those of the head with the lowest loss, on the rows that heads began at."""
     labels = model.head_clusters(embedding).cpu().numpy()
     reference = labels[model.selected].astype(np.int64)
     matches = np.stack([match(reference, own.astype(np.int64), model.clusters) for own in labels])

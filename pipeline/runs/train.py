@@ -2,16 +2,18 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 
 from temi.cache import EmbeddingCache
-from temi.cache.files import os_errors, write_atomic
+from temi.cache.files import atomic_file, csv_bytes
 from temi.pipeline.config import Config
 from temi.pipeline.device import pick_device, return_freed_memory
 from temi.pipeline.errors import UserError
@@ -25,7 +27,7 @@ from temi.pipeline.plugins import Plugin
 from temi.pipeline.progress import say
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.continued import CONTINUED, Before
-from temi.pipeline.runs.csv_table import frame_csv
+from temi.pipeline.runs.csv_table import rows_csv
 from temi.pipeline.runs.fit import begin_heads, build_model, told_of_distinct
 from temi.pipeline.runs.label_free import label_free_scores
 from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
@@ -35,6 +37,9 @@ from temi.pipeline.runs.novelty import NOVELTY, Novelty
 from temi.pipeline.runs.records import StartRecord, Training, write_record
 from temi.pipeline.runs.run_folder import RunFolder, describe_environment
 from temi.pipeline.runs.tracking import check_tracking, log_result
+from temi.pipeline.start.find import LARGEST
+
+ASSIGNMENTS = pa.schema({"key": pa.string(), "row": pa.int64(), "cluster": pa.int32(), "confidence": pa.float32()})
 
 
 def train_heads(
@@ -110,6 +115,8 @@ def train_pass(
     configs, runs = zip(*owed, strict=True)
     footprint = check_memory(configs, cache, len(features), device)
     say(f"memory: about {footprint}")
+    if len(features) > LARGEST and configs[0].start.kind != "random":
+        say(f"heads begin at layouts and cuts of a random {LARGEST:,} of the {len(features):,} images")
     data = load_training_set(features, configs[0], footprint.place, scratch)
     trainer = HeadTrainer(configs, data, processes, told=known)
     return_freed_memory()
@@ -117,7 +124,8 @@ def train_pass(
     first_step = resume_trials(trials)
     if first_step == 0:
         for run, start in zip(runs, begin_heads(trainer, features, configs, known), strict=False):
-            write_record(run.start_file, StartRecord(agreement=dict(start.agreement), cuts=start.names))
+            agreement, images = dict(start.agreement), len(start.rows)
+            write_record(run.start_file, StartRecord(agreement=agreement, cuts=start.names, images=images))
     return_freed_memory()
     processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
     processes.take_over(trainer.state())
@@ -147,7 +155,7 @@ def _finish(
         model, continued = before.keep_numbers(model, cache)
         write_record(run.folder / CONTINUED, continued)
     model.save(run.model)
-    cluster = write_assignments(cache, model, run.folder)["cluster"].to_numpy()
+    sizes = write_assignments(cache, model, run.folder)
     training = Training(
         steps=trainer.steps,
         images=len(everything),
@@ -158,7 +166,7 @@ def _finish(
         selected_head=model.selected,
         **label_free_scores(model, features.embedding, trainer.data.neighbors).model_dump(),
     )
-    log_result(run, trial.config, training, np.bincount(cluster, minlength=model.clusters).tolist())
+    log_result(run, trial.config, training, sizes.tolist())
     write_record(run.training, training)
 
 
@@ -187,13 +195,22 @@ def assign(model: ClusterModel, embedding: Float[np.ndarray, "n D"] | CachedRows
     return cluster.cpu().numpy().astype(np.int32), confidence.cpu().numpy()
 
 
-def write_assignments(cache: EmbeddingCache, model: ClusterModel, folder: Path) -> pd.DataFrame:
-    """Assign every readable image of `cache`; assignments.parquet and .csv with key, row, cluster, confidence."""
-    rows = np.flatnonzero(cache.ok)
-    cluster, confidence = assign(model, CachedRows(cache, rows))
-    keys = [cache.keys[row] for row in rows]
-    table = pd.DataFrame({"key": keys, "row": rows, "cluster": cluster, "confidence": confidence})
-    with os_errors(folder, "write"):
-        write_atomic(folder / "assignments.parquet", table.to_parquet(index=False))
-        write_atomic(folder / "assignments.csv", frame_csv(table))
-    return table
+def write_assignments(cache: EmbeddingCache, model: ClusterModel, folder: Path) -> Int64[np.ndarray, " C"]:
+    """Assign every readable image of `cache`; assignments.parquet and .csv with key, row, cluster, confidence.
+
+    Shard by shard; returns the sizes of the clusters.
+    """
+    sizes = np.zeros(model.clusters, np.int64)
+    with ExitStack() as files:
+        csv = files.enter_context(atomic_file(folder / "assignments.csv"))
+        file = files.enter_context(atomic_file(folder / "assignments.parquet"))
+        parquet = files.enter_context(pyarrow.parquet.ParquetWriter(file, ASSIGNMENTS))
+        csv.write(csv_bytes([ASSIGNMENTS.names]))
+        for shard, keys in zip(cache.manifest.shards, cache.keys_by_shard(), strict=True):
+            rows = shard.start + np.flatnonzero(cache.ok[shard.start : shard.stop])
+            cluster, confidence = assign(model, cache.embedding(shard.start, shard.stop)[rows - shard.start])
+            columns = [[keys[row - shard.start] for row in rows], rows.tolist(), cluster.tolist(), confidence.tolist()]
+            parquet.write_table(pa.table(columns, ASSIGNMENTS))
+            csv.write(rows_csv(zip(*columns, strict=True)))
+            sizes += np.bincount(cluster, minlength=model.clusters)
+    return sizes
