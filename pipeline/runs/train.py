@@ -1,23 +1,23 @@
 """`train_heads` is stage two, from a cache to a trained model in a run folder."""
 
-import io
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.parquet
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, Int64
 
 from temi.cache import EmbeddingCache
-from temi.cache.files import os_errors, write_atomic
+from temi.cache.files import atomic_file, csv_bytes
 from temi.pipeline.config import Config
 from temi.pipeline.device import pick_device, return_freed_memory
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.blocks import CachedRows, Embeddings
+from temi.pipeline.features.blocks import Embeddings
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
@@ -27,7 +27,7 @@ from temi.pipeline.plugins import Plugin
 from temi.pipeline.progress import say
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.continued import CONTINUED, Before
-from temi.pipeline.runs.csv_table import table_csv
+from temi.pipeline.runs.csv_table import rows_csv
 from temi.pipeline.runs.fit import begin_heads, build_model, told_of_distinct
 from temi.pipeline.runs.label_free import label_free_scores
 from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
@@ -37,6 +37,9 @@ from temi.pipeline.runs.novelty import NOVELTY, Novelty
 from temi.pipeline.runs.records import StartRecord, Training, write_record
 from temi.pipeline.runs.run_folder import RunFolder, describe_environment
 from temi.pipeline.runs.tracking import check_tracking, log_result
+from temi.pipeline.start.find import LARGEST
+
+ASSIGNMENTS = pa.schema({"key": pa.string(), "row": pa.int64(), "cluster": pa.int32(), "confidence": pa.float32()})
 
 Assigned = tuple[Int32[np.ndarray, " n"], Float[np.ndarray, " n"]]
 
@@ -114,6 +117,8 @@ def train_pass(
     configs, runs = zip(*owed, strict=True)
     footprint = check_memory(configs, cache, len(features), device)
     say(f"memory: about {footprint}")
+    if len(features) > LARGEST and configs[0].start.kind != "random":
+        say(f"heads begin at layouts and cuts of a random {LARGEST:,} of the {len(features):,} images")
     data = load_training_set(features, configs[0], footprint.place, scratch)
     trainer = HeadTrainer(configs, data, processes, told=known)
     return_freed_memory()
@@ -121,7 +126,8 @@ def train_pass(
     first_step = resume_trials(trials)
     if first_step == 0:
         for run, start in zip(runs, begin_heads(trainer, features, configs, known), strict=False):
-            write_record(run.start_file, StartRecord(agreement=dict(start.agreement), cuts=start.names))
+            agreement, images = dict(start.agreement), len(start.rows)
+            write_record(run.start_file, StartRecord(agreement=agreement, cuts=start.names, images=images))
     return_freed_memory()
     processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
     processes.take_over(trainer.state())
@@ -156,7 +162,7 @@ def _finish(
     if len(everything) == cache.ok.sum():
         one, sure = assign(model.of_scaled, rows)
         known = one[copies], sure[copies]
-    cluster = write_assignments(cache, model, run.folder, known)
+    sizes = write_assignments(cache, model, run.folder, known)
     training = Training(
         steps=trainer.steps,
         images=len(everything),
@@ -167,7 +173,7 @@ def _finish(
         selected_head=model.selected,
         **label_free_scores(model.of_scaled, rows, trainer.data.neighbors).model_dump(),
     )
-    log_result(run, trial.config, training, np.bincount(cluster, minlength=model.clusters).tolist())
+    log_result(run, trial.config, training, sizes.tolist())
     write_record(run.training, training)
 
 
@@ -198,18 +204,27 @@ def assign(model: ClusterModel, embedding: Float[np.ndarray, "n D"] | Embeddings
 
 def write_assignments(
     cache: EmbeddingCache, model: ClusterModel, folder: Path, known: Assigned | None = None
-) -> Int32[np.ndarray, " n"]:
-    """Cluster of every readable image of `cache`; assignments.parquet and .csv have key, row, cluster, confidence.
+) -> Int64[np.ndarray, " C"]:
+    """Assign every readable image of `cache`, shard by shard; assignments.parquet and .csv have key, row, cluster,
+    confidence. Returns the sizes of the clusters.
 
     `known` is what `model` says of these images, where it was asked already.
     """
-    rows = np.flatnonzero(cache.ok)
-    cluster, confidence = known or assign(model, CachedRows(cache, rows))
-    keys = [cache.keys[row] for row in rows]
-    table = pa.table({"key": keys, "row": rows, "cluster": cluster, "confidence": confidence})
-    packed = io.BytesIO()
-    pq.write_table(table, packed)
-    with os_errors(folder, "write"):
-        write_atomic(folder / "assignments.parquet", packed.getvalue())
-        write_atomic(folder / "assignments.csv", table_csv(table.to_pydict()))
-    return cluster
+    sizes, done = np.zeros(model.clusters, np.int64), 0
+    with ExitStack() as files:
+        csv = files.enter_context(atomic_file(folder / "assignments.csv"))
+        file = files.enter_context(atomic_file(folder / "assignments.parquet"))
+        parquet = files.enter_context(pyarrow.parquet.ParquetWriter(file, ASSIGNMENTS))
+        csv.write(csv_bytes([ASSIGNMENTS.names]))
+        for shard, keys in zip(cache.manifest.shards, cache.keys_by_shard(), strict=True):
+            rows = shard.start + np.flatnonzero(cache.ok[shard.start : shard.stop])
+            if known is None:
+                cluster, confidence = assign(model, cache.embedding(shard.start, shard.stop)[rows - shard.start])
+            else:
+                cluster, confidence = (values[done : done + len(rows)] for values in known)
+                done += len(rows)
+            columns = [[keys[row - shard.start] for row in rows], rows.tolist(), cluster.tolist(), confidence.tolist()]
+            parquet.write_table(pa.table(columns, ASSIGNMENTS))
+            csv.write(rows_csv(zip(*columns, strict=True)))
+            sizes += np.bincount(cluster, minlength=model.clusters)
+    return sizes
