@@ -247,7 +247,7 @@ class Desk:
     def _ask(self) -> "optuna.Trial | None":
         if len(self.study.get_trials(deepcopy=False)) >= self.wanted.trials:
             return None
-        trial = self.study.ask({name: _distribution(values) for name, values in self.wanted.space.items()})
+        trial = self.study.ask({name: distribution(values) for name, values in self.wanted.space.items()})
         trial.set_user_attr(WORKER, self.name)
         return trial
 
@@ -312,7 +312,8 @@ def score_of(training: Training, name: str) -> float:
     return float(training.mean_confidence if value is None else value)
 
 
-def _distribution(values: Range | list[Any]) -> Any:
+def distribution(values: Range | list[Any]) -> Any:
+    """What Optuna calls the values of a setting."""
     import optuna
 
     if isinstance(values, list):
