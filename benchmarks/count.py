@@ -25,7 +25,7 @@ from umap import UMAP
 
 from temi.pipeline.config import StartConfig
 from temi.pipeline.features.features import Features
-from temi.pipeline.features.neighbors import unit_rows
+from temi.pipeline.features.unit_rows import unit_rows
 from temi.pipeline.progress import quiet
 from temi.pipeline.start.communities import find_communities
 from temi.pipeline.start.count import HIGHEST, LOWEST, ROWS_PER_CLUSTER, candidates, estimate_clusters

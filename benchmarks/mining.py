@@ -54,8 +54,9 @@ def exact(x: np.ndarray, k: int) -> np.ndarray:
 
 def approximate(x: np.ndarray, k: int) -> np.ndarray:
     from temi.pipeline.features.neighbors import approximate_neighbors
+    from temi.pipeline.features.unit_rows import UnitRows
 
-    index, _, probing = approximate_neighbors(x, k)
+    index, _, probing = approximate_neighbors(UnitRows(torch.from_numpy(x)), k)
     print(probing, file=sys.stderr)
     return index
 

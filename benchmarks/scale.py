@@ -1,143 +1,168 @@
-"""How time and memory grow with the number of images, from ten thousand to a million.
+"""A whole default `train-heads`, and what follows it, on ever more images: seconds and memory of every phase.
 
-Each step runs in a process of its own, so that its peak memory is its own; what importing the packages takes is in
-neither figure. Making values up is in the time of "write", about as long as writing them. "mine" finds the 15
-neighbors of the default settings (its recall is printed), "train" loads the set with that graph, makes 16 linear heads
-of 100 clusters and takes one step, and "assign" does the same, builds the model and assigns every row.
+Each size runs in a process of its own on a synthetic cache of 100 classes (benchmarks/synthetic.py), which is written
+first. The phases are functions of the package that are timed from outside; what is left is "other". Memory is the most
+that the process held during a phase, without what it held after a run on a thousand rows, when everything is imported.
 
-    python benchmarks/scale.py [--rows 10000 100000 1000000] [--steps write mine ...] [--folder WHERE]
+    python benchmarks/scale.py [--rows 100000 1000000] [--folder WHERE] [--set SECTION.KEY=VALUE ...]
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from synthetic import make_manifest, write_cache
+from synthetic import CLASSES, make_manifest, write_cache
 
-from temi.cache import EmbeddingCache, load_neighbors
-from temi.cache.verify import verify
 from temi.pipeline.config import load_config
-from temi.pipeline.features.features import Features
-from temi.pipeline.heads.batches import load_training_set
-from temi.pipeline.heads.trainer import HeadTrainer
-from temi.pipeline.runs.fit import build_model
-from temi.pipeline.runs.loop import Trial
-from temi.pipeline.runs.memory import predict
+from temi.pipeline.device import pick_device
+from temi.pipeline.evaluate.metrics import cluster_scores
+from temi.pipeline.report.pages import write_report
+from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.predict import predict
+from temi.pipeline.runs.train import train_heads
 
 DIM = 768
-
-
-def write(folder: Path, rows: int) -> None:
-    write_cache(folder, make_manifest(rows, DIM))
-
-
-def verify_all(folder: Path, rows: int) -> None:
-    problems = verify(folder)
-    assert not problems, problems
-
-
-def open_only(folder: Path, rows: int) -> None:
-    assert EmbeddingCache.open(folder).rows == rows
-
-
-def load(folder: Path, rows: int) -> None:
-    cache = EmbeddingCache.open(folder)
-    assert cache.embedding().shape == (rows, DIM)
-    assert len(cache.keys) == rows
-
-
-def features_of(folder: Path) -> Features:
-    cache = EmbeddingCache.open(folder)
-    return Features.of_cache(cache, np.arange(cache.rows))
-
-
-def mine(folder: Path, rows: int) -> str:
-    settings = CONFIG.neighbors
-    features_of(folder).neighbors(settings.k, settings.scale)
-    (graph,) = (folder / "neighbors").glob("*.h5")
-    stored = load_neighbors(folder / "neighbors", graph.stem)
-    assert stored is not None
-    return f", {stored[2]['backend']}, recall {stored[2]['recall']:.3f}"
-
-
-def train(folder: Path, rows: int) -> str:
-    trainer = HeadTrainer([CONFIG], load_training_set(features_of(folder), CONFIG))
-    trainer.step(0, next(trainer.batches.bank_rows(0, 1)))
-    return f", predicted {predict([CONFIG], rows, DIM, 0, torch.device('cpu')).total / 2**20:,.0f} MiB"
-
-
-def assign_all(folder: Path, rows: int) -> None:
-    features = features_of(folder)
-    trial = Trial(HeadTrainer([CONFIG], load_training_set(features, CONFIG)), 0, CONFIG)
-    state = trial.trainer.state()
-    trial.best = {name: tensor for name, tensor in state.items() if name.startswith("teacher.")}
-    trial.best["loss"] = torch.zeros(CONFIG.heads.count)
-    model = build_model(trial, features, np.arange(len(features)), None, begun=False)
-    assert len(model.assign(features.embedding)[0]) == rows
-
-
-CONFIG = load_config(None, ["heads.clusters=100", "start.kind=random"])  # no step lays out
-STEPS: dict[str, Callable[[Path, int], str | None]] = {
-    "write": write,
-    "verify": verify_all,
-    "open": open_only,
-    "load": load,
-    "mine": mine,
-    "train": train,
-    "assign": assign_all,
+PHASES = {
+    "copies": "features.features:exact_copies",
+    "neighbors": "features.features:find_neighbors",
+    "bank": "runs.train:load_training_set",
+    "graphs": "start.pool:_fuzzy_graph",
+    "layouts": "start.pool:layout",
+    "communities": "start.pool:communities",
+    "even cuts": "start.pool:even_cut",
+    "dense cuts": "start.pool:dense_cut",
+    "warm start": "heads.warm_start:warm_start",
+    "steps": "runs.loop:TrainingLoop.run",
+    "novelty": "runs.novelty:Novelty.fit",
+    "aligning": "runs.train:build_model",
+    "assigning": "runs.train:write_assignments",
+    "scores": "runs.train:label_free_scores",
 }
 
 
-def run_step(name: str, folder: Path, rows: int) -> None:
-    """Run one step and print its seconds and peak memory in MiB, and what it says, as JSON."""
-    imported, start = peak_mib(), time.perf_counter()
-    note = STEPS[name](folder, rows) or ""
-    seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "mib": peak_mib() - imported, "note": note}))
+class Phases:
+    """Seconds, CPU seconds and peak memory by phase; one that begins inside another interrupts it."""
+
+    def __init__(self) -> None:
+        self.base, self.found = resident("VmRSS"), dict[str, dict[str, float]]()
+        self._open: list[str] = []
+        self._since = time.perf_counter(), time.process_time()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self._close()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._close()
+            self._open.pop()
+
+    def _close(self) -> None:
+        now, peak = (time.perf_counter(), time.process_time()), resident("VmHWM") - self.base
+        if self._open:
+            own = self.found.setdefault(self._open[-1], {"seconds": 0.0, "cpu": 0.0, "mib": 0.0})
+            own["seconds"] += now[0] - self._since[0]
+            own["cpu"] += now[1] - self._since[1]
+            own["mib"] = max(own["mib"], peak)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self._since = now
+
+    def watch(self, name: str, where: str) -> None:
+        """Count the time in the function at `where` as phase `name`."""
+        module, _, path = where.partition(":")
+        *owners, own = path.split(".")
+        holder = import_module(f"temi.pipeline.{module}")
+        for owner in owners:
+            holder = getattr(holder, owner)
+        plain = holder.__dict__[own]
+        function: Callable[..., Any] = getattr(plain, "__func__", plain)
+
+        @wraps(function)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            with self.phase(name):
+                return function(*arguments, **named)
+
+        setattr(holder, own, classmethod(timed) if isinstance(plain, classmethod) else timed)
 
 
-def peak_mib() -> float:
-    """Most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident(name: str) -> float:
+    """VmRSS: MiB in memory now; VmHWM: at most, since the peak last began anew."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
-def in_process(name: str, folder: Path, rows: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--step", name, "--folder", str(folder), "--rows", str(rows)]
-    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    return result
+def run(folder: Path, rows: int, settings: list[str]) -> None:
+    """Train, predict and report; print the phases as JSON."""
+    config = load_config(None, [f"heads.clusters={CLASSES}", *settings])
+    warm_up(folder / "warm")
+    phases = Phases()
+    for name, where in PHASES.items():
+        phases.watch(name, where)
+    with phases.phase("write"):
+        cache = write_cache(folder / "cache", make_manifest(rows, DIM))
+    with phases.phase("other"):
+        train_heads(cache, config, folder / "run")
+    with phases.phase("predict"):
+        predict(folder / "run", str(folder / "cache"), folder / "predicted.parquet")
+    with phases.phase("report"):
+        page = write_report(FinishedRun(folder / "run"))
+    found = FinishedRun(folder / "run").trained["cluster"].to_numpy("int64")
+    scores = cluster_scores(np.arange(rows) % CLASSES, found, CLASSES)
+    device = str(pick_device("auto"))
+    print(json.dumps({"phases": phases.found, "device": device, "page": page.stat().st_size, **scores}))
+
+
+def warm_up(folder: Path) -> None:
+    """Import and compile what is needed."""
+    train_heads(write_cache(folder / "cache", make_manifest(1000, DIM)), load_config(None), folder / "run")
+    write_report(FinishedRun(folder / "run"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=list(STEPS))
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--folder", type=Path, default=None, help="where to put the data; 1.6 GB for a million rows")
-    parser.add_argument("--step", choices=list(STEPS), help=argparse.SUPPRESS)
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.step:
-        run_step(arguments.step, arguments.folder, arguments.rows[0])
+    if arguments.child:
+        run(arguments.folder, arguments.rows[0], arguments.settings)
         return
-    threads = torch.get_num_threads()
-    print(f"{os.cpu_count()} CPU cores, {platform.machine()}, {threads} threads; {DIM}-d float16, no views; n = 1\n")
-    print("| rows | GB | " + " | ".join(arguments.steps) + " |\n|---:|---:|" + "---:|" * len(arguments.steps))
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    print(f"{cores} CPU cores, {platform.machine()}, {threads} threads; {DIM}-d float16, {CLASSES} classes; n = 1")
     for rows in arguments.rows:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as work:
-            folder = Path(work) / "cache"
-            done = [in_process(name, folder, rows) for name in arguments.steps]
-            size = sum(path.stat().st_size for path in folder.glob("*.h5")) / 1e9
-        cells = [f"{step['seconds']:.2f} s, {step['mib']:,.0f} MiB{step['note']}" for step in done]
-        print(f"| {rows:,} | {size:.2f} | " + " | ".join(cells) + " |", flush=True)
+            command = [sys.executable, __file__, "--child", "--folder", work, "--rows", str(rows)]
+            command += [word for setting in arguments.settings for word in ("--set", setting)]
+            found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        print_table(rows, found)
+
+
+def print_table(rows: int, found: dict[str, Any]) -> None:
+    """One size: a line per phase, and the whole of `train-heads`."""
+    phases = found["phases"]
+    print(f"\n{rows:,} rows, {found['device']}: ACC {100 * found['acc']:.1f}, NMI {100 * found['nmi']:.1f}\n")
+    print("| phase | s | CPU s | MiB |\n|---|---:|---:|---:|")
+    apart = ("write", "predict", "report")
+    trained = [values for name, values in phases.items() if name not in apart]
+    whole = {"seconds": sum(p["seconds"] for p in trained), "cpu": sum(p["cpu"] for p in trained)}
+    whole["mib"] = max(p["mib"] for p in trained)
+    for name, values in [*phases.items(), ("**train-heads**", whole)]:
+        print(f"| {name} | {values['seconds']:.1f} | {values['cpu']:.1f} | {values['mib']:,.0f} |", flush=True)
 
 
 if __name__ == "__main__":

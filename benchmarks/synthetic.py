@@ -1,6 +1,6 @@
 """Caches of random embeddings, for benchmarks of what happens after stage one.
 
-1,000 classes; within each, rows differ in 32 directions and a little in all others, as features of encoders do: what is
+100 classes; within each, rows differ in 32 directions and a little in all others, as features of encoders do: what is
 near is then a matter of more than one cell of an index.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from temi.cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
 
 SHARD_ROWS = 4096
-CLASSES, DIRECTIONS, NOISE = 1000, 32, 0.1
+CLASSES, DIRECTIONS, NOISE = 100, 32, 0.1
 
 
 def make_manifest(rows: int, dim: int, views: int = 0) -> Manifest:

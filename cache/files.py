@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import xxhash
 from pydantic import TypeAdapter, ValidationError
@@ -65,24 +65,26 @@ def write_atomic(path: Path, data: bytes | memoryview) -> None:
 
     Only one process may write a given path at a time; callers hold a `Lock`.
     """
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """The same for a file that is written part by part: what is yielded is at `path` when the block ends well."""
     part = path.with_name(path.name + PART)
     with os_errors(path, "write"):
         try:
-            _write_synced(part, data)
+            with open(part, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(part, path)
         except BaseException:
             with suppress(OSError):
                 part.unlink()
             raise
         sync_folder(path.parent)
-
-
-def _write_synced(path: Path, data: bytes | memoryview) -> None:
-    with open(path, "wb", buffering=0) as file:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
-        os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A finished cache, read-only: many readers at once, every byte checked before it is used."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
@@ -90,7 +90,11 @@ class EmbeddingCache:
     @cached_property
     def keys(self) -> list[str]:
         """Name of each of the N images."""
-        return [key for shard in self.manifest.shards for key in self._file(shard).decoded_keys()]
+        return [key for keys in self.keys_by_shard() for key in keys]
+
+    def keys_by_shard(self) -> Iterator[list[str]]:
+        """The same for one shard after another, so that all names need not be in memory."""
+        return (self._file(shard).decoded_keys() for shard in self.manifest.shards)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int32]:

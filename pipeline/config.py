@@ -151,7 +151,9 @@ class TrainConfig(Section):
     """Length, batches and bookkeeping of stage two."""
 
     batch_size: Count = Field(512, description="pairs per step, B; at most N")
-    epochs: NonNegative = Field(10.0, description="passes over the rows, unless that is fewer than min_steps")
+    epochs: NonNegative = Field(
+        10.0, description="passes over the rows, of more than 200,000 over so many; unless that is fewer than min_steps"
+    )
     min_steps: Count = Field(200, description="floor: a small folder is trained as seriously as a large one")
     seed: Annotated[int, PER_TRIAL] = Field(0, description="of the initial heads")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")

@@ -21,7 +21,8 @@ from torch.nn.utils import parametrizations
 from temi.pipeline.device import pick_device
 from temi.pipeline.evaluate.metrics import majority
 from temi.pipeline.extras import import_extra
-from temi.pipeline.features.neighbors import exact_neighbors, nearest, unit_rows
+from temi.pipeline.features.neighbors import exact_neighbors, nearest
+from temi.pipeline.features.unit_rows import unit_rows
 from temi.pipeline.progress import Progress
 from temi.pipeline.registry import BASELINES
 from temi.pipeline.start.communities import communities, merge_parts, search_resolution

@@ -62,6 +62,14 @@ def blocks_of(embedding: Embeddings, rows: int | None = None) -> Iterator[Tensor
         yield from torch.split(block, rows or BLOCK_ROWS)
 
 
+def enumerate_blocks(embedding: Embeddings, rows: int | None = None) -> Iterator[tuple[int, Tensor]]:
+    """The same, each with the position of its first row."""
+    first = 0
+    for block in blocks_of(embedding, rows):
+        yield first, block
+        first += len(block)
+
+
 def collect(blocks: Iterable[Sequence[Tensor]], lengths: Sequence[int]) -> list[Tensor]:
     """Whole columns of these lengths, from consecutive parts of every column.
 

@@ -22,6 +22,7 @@ from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.memory import Memory
 from temi.pipeline.features.neighbors import check_count, find_neighbors
 from temi.pipeline.features.scaling import Moments, Scaling
+from temi.pipeline.features.unit_rows import UnitRows
 
 Neighbors = tuple[Int32[np.ndarray, "N K"], Float16[np.ndarray, "N K"]]
 CPU = torch.device("cpu")
@@ -86,9 +87,14 @@ class Features:
         """The features of some rows, ascending, with a memory of their own in the same place; of all rows: these."""
         if len(positions) == len(self):
             return self
-        embedding = _rows(self.embedding, positions)
-        views = None if self.views is None else _rows(self.views, positions)
+        embedding = rows_at(self.embedding, positions)
+        views = None if self.views is None else rows_at(self.views, positions)
         return Features(embedding, views, self.memory.of_rows(positions))
+
+    def loaded(self) -> "Features":
+        """The same with all rows in memory, as stored: for a sample that is gone through often."""
+        views = None if self.views is None else torch.cat(list(blocks_of(self.views)))
+        return Features(torch.cat(list(self.blocks())), views, self.memory)
 
     def distinct(self) -> "Features":
         """The first of every set of equal rows: copies would count for more than what they show."""
@@ -117,6 +123,10 @@ class Features:
         """All rows after `scaling(kind)`, float32."""
         return self.scaling(kind)(self.embedding)
 
+    def scaled_blocks(self, kind: Kind) -> Iterator[Float[Tensor, "n P"]]:
+        """The same in consecutive blocks."""
+        return map(self.scaling(kind).of_block, blocks_of(self.embedding))
+
     def neighbors(self, k: int, kind: Kind) -> Neighbors:
         """The k nearest rows of each row by cosine of the scaled rows, nearest first, itself excluded; found once.
 
@@ -136,7 +146,7 @@ class Features:
         check_count(k, len(self))
 
         def find() -> tuple[Arrays, dict[str, Attribute]]:
-            index, similarity, how = find_neighbors(self.scaled(kind).numpy(force=True), k)
+            index, similarity, how = find_neighbors(UnitRows(self.embedding, self.scaling(kind)), k)
             return {"index": index, "similarity": similarity}, how
 
         graph = self.memory.graph(k, kind, find)
@@ -157,7 +167,8 @@ def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
-def _rows(embedding: Embeddings, positions: Int64[np.ndarray, " M"]) -> Embeddings:
+def rows_at(embedding: Embeddings, positions: Int64[np.ndarray, " M"]) -> Embeddings:
+    """Those at `positions`, ascending."""
     if isinstance(embedding, CachedRows):
         return embedding.at(positions)
     return embedding[torch.from_numpy(positions).to(embedding.device)]

@@ -29,7 +29,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.blocks import Embeddings, blocks_of
+from temi.pipeline.features.blocks import Embeddings, blocks_of, enumerate_blocks
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.view_metric import view_directions
 
@@ -112,10 +112,8 @@ class Scaling:
         """Scaled float32 rows, (..., D) -> (..., P), into `out` where it is given."""
         shape = (*embedding.shape[:-1], self.width)
         scaled = torch.empty(shape, device=embedding.device) if out is None else out
-        done = 0
-        for block in blocks_of(embedding):
-            scaled[done : done + len(block)] = self.of_block(block)
-            done += len(block)
+        for first, block in enumerate_blocks(embedding):
+            scaled[first : first + len(block)] = self.of_block(block)
         return scaled
 
     def of_block(self, embedding: Tensor) -> Tensor:
@@ -148,21 +146,20 @@ class Moments:
     def mean(self, root: bool) -> Float[Tensor, " D"]:
         """Of the rows, or of their signed roots."""
         if root not in self._means:
-            # Sums of blocks are added in float64: float32 would lose the last of millions of rows.
-            total = _total(x.sum(0) for x in _blocks(self.embedding, root))
-            self._means[root] = (total / len(self.embedding)).float()
+            summed = total(x.sum(0) for x in _blocks(self.embedding, root))
+            self._means[root] = (summed / len(self.embedding)).float()
         return self._means[root]
 
     def variance(self) -> Float64[Tensor, " D"]:
         """Of every coordinate of the rows."""
         centered = (x - self.mean(False) for x in _blocks(self.embedding, False))
-        return _total(x.square().sum(0) for x in centered) / max(len(self.embedding) - 1, 1)
+        return total(x.square().sum(0) for x in centered) / max(len(self.embedding) - 1, 1)
 
     @cached_property
     def spectrum(self) -> tuple[Float64[Tensor, " R"], Float64[Tensor, "D R"]]:
         """Variances of the signed roots above rounding, the largest first, and their directions."""
         centered = (x - self.mean(True) for x in _blocks(self.embedding, True))
-        return _spectrum(_total(x.mT @ x for x in centered) / len(self.embedding))
+        return _spectrum(total(x.mT @ x for x in centered) / len(self.embedding))
 
     @cached_property
     def viewed(self) -> Float[Tensor, "D P"]:
@@ -186,10 +183,11 @@ def _rooted(block: Tensor, root: bool) -> Tensor:
     return signed_root(block.float()) if root else block.float()
 
 
-def _total(parts: Iterable[Tensor]) -> Tensor:
-    total = 0.0 + sum(part.double() for part in parts)
-    assert isinstance(total, Tensor)
-    return total
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors, in float64: float32 would lose the last of millions of rows."""
+    found = 0.0 + sum(part.double() for part in parts)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def signed_root(x: Tensor) -> Tensor:

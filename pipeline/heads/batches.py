@@ -14,6 +14,8 @@ from temi.pipeline.features.features import Features
 from temi.pipeline.features.scaling import Scaling
 from temi.pipeline.heads.bank import Ahead, Place, empty_bank
 
+WINDOW = 2**19  # rows whose pairs are drawn at once
+
 
 @dataclass(frozen=True)
 class TrainingSet:
@@ -85,7 +87,8 @@ def load_training_set(
 class Batches:
     """Row indices of every step's pairs, a function of (seed, epoch) alone, so a resume needs no generator state.
 
-    An epoch is one permutation of the rows cut into whole batches; partners are drawn for the whole epoch at once.
+    An epoch is one permutation of the rows cut into whole batches; partners are drawn for WINDOW rows of it at a time.
+    Rows come from anywhere: a window of shards would hold few classes, as folders are listed class by class.
     Of several processes (`part` is rank and number) each is given its part of every batch.
     """
 
@@ -111,17 +114,26 @@ class Batches:
     def _drawn(self, first_step: int, stop: int) -> Iterator[Int64[Tensor, " M"]]:
         step = first_step
         while step < stop:
-            epoch, position = divmod(step, self.per_epoch)
-            drawn = self._draw(epoch)[position : position + stop - step]
-            rank, processes = self.part
-            yield from drawn.view(len(drawn), 2, self.size).chunk(processes, dim=2)[rank].flatten(1)
-            step += len(drawn)
+            epoch, skipped = divmod(step, self.per_epoch)
+            for pairs in self._windows(epoch):
+                drawn = pairs[skipped : skipped + stop - step]
+                skipped = max(0, skipped - len(pairs))
+                rank, processes = self.part
+                yield from drawn.view(len(drawn), 2, self.size).chunk(processes, dim=2)[rank].flatten(1)
+                step += len(drawn)
+                if step == stop:
+                    return
 
-    def _draw(self, epoch: int) -> Int64[Tensor, "steps M"]:
+    def _windows(self, epoch: int) -> Iterator[Int64[Tensor, "steps M"]]:
+        """The pairs of an epoch, consecutive steps at a time."""
         generator = torch.Generator().manual_seed(self.pairs.seed * 1_000_003 + epoch)
-        n, k, views = len(self.data), self.data.neighbors.shape[1], self.data.views
-        count = self.per_epoch * self.size
-        anchor = torch.randperm(n, generator=generator)[:count]
+        order = torch.randperm(len(self.data), generator=generator)[: self.per_epoch * self.size]
+        for anchor in torch.split(order, max(1, WINDOW // self.size) * self.size):
+            yield self._draw(anchor, generator)
+
+    def _draw(self, anchor: Int64[Tensor, " n"], generator: torch.Generator) -> Int64[Tensor, "steps M"]:
+        """Pairs of these rows and their partners, a step in a row."""
+        k, views, count = self.data.neighbors.shape[1], self.data.views, len(anchor)
         slot = torch.randint(max(k, 1), (count,), generator=generator)
         own = self.pairs.source == "views"  # the image itself against one of its views, never against itself
         anchor_view = torch.randint(1 if own else views + 1, (count,), generator=generator)
@@ -132,4 +144,4 @@ class Batches:
         pairs = torch.stack(
             [anchor * (1 + views) + anchor_view.to(device), partner * (1 + views) + partner_view.to(device)]
         )
-        return pairs.view(2, self.per_epoch, self.size).transpose(0, 1).reshape(self.per_epoch, 2 * self.size)
+        return pairs.view(2, -1, self.size).transpose(0, 1).reshape(-1, 2 * self.size)

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from temi.pipeline.config import Config, OptimizerConfig, TeacherConfig
 
+EPOCH_ROWS = 200_000  # heads of some thousand weights learn no more from more rows (benchmarks/scale.md)
+
 
 def total_steps(config: Config, rows: int) -> int:
-    """Steps of a run: `epochs` passes over the rows, and at least `min_steps`."""
+    """Steps of a run: `epochs` passes over the rows, or over EPOCH_ROWS of them, and at least `min_steps`."""
     batch = min(config.train.batch_size, rows)
-    return max(config.train.min_steps, math.ceil(config.train.epochs * (rows // batch)))
+    return max(config.train.min_steps, math.ceil(config.train.epochs * (min(rows, EPOCH_ROWS) // batch)))
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> Float[Tensor, " S"]:

@@ -3,30 +3,43 @@
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.sparse as sp
 from jaxtyping import Float32, Int64
 
-from temi.pipeline.features.neighbors import unit_rows
+from temi.pipeline.features.unit_rows import unit_rows
 
 TYPICAL = 12  # images of a cluster whose pictures a page holds first
 NEAREST = 3
+BLOCK_ROWS = 8192  # images gone through at a time
 
 Scaled = Float32[np.ndarray, "n D"]
 
 
 def centers(scaled: Scaled, cluster: Int64[np.ndarray, " n"], clusters: int) -> Float32[np.ndarray, "C D"]:
-    """Direction of the mean of each cluster, at unit norm; zeros for an empty one."""
-    total = np.zeros((clusters, scaled.shape[1]), dtype=np.float32)
-    np.add.at(total, cluster, scaled)
-    return unit_rows(total)
+    """Direction of the mean of each cluster, at unit norm; zeros for an empty one. A row of cluster -1 is in none."""
+    inside = np.flatnonzero(cluster >= 0)
+    member = sp.csr_array((np.ones(len(inside), np.float32), (cluster[inside], inside)), shape=(clusters, len(cluster)))
+    return unit_rows(member @ scaled)
 
 
 def typical_images(
     scaled: Scaled, cluster: Int64[np.ndarray, " n"], center: Float32[np.ndarray, "C D"], count: int
 ) -> list[list[int]]:
     """The up to `count` images of each cluster that are nearest to its center, the nearest first."""
-    closeness = np.einsum("nd,nd->n", scaled, center[cluster])
+    closeness = along_centers(scaled, cluster, center)
     order = np.argsort(-closeness, kind="stable")
     return [order[cluster[order] == index][:count].tolist() for index in range(len(center))]
+
+
+def along_centers(
+    scaled: Scaled, cluster: Int64[np.ndarray, " n"], center: Float32[np.ndarray, "C D"]
+) -> Float32[np.ndarray, " n"]:
+    """Product of each image with the center of its cluster."""
+    found = np.empty(len(scaled), np.float32)
+    for start in range(0, len(scaled), BLOCK_ROWS):
+        rows = slice(start, start + BLOCK_ROWS)
+        found[rows] = np.einsum("nd,nd->n", scaled[rows], center[cluster[rows]])
+    return found
 
 
 def nearest_clusters(center: Float32[np.ndarray, "C D"], cluster: Int64[np.ndarray, " n"]) -> list[list[int]]:

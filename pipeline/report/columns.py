@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from temi.pipeline.report.cards import centers
+from temi.pipeline.report.cards import along_centers, centers
 from temi.pipeline.report.records import Images
 from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
@@ -54,11 +54,9 @@ def image_columns(
 def closeness(run: FinishedRun) -> Float32[np.ndarray, " n"]:
     """Cosine of each image to the center of its cluster, corrections applied; 0 where it is in none."""
     cluster = run.corrected.cluster
-    inside = cluster != REMOVED
-    center = centers(run.scaled[inside], cluster[inside], run.clusters)
-    norm = np.maximum(np.linalg.norm(run.scaled, axis=1), 1e-12)
-    cosine: Float32[np.ndarray, " n"] = np.einsum("nd,nd->n", run.scaled, center[cluster]) / norm
-    return np.where(inside, cosine, 0).astype(np.float32)
+    center = centers(run.scaled, cluster, run.clusters)
+    cosine = along_centers(run.scaled, cluster, center) / np.maximum(np.linalg.norm(run.scaled, axis=1), 1e-12)
+    return np.where(cluster == REMOVED, 0, cosine).astype(np.float32)
 
 
 def rounded(values: np.ndarray | Sequence[float], digits: int) -> list[float]:

@@ -18,7 +18,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64
 from pydantic import JsonValue
 from scipy.cluster.hierarchy import dendrogram, linkage
@@ -37,7 +36,7 @@ from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence, write_lists
 from temi.pipeline.results.names import first_names
-from temi.pipeline.runs.label_free import compared
+from temi.pipeline.runs.label_free import COMPARED_ROWS, compared
 from temi.pipeline.runs.records import Training, read_comparison, read_record
 from temi.pipeline.start.agreement import contingency, mutual_information
 
@@ -98,9 +97,8 @@ def figures(run: FinishedRun, known: Evidence, source: str | None) -> tuple[RunF
     """All that the page shows; its pictures; and what is odd about the pixels of images, by position."""
     rows = run.trained["row"].to_numpy()
     levels = run_levels(run, run.scaled)
-    inside = np.flatnonzero(run.corrected.cluster != REMOVED)
-    typical = typical_images(run.scaled[inside], run.corrected.cluster[inside], _center(run), TYPICAL)
-    pictured = [int(inside[image]) for images in typical for image in images]
+    typical = typical_images(run.scaled, run.corrected.cluster, _center(run), TYPICAL)
+    pictured = [image for images in typical for image in images]
     first = list(dict.fromkeys([*pictured, *(levels.pictures() if levels else ())]))
     shown, place = shown_images(len(rows), first)
     with ThreadPoolExecutor(1) as pool:  # decoding and the map keep two cores busy
@@ -119,8 +117,7 @@ def figures(run: FinishedRun, known: Evidence, source: str | None) -> tuple[RunF
 
 def _center(run: FinishedRun) -> Float32[np.ndarray, "C D"]:
     """Centers of the clusters as corrected."""
-    inside = run.corrected.cluster != REMOVED
-    return centers(run.scaled[inside], run.corrected.cluster[inside], run.clusters)
+    return centers(run.scaled, run.corrected.cluster, run.clusters)
 
 
 def page_map(run: FinishedRun, known: Evidence, shown: Int64[np.ndarray, " shown"]) -> Float32[np.ndarray, "shown 2"]:
@@ -153,7 +150,7 @@ def run_figures(
         comparison=read_comparison(run.folder),
         confusion=confusion(label[inside], cluster[inside], run.cache.classes, run.headings),
         curves=_curves(run),
-        agreement=agreement(run, torch.from_numpy(run.embeddings)),
+        agreement=agreement(run),
         settings=_settings(run),
         chunk=CHUNK,
     )
@@ -188,9 +185,10 @@ def confusion(
     )
 
 
-def agreement(run: FinishedRun, embedding: torch.Tensor) -> list[list[float]]:
+def agreement(run: FinishedRun) -> list[list[float]]:
     """Normalized mutual information of each two of the heads compared; [] where there is one head."""
-    labels = run.model.head_clusters(embedding).cpu().numpy()
+    every = -(-len(run.rows) // COMPARED_ROWS)
+    labels = run.model.head_clusters(run.rows.at(np.arange(0, len(run.rows), every))).cpu().numpy()
     if len(labels) < 2:
         return []
     return [rounded(row, 3) for row in mutual_information(labels[compared(len(labels))])]

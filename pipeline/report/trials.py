@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from temi.pipeline.report.levels import read_trees, tree_levels
 from temi.pipeline.report.pages import CHUNK, pictures_of, render, write_page
@@ -56,8 +55,7 @@ def _forest(folder: Path, source: str | None, cache: Path | None) -> tuple[list[
     for tree in trees:
         run = FinishedRun(folder / tree.levels[0].trial, cache)
         rows = run.assignments["row"].to_numpy()
-        scaled = run.model.scaling(torch.from_numpy(run.cache.embedding()[rows])).cpu().numpy()
-        forest.append(tree_levels(folder, tree, scaled))
+        forest.append(tree_levels(folder, tree, run.scaled))
     shown = list(dict.fromkeys(image for levels in forest for image in levels.pictures()))
     place = {image: position for position, image in enumerate(shown)}
     pictures, _, missing = pictures_of(run, rows[np.array(shown)], list(range(len(shown))), source)

@@ -14,6 +14,7 @@ from temi.cache import EmbeddingCache
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.evaluate.tables import open_training_cache
+from temi.pipeline.features.blocks import CachedRows
 from temi.pipeline.features.features import Features
 from temi.pipeline.images import ImageSource
 from temi.pipeline.images.recorded import open_images
@@ -111,18 +112,20 @@ class FinishedRun:
             images = None
         return mosaic(self.assignments, self.names, images)
 
-    @cached_property
+    @property
     def embeddings(self) -> Float16[np.ndarray, "n D"]:
-        """Cached embeddings of the images in the assignments, in their order."""
-        rows: Float16[np.ndarray, "n D"] = self.cache.embedding()[self.trained["row"].to_numpy()]
-        return rows
+        """Cached embeddings of the images in the assignments, in their order; of large runs, see `rows`."""
+        return torch.cat(list(self.rows)).numpy()
+
+    @property
+    def rows(self) -> CachedRows:
+        """The same, read shard by shard."""
+        return CachedRows(self.cache, self.trained["row"].to_numpy("int64"))
 
     @cached_property
     def probabilities(self) -> Float32[np.ndarray, "n C"]:
         """Probability of every trained cluster for each image in the assignments."""
-        found: Float32[np.ndarray, "n C"] = self.model.predict_proba(torch.from_numpy(self.embeddings)).numpy(
-            force=True
-        )
+        found: Float32[np.ndarray, "n C"] = self.model.predict_proba(self.rows).numpy(force=True)
         return found
 
     def neighbors(self, k: int = 15) -> tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]:
@@ -133,8 +136,8 @@ class FinishedRun:
     @cached_property
     def scaled(self) -> Float32[np.ndarray, "n D"]:
         """Embeddings of the images in the assignments, as the heads read them."""
-        rows: Float32[np.ndarray, "n D"] = self.model.scaling(torch.from_numpy(self.embeddings)).cpu().numpy()
-        return rows
+        scaled: Float32[np.ndarray, "n D"] = self.model.scaling(self.rows).cpu().numpy()
+        return scaled
 
     @cached_property
     def cache(self) -> EmbeddingCache:

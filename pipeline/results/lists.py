@@ -2,14 +2,16 @@
 
 import csv
 import io
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans
@@ -17,7 +19,7 @@ from sklearn.cluster import KMeans
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.blocks import collect
+from temi.pipeline.features.blocks import Embeddings, collect, enumerate_blocks
 from temi.pipeline.features.features import Features
 from temi.pipeline.results.corrections import REMOVED, merged
 from temi.pipeline.results.finished import FinishedRun
@@ -69,15 +71,28 @@ def evidence(run: FinishedRun) -> Evidence:
     k = min(settings.k, len(rows) - 1)
     features = Features.of_cache(run.cache, rows, run.folder / "neighbors")
     neighbor, similarity = features.neighbors(k, settings.scale)
-    embedding = run.cache.embedding()[rows]
-    second, second_confidence = runner_up(run, torch.from_numpy(embedding))
-    group, exact = duplicate_groups(neighbor, full_cosines(embedding, neighbor)), equal_rows(embedding)
+    second, second_confidence = runner_up(run, features.embedding)
+    mapped = on_disk(features.embedding, run.folder if os.access(run.folder, os.W_OK) else None)
+    group = duplicate_groups(neighbor, full_cosines(mapped, neighbor))
+    exact = repeated(features.copies[1])
     return Evidence(second, second_confidence, neighbor, similarity, joined(group, exact), exact)
 
 
-def runner_up(
-    run: FinishedRun, embedding: Float16[torch.Tensor, "n D"]
-) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
+def on_disk(embedding: Embeddings, folder: Path | None) -> Float16[np.ndarray, "n D"]:
+    """The rows in a nameless file, mapped: any can be read, and the system keeps in memory what fits.
+
+    It is in `folder`, or where the system keeps temporary files.
+    """
+    where = folder or Path(gettempdir())
+    with os_errors(where, "keep embeddings in"), TemporaryFile(dir=where) as file:
+        os.posix_fallocate(file.fileno(), 0, 2 * math.prod(embedding.shape))
+        mapped = np.memmap(file, np.float16, "r+", shape=embedding.shape)
+        for first, block in enumerate_blocks(embedding):
+            mapped[first : first + len(block)] = block.numpy(force=True)
+    return mapped
+
+
+def runner_up(run: FinishedRun, embedding: Embeddings) -> tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, " n"]]:
     """The second likeliest cluster of each image and its probability; of one cluster alone, that one and 0."""
     if run.model.clusters < 2:
         return np.zeros(len(embedding), np.int64), np.zeros(len(embedding), np.float32)
@@ -129,14 +144,9 @@ def duplicate_groups(
     return _components(one, neighbor[one, place], len(neighbor))
 
 
-def equal_rows(embedding: Float16[np.ndarray, "n D"]) -> Int64[np.ndarray, " n"]:
-    """Number of the set of equal rows that each row is in, -1 where no other is equal."""
-    _, index, count = np.unique(
-        np.ascontiguousarray(embedding).view(f"V{embedding.shape[1] * 2}")[:, 0],
-        return_inverse=True,
-        return_counts=True,
-    )
-    return _numbered(np.where(count[index] > 1, index, -1))
+def repeated(group: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+    """Groups of more than one, renumbered; -1 for a row that is alone in its group."""
+    return _numbered(np.where(np.bincount(group)[group] > 1, group, -1))
 
 
 def joined(one: Int64[np.ndarray, " n"], other: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
@@ -152,8 +162,7 @@ def joined(one: Int64[np.ndarray, " n"], other: Int64[np.ndarray, " n"]) -> Int6
 
 def _components(one: np.ndarray, other: np.ndarray, count: int) -> Int64[np.ndarray, " n"]:
     graph = sp.coo_array((np.ones(len(one), bool), (one, other)), shape=(count, count))
-    part = connected_components(graph, directed=False)[1]
-    return _numbered(np.where(np.bincount(part)[part] > 1, part, -1))
+    return repeated(connected_components(graph, directed=False)[1])
 
 
 def _numbered(group: np.ndarray) -> Int64[np.ndarray, " n"]:

@@ -13,6 +13,7 @@ from temi.pipeline.runs.records import LabelFree, Sizes, Training, TrialRecord
 from temi.pipeline.start.agreement import mean_agreement, mutual_information
 
 AGREEMENT_HEADS = 8  # heads compared pairwise, or a few more: 28 pairs tell as much as 1,225
+COMPARED_ROWS = 100_000  # rows that heads are compared on
 LINEAR_ROWS = 10_000  # rows that a linear classifier is tried on
 FOLDS = 3
 RIDGE = 1e-2  # penalty, as a share of the mean variance of a coordinate
@@ -20,9 +21,10 @@ RIDGE = 1e-2  # penalty, as a share of the mean variance of a coordinate
 
 def label_free_scores(model: ClusterModel, embedding: Embeddings, neighbors: Int32[Tensor, "N K"] | None) -> LabelFree:
     """What can be said of a trained model without a label."""
-    rows, step = len(embedding), -(-len(embedding) // LINEAR_ROWS)
-    lengths = [rows] * 4 + [-(-rows // step)]
-    cluster, confidence, own, halves, sample = collect(_observed(model, embedding, step), lengths)
+    rows = len(embedding)
+    steps = -(-rows // COMPARED_ROWS), -(-rows // LINEAR_ROWS)
+    lengths = [rows] * 2 + [-(-rows // step) for step in (steps[0], steps[0], steps[1])]
+    cluster, confidence, own, halves, sample = collect(_observed(model, embedding, *steps), lengths)
     mined = neighbors is not None and neighbors.shape[1] > 0
     consistency = neighbor_consistency(cluster, neighbors) if neighbors is not None and mined else None
     return LabelFree(
@@ -31,19 +33,20 @@ def label_free_scores(model: ClusterModel, embedding: Embeddings, neighbors: Int
         head_agreement=head_agreement(own.mT),
         stability=None if len(model.loss) < 2 else stability(halves.mT),
         neighbor_consistency=consistency,
-        linear_accuracy=linear_accuracy(sample, cluster[::step], model.clusters),
+        linear_accuracy=linear_accuracy(sample, cluster[:: steps[1]], model.clusters),
     )
 
 
-def _observed(model: ClusterModel, embedding: Embeddings, step: int) -> Iterator[tuple[Tensor, ...]]:
-    """Of each block: consensus and confidence, clusters of the heads compared (n, A) and of the two halves of the heads
-    (n, 2), and every `step`-th scaled row.
+def _observed(model: ClusterModel, embedding: Embeddings, every: int, step: int) -> Iterator[tuple[Tensor, ...]]:
+    """Of each block: consensus and confidence; of every `every`-th row the clusters of the heads compared (n, A) and of
+    the two halves of the heads (n, 2); and every `step`-th scaled row.
     """
     passed = 0
     for scaled, probability in model.blocks(embedding):
         confidence, cluster = model.consensus(probability).max(-1)
-        own = probability[compared(len(probability))].argmax(-1).int().mT
-        halves = [torch.tensordot(model.trust[part::2], probability[part::2], 1).argmax(-1).int() for part in (0, 1)]
+        some = probability[:, -passed % every :: every]
+        own = some[compared(len(some))].argmax(-1).int().mT
+        halves = [torch.tensordot(model.trust[part::2], some[part::2], 1).argmax(-1).int() for part in (0, 1)]
         yield cluster, confidence, own, torch.stack(halves, 1), scaled[-passed % step :: step]
         passed += len(scaled)
 

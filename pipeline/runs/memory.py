@@ -10,23 +10,23 @@ from temi.pipeline import limits
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.exact_search import block_bytes
+from temi.pipeline.features.inverted_file import index_bytes
 from temi.pipeline.features.neighbors import exact_rows
 from temi.pipeline.features.scaling import COMPONENTS, POWER
 from temi.pipeline.heads.bank import Place
 from temi.pipeline.heads.stack import init_heads
 from temi.pipeline.heads.trainer import heads_per_block
 from temi.pipeline.runs import model
-from temi.pipeline.runs.label_free import FOLDS, LINEAR_ROWS
+from temi.pipeline.runs.label_free import COMPARED_ROWS, FOLDS, LINEAR_ROWS
 from temi.pipeline.runs.novelty import SAMPLE
 from temi.pipeline.start.find import LARGEST
 from temi.pipeline.start.layout import ward_rows
 from temi.pipeline.start.pool import NEIGHBORS, PLAIN
 
-FLOAT, DOUBLE, INDEX = 4, 8, 4  # bytes
+HALF, FLOAT, DOUBLE, INDEX = 2, 4, 8, 4  # bytes
 BLOCK_COPIES = 24  # bytes per value while a block is scaled: float16 read and chosen, five float32 copies
 WHITENING_COPIES = 6  # covariance and eigenvectors, float64
-SEARCH_COPIES = 2.5  # rows searched: scaled, at unit norm, and half of that in bfloat16
-INDEX_COPIES = 3  # rows searched by an inverted file
+SEARCH_COPIES = 1.5  # rows compared with all: at unit norm, and half of that in bfloat16
 FOUND = 24  # bytes per neighbor while a graph is found and written
 HEAD_COPIES = 5  # student, teacher, two moments, best checkpoint
 WRITE_COPIES = 8  # of one trial while it is written: four tensors, as bytes and again packed
@@ -37,8 +37,9 @@ CUT_COPIES = 5  # labelings of all layouts: each kind, communities, matched
 WARD_COPIES = 2  # distances of all pairs of Ward's rows, float64
 ASSIGNED_COPIES = 5  # of the widest activation while rows are assigned
 LINEAR_COPIES = 3  # sample of the linear classifier, float64; held beside the table
-ASSIGNMENT = 400  # bytes of an image in the assignments, name included
-FORMATTED, FORMATTED_ROWS = 800, 25_000  # bytes of an image as text, and images formatted at a time
+SCORED = 16  # bytes of a row while scores are made: its cluster, twice, and its confidence
+FORMATTED = 1200  # bytes of an image in the assignments, name included, a shard at a time
+SAMPLE_COPIES = 2  # of the sample that is cut, as stored: with and without near-copies
 GIGABYTE = 1e9
 PHASES = (("search",), ("bank", "reading"), *(("bank", "heads", own) for own in ("start", "activations", "results")))
 
@@ -99,12 +100,8 @@ def predict(
     views: int,
     device: torch.device,
     block_rows: int = 4096,
-    images: int = 0,
 ) -> Footprint:
-    """Peak of a pass over `rows` images of width `dim`, with `views` views each in the bank, read by `block_rows`.
-
-    `images` is how many are assigned in the end: those of the whole cache, if that is more than `rows`.
-    """
+    """Peak of a pass over `rows` images of width `dim`, with `views` views each in the bank, read by `block_rows`."""
     first, trials = configs[0], len(configs)
     width = min(dim, COMPONENTS) if first.heads.scale in POWER else dim
     clusters = max(config.heads.clusters for config in configs)
@@ -124,9 +121,9 @@ def predict(
         bank=rows * (1 + views) * width * FLOAT + rows * k * INDEX,
         reading=max(1, views) * block + whitening,
         heads=(HEAD_COPIES * trials + WRITE_COPIES) * first.heads.count * per_head * FLOAT,
-        start=_starting(configs, min(rows, LARGEST), dim, device) if first.start.kind != "random" else 0,
+        start=_starting(configs, rows, dim, device) if first.start.kind != "random" else 0,
         activations=(kept + work + batch * width) * FLOAT,
-        results=block + _assigning(rows, max(rows, images), width, first.heads.count, clusters, widest, device),
+        results=block + block_rows * FORMATTED + _assigning(rows, width, first.heads.count, clusters, widest, device),
     )
 
 
@@ -137,30 +134,33 @@ def _head(config: Config, width: int, clusters: int) -> tuple[int, int]:
 
 
 def _searching(rows: int, width: int, k: int, device: torch.device) -> int:
-    copies = INDEX_COPIES if rows > exact_rows() else SEARCH_COPIES
-    return int(copies * rows * width * FLOAT) + block_bytes(rows, device.type) + rows * k * FOUND
+    if rows > exact_rows():
+        return index_bytes(rows, width) + rows * k * FOUND
+    return int(SEARCH_COPIES * rows * width * FLOAT) + block_bytes(rows, device.type) + rows * k * FOUND
 
 
 def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.device) -> int:
     """The most of: learning the cuts, and the graphs of all layouts while one is mined, laid out, or cut."""
     counts = [config.heads.clusters for config in configs]
-    spaces = len(PLAIN)
+    spaces, loaded = len(PLAIN), 0
+    if rows > LARGEST:
+        rows, loaded = LARGEST, SAMPLE_COPIES * LARGEST * dim * HALF
     graphs = spaces * sum(NEIGHBORS) * rows * EDGE
-    mining = rows * dim * FLOAT + _searching(rows, dim, max(NEIGHBORS), device)
+    mining = _searching(rows, dim, max(NEIGHBORS), device)
     ward = WARD_COPIES * min(rows, ward_rows(max(counts))) ** 2 // 2
     cuts = CUT_COPIES * len(set(counts)) * spaces * (len(NEIGHBORS) + 1) * rows * DOUBLE
     voting = rows * max(counts) * FLOAT
-    return max(graphs + max(mining, ward * DOUBLE), cuts + voting)
+    return loaded + max(graphs + max(mining, ward * DOUBLE), cuts + voting)
 
 
-def _assigning(rows: int, images: int, width: int, heads: int, clusters: int, widest: int, device: torch.device) -> int:
-    """The most of: calibrating what is novel, aligning the heads, writing the assignments, and scoring them."""
+def _assigning(rows: int, width: int, heads: int, clusters: int, widest: int, device: torch.device) -> int:
+    """The most of: calibrating what is novel, aligning the heads, and scoring them."""
     sample = min(rows, SAMPLE)
     calibrating = int((1 + SEARCH_COPIES) * sample * width * FLOAT) + block_bytes(sample, device.type)
     block = min(rows, model.block_rows(heads * widest)) * heads * widest * FLOAT
     linear = min(rows, LINEAR_ROWS) * (LINEAR_COPIES * width + clusters // FOLDS) * DOUBLE
-    table = images * ASSIGNMENT + min(images, FORMATTED_ROWS) * FORMATTED
-    return max(calibrating, ASSIGNED_COPIES * block + max(rows * heads * INDEX, table + linear))
+    compared = min(rows, COMPARED_ROWS) * heads * (INDEX + DOUBLE)
+    return max(calibrating, ASSIGNED_COPIES * block + rows * SCORED + compared + linear)
 
 
 def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, device: torch.device) -> Footprint:
@@ -172,7 +172,7 @@ def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, de
         Even without the bank it is more than `device` has free; the sentence names the setting to lower.
     """
     views = cache.views if "views" in configs[0].pairs.source else 0
-    footprint = predict(configs, rows, cache.dim, views, device, cache.manifest.shards[0].rows, cache.rows)
+    footprint = predict(configs, rows, cache.dim, views, device, cache.manifest.shards[0].rows)
     free, on_host = free_memory(device), free_memory(torch.device("cpu"))
     if budget := configs[0].train.memory:
         on_host = min(on_host, int(budget * GIGABYTE))

@@ -69,10 +69,14 @@ class Training(LabelFree):
 
 
 class StartRecord(Record):
-    """What heads began at, and why: the agreement of each kind of cuts, and the names of the cuts they learned."""
+    """What heads began at, and why: the agreement of each kind of cuts, and the names of the cuts they learned.
+
+    `images` is how many were cut: of more than 100,000 a random sample.
+    """
 
     agreement: dict[str, float]
     cuts: tuple[str, ...]
+    images: int = 0
 
 
 class TrialRecord(Record):

@@ -1,8 +1,8 @@
 """`train_heads` is stage two, from a cache to a trained model in a run folder."""
 
-import io
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int32
 
 from temi.cache import EmbeddingCache
-from temi.cache.files import os_errors, write_atomic
+from temi.cache.files import atomic_file, csv_bytes
 from temi.pipeline.config import Config
 from temi.pipeline.device import pick_device, return_freed_memory
 from temi.pipeline.errors import UserError
@@ -27,7 +27,7 @@ from temi.pipeline.plugins import Plugin
 from temi.pipeline.progress import say
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.continued import CONTINUED, Before
-from temi.pipeline.runs.csv_table import table_csv
+from temi.pipeline.runs.csv_table import lines_csv
 from temi.pipeline.runs.fit import begin_heads, build_model, told_of_distinct
 from temi.pipeline.runs.label_free import label_free_scores
 from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
@@ -37,6 +37,9 @@ from temi.pipeline.runs.novelty import NOVELTY, Novelty
 from temi.pipeline.runs.records import StartRecord, Training, write_record
 from temi.pipeline.runs.run_folder import RunFolder, describe_environment
 from temi.pipeline.runs.tracking import check_tracking, log_result
+from temi.pipeline.start.find import LARGEST
+
+ASSIGNMENTS = pa.schema({"key": pa.string(), "row": pa.int64(), "cluster": pa.int32(), "confidence": pa.float32()})
 
 Assigned = tuple[Int32[np.ndarray, " n"], Float[np.ndarray, " n"]]
 
@@ -114,6 +117,8 @@ def train_pass(
     configs, runs = zip(*owed, strict=True)
     footprint = check_memory(configs, cache, len(features), device)
     say(f"memory: about {footprint}")
+    if len(features) > LARGEST and configs[0].start.kind != "random":
+        say(f"heads begin at layouts and cuts of a random {LARGEST:,} of the {len(features):,} images")
     data = load_training_set(features, configs[0], footprint.place, scratch)
     trainer = HeadTrainer(configs, data, processes, told=known)
     return_freed_memory()
@@ -121,7 +126,8 @@ def train_pass(
     first_step = resume_trials(trials)
     if first_step == 0:
         for run, start in zip(runs, begin_heads(trainer, features, configs, known), strict=False):
-            write_record(run.start_file, StartRecord(agreement=dict(start.agreement), cuts=start.names))
+            agreement, images = dict(start.agreement), len(start.rows)
+            write_record(run.start_file, StartRecord(agreement=agreement, cuts=start.names, images=images))
     return_freed_memory()
     processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
     processes.take_over(trainer.state())
@@ -201,15 +207,19 @@ def write_assignments(
 ) -> Int32[np.ndarray, " n"]:
     """Cluster of every readable image of `cache`; assignments.parquet and .csv have key, row, cluster, confidence.
 
-    `known` is what `model` says of these images, where it was asked already.
+    `known` is what `model` says of these images, where it was asked already. Tables are written shard by shard.
     """
     rows = np.flatnonzero(cache.ok)
     cluster, confidence = known or assign(model, CachedRows(cache, rows))
-    keys = [cache.keys[row] for row in rows]
-    table = pa.table({"key": keys, "row": rows, "cluster": cluster, "confidence": confidence})
-    packed = io.BytesIO()
-    pq.write_table(table, packed)
-    with os_errors(folder, "write"):
-        write_atomic(folder / "assignments.parquet", packed.getvalue())
-        write_atomic(folder / "assignments.csv", table_csv(table.to_pydict()))
+    with ExitStack() as files:
+        csv = files.enter_context(atomic_file(folder / "assignments.csv"))
+        file = files.enter_context(atomic_file(folder / "assignments.parquet"))
+        parquet = files.enter_context(pq.ParquetWriter(file, ASSIGNMENTS))
+        csv.write(csv_bytes([ASSIGNMENTS.names]))
+        for shard, keys in zip(cache.manifest.shards, cache.keys_by_shard(), strict=True):
+            own = slice(*np.searchsorted(rows, (shard.start, shard.stop)))
+            names = [keys[row - shard.start] for row in rows[own]]
+            table = pa.table([names, rows[own], cluster[own], confidence[own]], ASSIGNMENTS)
+            parquet.write_table(table)
+            csv.write(lines_csv(table.to_pydict()))
     return cluster

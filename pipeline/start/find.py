@@ -100,7 +100,7 @@ class Distinct:
 def distinct_sample(features: Features, clusters: int) -> Distinct:
     """Rows, at most LARGEST, that near-copies do not decide; all count where fewer than `clusters` differ."""
     rows = sample(len(features))
-    cut = features.sample(rows)
+    cut = features if len(rows) == len(features) else features.sample(rows).loaded()
     index, similarity = cut.neighbors(neighbor_counts(len(cut), clusters)[-1], "center")
     first, group = near_copies(index, 1 - similarity.astype(np.float32))
     if len(first) < clusters:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-import torch
 from jaxtyping import Float, Float32, Int64
 from scipy.linalg import eigh
 
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
+from temi.pipeline.features.scaling import total
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.agreement import mean_agreement, mutual_information
 from temi.pipeline.start.communities import communities
@@ -146,18 +146,17 @@ def layouts(features: Features, clusters: int, seed: int) -> dict[str, Float32[n
         with Progress("layouts", len(spaces), "layout") as progress:
             for number, space in enumerate(spaces):
                 ((_, graph),) = space_graphs(features, space, [k])
-                made[space] = layout(graph, leading_components(features.scaled(space)), 1000 * seed + number)
+                made[space] = layout(graph, leading_components(features, space), 1000 * seed + number)
                 progress.advance()
         return made
 
     return features.memo("layouts", {"spaces": " ".join(spaces), "neighbors": k, "epochs": EPOCHS, "seed": seed}, make)
 
 
-def leading_components(x: Float[torch.Tensor, "N P"]) -> Float32[np.ndarray, "N 4"]:
-    """The COMPONENTS leading principal components of rows, or as many as there are."""
-    centered = x - x.mean(0)
-    covariance = (centered.mT @ centered).double().numpy(force=True)
+def leading_components(features: Features, space: Kind) -> Float32[np.ndarray, "N 4"]:
+    """The COMPONENTS leading principal components of the rows in `space`, or as many as there are; block by block."""
+    mean = total(x.sum(0) for x in features.scaled_blocks(space)).float() / len(features)
+    covariance = total(x.mT @ x for x in (x - mean for x in features.scaled_blocks(space))).numpy(force=True)
     last = len(covariance) - 1
-    basis = eigh(covariance, subset_by_index=[max(0, last + 1 - COMPONENTS), last])[1]
-    leading: Float32[np.ndarray, "N 4"] = centered.numpy(force=True) @ basis.astype(np.float32)
-    return leading
+    basis = eigh(covariance, subset_by_index=[max(0, last + 1 - COMPONENTS), last])[1].astype(np.float32)
+    return np.concatenate([(x - mean).numpy(force=True) @ basis for x in features.scaled_blocks(space)])

@@ -19,7 +19,7 @@ from temi.pipeline.evaluate import baselines
 from temi.pipeline.evaluate.baselines import run_baseline
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.evaluate.recipes import RECIPES, load_recipe, parse_baselines
-from temi.pipeline.features.neighbors import unit_rows
+from temi.pipeline.features.unit_rows import unit_rows
 from temi.pipeline.registry import BASELINES
 from temi.pipeline.runs.train import train_heads
 

@@ -2,12 +2,19 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixtures import mixture
 
 from temi.pipeline.errors import UserError
+from temi.pipeline.features import inverted_file, unit_rows
 from temi.pipeline.features import neighbors as mine
+from temi.pipeline.features.unit_rows import UnitRows
+
+
+def rows_of(embedding: np.ndarray) -> UnitRows:
+    return UnitRows(torch.from_numpy(embedding))
 
 
 def brute_force(embedding: np.ndarray, k: int) -> np.ndarray:
@@ -22,7 +29,7 @@ def test_unit_rows_are_of_norm_one_and_nobodys_rows_are_changed() -> None:
     rows = np.random.default_rng(0).standard_normal((30, 8)).astype(np.float32)
     rows[3] = 0
     kept = rows.copy()
-    unit = mine.unit_rows(rows)
+    unit = unit_rows.unit_rows(rows)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), np.arange(30) != 3, atol=1e-6)
     np.testing.assert_allclose(unit * np.linalg.norm(rows, axis=1, keepdims=True), rows, atol=1e-6)
     found, cosine = mine.nearest(rows, rows[:5], 2)
@@ -33,18 +40,18 @@ def test_unit_rows_are_of_norm_one_and_nobodys_rows_are_changed() -> None:
 
 @pytest.mark.parametrize("block", [7, 64, 4096])
 def test_neighbors_equal_brute_force_in_any_block_size(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    monkeypatch.setattr(mine, "BLOCK_ROWS", block)
+    monkeypatch.setattr(unit_rows, "BLOCK_ROWS", block)
     embedding, _ = mixture(rows=100)
-    index, similarity = mine.exact_neighbors(embedding, 5)
+    index, similarity, _ = mine.find_neighbors(rows_of(embedding), 5)
     np.testing.assert_allclose(similarity, brute_force(embedding, 5), atol=1e-3)
     assert (index != np.arange(100)[:, None]).all()
     assert index.min() >= 0
 
 
 def test_a_row_is_never_its_own_neighbor_and_a_duplicate_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mine, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(unit_rows, "BLOCK_ROWS", 16)
     embedding = np.repeat(mixture(rows=10)[0], 5, axis=0)  # groups of 5 equal rows, some across a block border
-    index, _ = mine.exact_neighbors(embedding, 4)
+    index, _, _ = mine.find_neighbors(rows_of(embedding), 4)
     for row in range(50):
         group = set(range(row // 5 * 5, row // 5 * 5 + 5))
         assert set(index[row].tolist()) == group - {row}
@@ -72,7 +79,7 @@ def test_beyond_the_exact_limit_recall_is_at_least_95_percent_and_said(monkeypat
     embedding, _ = mixture(rows=2000, dim=24, clusters=15, noise=1.0)
     exact, _ = mine.exact_neighbors(embedding, 10)
     monkeypatch.setattr(mine, "exact_rows", lambda: 1999)
-    found, similarity, attributes = mine.find_neighbors(embedding.astype(np.float32), 10)
+    found, similarity, attributes = mine.find_neighbors(rows_of(embedding), 10)
     recall = np.mean([len(np.intersect1d(*pair)) for pair in zip(exact, found, strict=True)]) / 10
     assert attributes["backend"] == "faiss-ivf"
     assert 1 < attributes["probes"] < attributes["lists"]
@@ -84,11 +91,34 @@ def test_beyond_the_exact_limit_recall_is_at_least_95_percent_and_said(monkeypat
 
 def test_cells_with_fewer_rows_than_neighbors_fall_back_on_comparing_with_all() -> None:
     embedding = np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32)
-    index, _, probing = mine.approximate_neighbors(embedding, 30)
+    index, _, probing = mine.approximate_neighbors(rows_of(embedding), 30)
     assert probing["recall"] >= 0.95
     assert index.min() >= 0
     for row, own in enumerate(index):
         assert len({row, *own.tolist()}) == 31
+
+
+def test_rows_are_read_in_blocks_and_what_is_found_does_not_depend_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding, _ = mixture(rows=900, dim=24, clusters=15, noise=1.0)
+    one = mine.approximate_neighbors(rows_of(embedding), 10)
+    monkeypatch.setattr(unit_rows, "BLOCK_ROWS", 7)
+    other = mine.approximate_neighbors(rows_of(embedding), 10)
+    assert one[2] == other[2]
+    assert (one[0] == other[0]).mean() > 0.999  # equal codes tie
+    rows, wanted = rows_of(embedding), np.array([0, 6, 7, 899])
+    np.testing.assert_allclose(rows.at(wanted), rows.whole()[wanted])
+    score, found = inverted_file.nearest_of(rows, rows.at(wanted), 5)
+    np.testing.assert_array_equal(found[:, 0], wanted)
+    np.testing.assert_allclose(score[:, 1:], brute_force(embedding, 4)[wanted], atol=1e-3)
+
+
+def test_codes_too_coarse_for_the_recall_end_the_search_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One bit for eight coordinates finds few neighbors in any number of cells."""
+    monkeypatch.setattr(inverted_file, "CODE", "PQ3x4fs")
+    embedding = np.random.default_rng(0).standard_normal((3000, 24)).astype(np.float32)
+    probing = mine.approximate_neighbors(rows_of(embedding), 10)[2]
+    assert probing["recall"] < 0.95
+    assert probing["probes"] < probing["lists"]
 
 
 def test_too_many_neighbors_is_one_sentence() -> None:
@@ -99,12 +129,12 @@ def test_too_many_neighbors_is_one_sentence() -> None:
 def test_missing_faiss_names_the_extra_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     with pytest.raises(UserError, match=r"needs faiss, .*temi-clustering\[(cpu|gpu)\]"):
-        mine.import_faiss()
+        unit_rows.import_faiss()
 
 
 def test_the_inverted_file_goes_to_a_gpu_where_faiss_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for the GPU: the index is moved once, trained and still empty, then filled and searched."""
-    faiss = mine.import_faiss()
+    faiss = unit_rows.import_faiss()
     moved: list[bool] = []
 
     def to_gpu(resources: object, device: int, index: object) -> object:
@@ -114,8 +144,8 @@ def test_the_inverted_file_goes_to_a_gpu_where_faiss_has_one(monkeypatch: pytest
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1)
     monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
     monkeypatch.setattr(faiss, "index_cpu_to_gpu", to_gpu, raising=False)
-    monkeypatch.setattr(mine, "MOST_PROBES_GPU", 1)
+    monkeypatch.setattr(inverted_file, "MOST_PROBES_GPU", 1)
     embedding, _ = mixture(rows=600)
-    _, _, probing = mine.approximate_neighbors(embedding, 5)
+    _, _, probing = mine.approximate_neighbors(rows_of(embedding), 5)
     assert moved == [True]
     assert probing["probes"] == 1

@@ -12,17 +12,18 @@ from photos import PhotoRun, short
 from typer.testing import CliRunner
 
 from temi.cli import app
+from temi.pipeline.features.copies import exact_copies
 from temi.pipeline.features.neighbors import exact_neighbors
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import REMOVED, Move, Remove
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import (
     duplicate_groups,
-    equal_rows,
     evidence,
     full_cosines,
     joined,
     label_next,
+    repeated,
     unsure_images,
     unusual_images,
 )
@@ -36,7 +37,7 @@ def test_copies_stand_together_and_relatives_do_not() -> None:
     both = np.concatenate([rows, near, rows[20:25]])
     neighbor, _ = exact_neighbors(both, 15)
     group = duplicate_groups(neighbor, full_cosines(both, neighbor))
-    exact = equal_rows(both)
+    exact = repeated(exact_copies(torch.from_numpy(both))[1])
     found = joined(group, exact)
     copies = [*range(25), *range(400, 425)]
     assert (found[:20] == found[400:420]).all()

@@ -56,15 +56,14 @@ def test_the_peak_is_that_of_the_worst_phase() -> None:
     assert memory.Footprint(**sizes | {"reading": 32}).total == 72
 
 
-def test_layouts_and_images_that_are_only_assigned_are_counted() -> None:
+def test_layouts_are_counted_up_to_the_sample_that_is_cut() -> None:
     plain, layouts = settings(), settings("start.kind=pool")
     assert memory.predict([plain], 5000, 64, 0, CPU).start == 0
     one, two = (memory.predict([layouts] * trials, 5000, 64, 0, CPU).start for trials in (1, 2))
     assert 0 < one <= two
-    most = memory.predict([layouts], memory.LARGEST, 64, 0, CPU).start
-    assert most == memory.predict([layouts], 10 * memory.LARGEST, 64, 0, CPU).start
-    more = [memory.predict([plain], 50_000, 64, 0, CPU, images=images).results for images in (0, 60_000)]
-    assert more[1] - more[0] == 10_000 * memory.ASSIGNMENT
+    whole = memory.predict([layouts], memory.LARGEST, 64, 0, CPU).start
+    sampled = [memory.predict([layouts], times * memory.LARGEST, 64, 0, CPU).start for times in (2, 10)]
+    assert sampled == [whole + 2 * memory.LARGEST * 64 * 2] * 2
 
 
 def test_the_cuts_of_many_clusters_are_counted() -> None:
