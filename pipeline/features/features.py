@@ -16,7 +16,7 @@ from torch import Tensor
 from temi.cache import EmbeddingCache
 from temi.cache.kept import Arrays, Recipe
 from temi.cache.neighbors import Attribute, selection_digest
-from temi.pipeline.features.blocks import CachedRows, Embeddings, blocks_of
+from temi.pipeline.features.blocks import CachedRows, Embeddings, blocks_of, collect
 from temi.pipeline.features.copies import Groups, exact_copies
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.memory import Memory
@@ -93,8 +93,8 @@ class Features:
 
     def loaded(self) -> "Features":
         """The same with all rows in memory, as stored: for a sample that is gone through often."""
-        views = None if self.views is None else torch.cat(list(blocks_of(self.views)))
-        return Features(torch.cat(list(self.blocks())), views, self.memory)
+        views = None if self.views is None else _loaded(self.views)
+        return Features(_loaded(self.embedding), views, self.memory)
 
     def distinct(self) -> "Features":
         """The first of every set of equal rows: copies would count for more than what they show."""
@@ -165,6 +165,10 @@ class Features:
 
 def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+
+def _loaded(embedding: Embeddings) -> Tensor:
+    return collect(([block] for block in blocks_of(embedding)), [len(embedding)])[0]
 
 
 def rows_at(embedding: Embeddings, positions: Int64[np.ndarray, " M"]) -> Embeddings:

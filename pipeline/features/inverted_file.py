@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from temi.pipeline.features.unit_rows import UnitRows, import_faiss
+from temi.pipeline.progress import Progress
 
 RECALL = 0.95  # of the k nearest neighbors that must be found
 RECALL_QUERIES = 1000  # rows that recall is measured on
@@ -50,8 +51,10 @@ class InvertedFile:
         count = min(len(rows), max(TRAINING_ROWS_PER_CELL * cells, RECALL_QUERIES))
         sample = rows.at(np.sort(np.random.default_rng(0).choice(len(rows), count, replace=False)))
         index = _trained(sample, cells)
-        for _, block in rows:
-            index.add(block)
+        with Progress("inverted file", total=len(rows), unit="row") as progress:
+            for _, block in rows:
+                index.add(block)
+                progress.advance(len(block))
         queries = sample[:: max(1, count // RECALL_QUERIES)]
         most = min(cells, MOST_PROBES_GPU) if faiss.get_num_gpus() else cells
         return cls(index, rows, cells, *_choose_probes(index, queries, nearest_of(rows, queries, k + 1)[1], most))

@@ -70,8 +70,8 @@ def approximate_neighbors(
     """
     index = np.empty((len(rows), k), dtype=np.int32)
     similarity = np.empty((len(rows), k), dtype=np.float16)
+    file = InvertedFile.build(rows, k)
     with Progress("neighbors", total=len(rows), unit="row") as progress:
-        file = InvertedFile.build(rows, k)
         note = f"{file.probes} of {file.cells} cells probed, recall@{k} {file.recall:.3f}"
         for first, block in rows:
             own = np.arange(first, first + len(block))

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
 from jaxtyping import Float16, Float32, Int32
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.evaluate.tables import open_training_cache
-from temi.pipeline.features.blocks import CachedRows
+from temi.pipeline.features.blocks import CachedRows, collect
 from temi.pipeline.features.features import Features
 from temi.pipeline.images import ImageSource
 from temi.pipeline.images.recorded import open_images
@@ -115,7 +114,7 @@ class FinishedRun:
     @property
     def embeddings(self) -> Float16[np.ndarray, "n D"]:
         """Cached embeddings of the images in the assignments, in their order; of large runs, see `rows`."""
-        return torch.cat(list(self.rows)).numpy()
+        return collect(([block] for block in self.rows), [len(self.rows)])[0].numpy()
 
     @property
     def rows(self) -> CachedRows:

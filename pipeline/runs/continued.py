@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 from scipy.optimize import linear_sum_assignment
 
 from temi.cache import EmbeddingCache
@@ -34,6 +34,7 @@ class Continued(Record):
     known, moved : images that both have, and those of them whose cluster has another number now
     new, unlike : images that only this run has, and those of them less like the images before than 99 % of those are
         like each other
+    drift : chance that a new image lies farther from those before than one of these from the others; 0.5: no drift
     kept, begun, given_up : numbers of clusters
     """
 
@@ -45,6 +46,7 @@ class Continued(Record):
     kept: tuple[int, ...]
     begun: tuple[int, ...]
     given_up: tuple[int, ...]
+    drift: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,23 +74,24 @@ class Before:
         numbers = match_numbers(now[known], before[known], model.clusters, self.clusters)
         total = max(self.clusters, int(numbers.max()) + 1)
         kept = numbers[numbers < self.clusters]
+        likeness = self._likeness(cache, rows[~known])
         continued = Continued(
             before=str(self.folder),
             known=int(known.sum()),
             moved=int((numbers[now[known]] != before[known]).sum()),
             new=int((~known).sum()),
-            unlike=self._count_unlike(cache, rows[~known]),
+            unlike=int(self.novelty.is_novel(likeness).sum()),
+            drift=self.novelty.drift(likeness) if len(likeness) else 0.5,
             kept=tuple(sorted(kept.tolist())),
             begun=tuple(sorted(numbers[numbers >= self.clusters].tolist())),
             given_up=tuple(sorted(set(self.cluster.values()) - set(kept.tolist()) - {UNKNOWN})),
         )
         return model.renumbered(torch.from_numpy(numbers), total), continued
 
-    def _count_unlike(self, cache: EmbeddingCache, rows: Int64[np.ndarray, " n"]) -> int:
-        if not len(rows):
-            return 0
+    def _likeness(self, cache: EmbeddingCache, rows: Int64[np.ndarray, " n"]) -> Float32[np.ndarray, " n"]:
+        """Cosine of new images to the fifth nearest of those before."""
         blocks = (self.model.scaling(block).cpu().numpy() for block in blocks_of(CachedRows(cache, rows)))
-        return sum(int(self.novelty.is_novel(self.novelty.similarity(block)).sum()) for block in blocks)
+        return np.concatenate([np.empty(0, np.float32), *map(self.novelty.similarity, blocks)])
 
 
 def match_numbers(
@@ -112,8 +115,9 @@ def describe(continued: Continued) -> list[str]:
     if continued.new:
         share = continued.unlike / continued.new
         lines.append(
-            f"{continued.new:,} images are new; {share:.1%} of them are less like those before than 99 % of these are "
-            "like each other (without drift: 1 %)"
+            f"{continued.new:,} images are new: in {continued.drift:.0%} of comparisons one lies farther from those "
+            f"before than one of these from the others (without drift: 50 %); {share:.1%} are less like those before "
+            "than 99 % of these are like each other (without drift: 1 %)"
         )
     named = {"new clusters": continued.begun, "numbers given up": continued.given_up}
     return lines + [f"{what}: {_listed(numbers)}" for what, numbers in named.items() if numbers]

@@ -39,7 +39,7 @@ ASSIGNED_COPIES = 5  # of the widest activation while rows are assigned
 LINEAR_COPIES = 3  # sample of the linear classifier, float64; held beside the table
 SCORED = 16  # bytes of a row while scores are made: its cluster, twice, and its confidence
 FORMATTED = 1200  # bytes of an image in the assignments, name included, a shard at a time
-SAMPLE_COPIES = 2  # of the sample that is cut, as stored: with and without near-copies
+SAMPLE_COPIES = 2  # of the sample that is cut, as stored, while near-copies are taken out of it
 GIGABYTE = 1e9
 PHASES = (("search",), ("bank", "reading"), *(("bank", "heads", own) for own in ("start", "activations", "results")))
 
@@ -144,13 +144,13 @@ def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.devi
     counts = [config.heads.clusters for config in configs]
     spaces, loaded = len(PLAIN), 0
     if rows > LARGEST:
-        rows, loaded = LARGEST, SAMPLE_COPIES * LARGEST * dim * HALF
+        rows, loaded = LARGEST, LARGEST * dim * HALF
     graphs = spaces * sum(NEIGHBORS) * rows * EDGE
     mining = _searching(rows, dim, max(NEIGHBORS), device)
     ward = WARD_COPIES * min(rows, ward_rows(max(counts))) ** 2 // 2
     cuts = CUT_COPIES * len(set(counts)) * spaces * (len(NEIGHBORS) + 1) * rows * DOUBLE
     voting = rows * max(counts) * FLOAT
-    return loaded + max(graphs + max(mining, ward * DOUBLE), cuts + voting)
+    return loaded + max((SAMPLE_COPIES - 1) * loaded, graphs + max(mining, ward * DOUBLE), cuts + voting)
 
 
 def _assigning(rows: int, width: int, heads: int, clusters: int, widest: int, device: torch.device) -> int:

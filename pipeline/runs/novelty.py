@@ -40,8 +40,7 @@ class Novelty:
             chosen = np.sort(np.random.default_rng(0).choice(len(scaled), SAMPLE, replace=False))
             scaled = scaled[torch.from_numpy(chosen).to(scaled.device)]
         rows = scaled.half().cpu().numpy()
-        similarity = exact_neighbors(rows, min(NEIGHBOR, len(rows) - 1))[1][:, -1]
-        return cls(rows, float(np.quantile(similarity.astype(np.float32), 1 - FAMILIAR_SHARE)))
+        return cls(rows, float(np.quantile(_among_others(rows), 1 - FAMILIAR_SHARE)))
 
     @classmethod
     def of_features(cls, features: Features, kind: Kind, scaled: Float[Tensor, "n D"]) -> "Novelty":
@@ -64,6 +63,17 @@ class Novelty:
         """Whether a row is less similar than all but 1 % of the training rows are."""
         return similarity < self.threshold
 
+    def drift(self, similarity: Float32[np.ndarray, " n"]) -> float:
+        """Chance that a row of these lies farther from the training rows than one of them from the others.
+
+        The area under the curve that tells the two apart (Mann and Whitney 1947), ties counted half: 0.5 where new rows
+        are like the old.
+        """
+        among = np.sort(_among_others(self.rows))
+        nearer = len(among) - np.searchsorted(among, similarity, "right")
+        tied = np.searchsorted(among, similarity, "right") - np.searchsorted(among, similarity, "left")
+        return float((nearer + tied / 2).mean() / len(among))
+
     def save(self, path: Path) -> None:
         """Write one safetensors file, atomically."""
         tensors = {"rows": torch.from_numpy(self.rows), "threshold": torch.tensor(self.threshold)}
@@ -74,3 +84,8 @@ class Novelty:
         """Read what `save` wrote; UserError where it is missing or damaged."""
         tensors, _ = load_tensors(path)
         return cls(tensors["rows"].numpy(), float(tensors["threshold"]))
+
+
+def _among_others(rows: Float[np.ndarray, "M D"]) -> Float32[np.ndarray, " M"]:
+    """Cosine of each row to the fifth nearest of the others."""
+    return exact_neighbors(rows, min(NEIGHBOR, len(rows) - 1))[1][:, -1].astype(np.float32)

@@ -1,16 +1,18 @@
 """Cores, threads and memory of a process that does not have the machine for itself."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from grouped import cgroup, inside
+from mixtures import mixture, write_cache
 from PIL import Image
 
 from temi.pipeline import limits
@@ -31,6 +33,8 @@ def own(config, device, precision):
         encode=lambda pixels: pixels.mean(dim=(2, 3)),
     )
 """
+TEMI = Path(sys.executable).with_name("temi")
+MEMORY = "from temi.pipeline import limits; print(limits.total_memory(), limits.free_memory())"
 CORES = "from temi.pipeline.limits import core_count; print(core_count())"
 THREADS = (
     "from temi import cli; cli.temi(); import os, torch; print(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])"
@@ -67,24 +71,28 @@ def test_taskset_decides_the_cores_and_torch_starts_with_as_many_threads_that_sl
     assert asked == "1 ACTIVE"  # what the user says stands
 
 
-@pytest.fixture
-def quota() -> Iterator[Path]:
-    """A cgroup of this machine with one core's worth of time."""
-    group = Path(f"/sys/fs/cgroup/cpu/temi-test-{os.getpid()}")
-    try:
-        group.mkdir()
-        (group / "cpu.cfs_quota_us").write_text("100000")
-    except OSError:
-        if group.is_dir():
-            group.rmdir()
-        pytest.skip("no cgroup can be made here")
-    yield group
-    group.rmdir()
+def test_a_quota_of_this_machine_decides_the_cores() -> None:
+    with cgroup("cpu", "cpu.cfs_quota_us", 100_000) as group:
+        assert output(*inside(group), sys.executable, "-c", CORES) == "1"
 
 
-def test_a_quota_of_this_machine_decides_the_cores(quota: Path) -> None:
-    enter = f"open('{quota}/cgroup.procs', 'w').write(str(__import__('os').getpid())); "
-    assert output(sys.executable, "-c", enter + CORES) == "1"
+def test_a_memory_limit_of_this_machine_is_what_is_free() -> None:
+    with cgroup("memory", "memory.limit_in_bytes", 10**9) as group:
+        total, free = map(int, output(*inside(group), sys.executable, "-c", MEMORY).split())
+    assert 0.99e9 < total <= 1e9
+    assert total - 3e8 < free < total
+
+
+def test_a_run_that_needs_more_than_the_limit_of_its_cgroup_is_refused(tmp_path: Path) -> None:
+    write_cache(tmp_path / "cache", mixture()[0])
+    large = ["--set", "heads.count=4000", "--set", "heads.kind=published", "--set", "start.kind=random"]
+    command = [str(TEMI), "train-heads", f"{tmp_path}/cache", "--out", f"{tmp_path}/run", *large]
+    with cgroup("memory", "memory.limit_in_bytes", 10**9) as group:
+        ran = subprocess.run([*inside(group), *command], capture_output=True, text=True, timeout=120)
+    assert ran.returncode == 2, ran.stderr
+    assert re.search(
+        r"training needs about [0-9.]+ GB .*, and 0\.\d+ GB are free on cpu; lower heads.count", ran.stderr
+    )
 
 
 @pytest.mark.parametrize(("text", "cores"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 64)])
@@ -136,8 +144,7 @@ def test_64_mb_of_shared_memory_are_enough(tmp_path: Path) -> None:
         Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"photos/{number}.png")
     plugin = tmp_path / "own.py"
     plugin.write_text(OWN)
-    temi = Path(sys.executable).with_name("temi")
-    command = f"{small} {temi} embed {tmp_path}/photos --out {tmp_path}/cache --plugin {plugin}"
+    command = f"{small} {TEMI} embed {tmp_path}/photos --out {tmp_path}/cache --plugin {plugin}"
     settings = "--set embed.backbone=own --set embed.workers=2 --set embed.batch_size=64 --set embed.views=8"
     ran = subprocess.run(
         ["unshare", "-m", "sh", "-c", f"{command} {settings}"], capture_output=True, text=True, timeout=300

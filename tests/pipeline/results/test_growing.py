@@ -174,6 +174,7 @@ def test_a_run_is_asked_for_new_rows_and_continued(grown: PhotoRun, tmp_path: Pa
     assert continued.returncode == 0, continued.stderr
     record = json.loads((tmp_path / "next/continued.json").read_text())
     assert (record["known"], record["new"]) == (43, 6)  # of 45 one is removed and one cannot be read
+    assert f"in {record['drift']:.0%} of comparisons one lies farther" in continued.stdout
     assert f"{record['moved']} of 43 images that {run} knew moved" in continued.stdout
     before, now = (cluster_of(folder) for folder in (run, tmp_path / "next"))
     assert sum(before[key] == cluster for key, cluster in now.items() if key in before) == 43 - record["moved"]

@@ -16,6 +16,7 @@ from temi.cli import app
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
+from temi.pipeline.features.neighbors import exact_neighbors
 from temi.pipeline.results.predict import predict
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
 from temi.pipeline.runs.train import train_heads
@@ -72,6 +73,19 @@ def test_the_threshold_is_the_first_percentile_of_the_training_rows() -> None:
     fifth = np.sort(cosine, axis=1)[:, -5]
     assert novelty.threshold == pytest.approx(np.quantile(fifth, 0.01), abs=2e-3)
     np.testing.assert_allclose(novelty.similarity(-rows[:9]), np.sort(-unit @ unit[:9].T, axis=0)[-5], atol=2e-3)
+
+
+def test_drift_is_the_chance_that_a_new_row_lies_farther_off_than_an_old_one() -> None:
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((300, 8)).astype(np.float32)
+    novelty = Novelty.fit(torch.from_numpy(rows))
+    among = exact_neighbors(novelty.rows, 5)[1][:, -1].astype(np.float32)
+    new = np.concatenate([among[:7], random.uniform(0.3, 1, 40).astype(np.float32)])
+    pairs = (new[:, None] < among) + 0.5 * (new[:, None] == among)
+    assert novelty.drift(new) == pytest.approx(pairs.mean())
+    more = random.standard_normal((2000, 8)).astype(np.float32)
+    assert novelty.drift(novelty.similarity(more)) == pytest.approx(0.5, abs=0.05)
+    assert novelty.drift(np.full(4, -1, np.float32)) == 1
 
 
 def test_other_weights_are_refused_by_field(photo_run: PhotoRun, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_layouts_are_counted_up_to_the_sample_that_is_cut() -> None:
     assert 0 < one <= two
     whole = memory.predict([layouts], memory.LARGEST, 64, 0, CPU).start
     sampled = [memory.predict([layouts], times * memory.LARGEST, 64, 0, CPU).start for times in (2, 10)]
-    assert sampled == [whole + 2 * memory.LARGEST * 64 * 2] * 2
+    assert sampled == [whole + 2 * memory.LARGEST * 64] * 2  # the sample is held in memory, as float16
 
 
 def test_the_cuts_of_many_clusters_are_counted() -> None:

@@ -1,0 +1,47 @@
+"""Two hundred thousand images within a gigabyte: trained on, assigned and reported by the installed command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from grouped import cgroup, inside
+from mixtures import write_cache
+
+TEMI = Path(sys.executable).with_name("temi")
+ROWS, DIM, CLUSTERS = 200_000, 256, 20
+QUICK = ["heads.count=4", "start.steps=100", "train.epochs=0", "train.min_steps=100", "train.tensorboard=false"]
+
+
+def within(group: Path, *words: object) -> str:
+    """What `temi` says inside the cgroup, on standard output and error."""
+    ran = subprocess.run([*inside(group), TEMI, *map(str, words)], capture_output=True, text=True, timeout=900)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout + ran.stderr
+
+
+@pytest.mark.slow
+def test_200_000_images_are_trained_on_assigned_and_reported_within_a_gigabyte(tmp_path: Path) -> None:
+    """The limit is the system's and counts all: imports, pages of files, what is compiled."""
+    random = np.random.default_rng(0)
+    center = random.standard_normal((CLUSTERS, DIM), np.float32)
+    label = np.arange(ROWS) % CLUSTERS
+    rows = (center[label] + random.standard_normal((ROWS, DIM), np.float32)).astype(np.float16)
+    cache, run = write_cache(tmp_path / "cache", rows, shard_rows=4096).folder, tmp_path / "run"
+    settings = ["--clusters", CLUSTERS, *(word for setting in QUICK for word in ("--set", setting))]
+    with cgroup("memory", "memory.limit_in_bytes", 10**9) as group:
+        said = within(group, "train-heads", cache, "--out", run, *settings)
+        within(group, "predict", run, cache, "--out", tmp_path / "predicted.parquet")
+        within(group, "report", run)
+        print("most memory of the cgroup:", (group / "memory.max_usage_in_bytes").read_text())
+    assert "layouts and cuts of a random 100,000 of the 200,000 images" in said
+    assert "cells probed, recall@15 0.9" in said
+    trained, predicted = (
+        pd.read_parquet(path) for path in (run / "assignments.parquet", tmp_path / "predicted.parquet")
+    )
+    assert len(trained) == ROWS
+    np.testing.assert_array_equal(trained["cluster"], predicted["cluster"])
+    assert pd.crosstab(label, trained["cluster"]).max(axis=1).sum() > 0.99 * ROWS
+    assert (run / "report.html").stat().st_size > 1_000_000
