@@ -91,7 +91,8 @@ def build_model(
     Parameters
     ----------
     features : the distinct rows that were trained on
-    copies : which of these each row equals, copies included: clusters are matched and counted by all rows
+    copies : which of these each row equals, copies included: clusters are counted by all rows, and matched by these,
+        or of many distinct rows by the sample that was cut
     fingerprint : what the embeddings were made from; None: an array
     begun : heads began at cuts, so that some are better than others; of heads that began at random all count alike
     """
@@ -105,11 +106,13 @@ def build_model(
     temperature = trainer.teacher_temperature[trainer.heads_of(trial.index)]
     alike = torch.full_like(loss, 1 / len(loss))
     model = ClusterModel(heads, trainer.data.scaling, temperature, loss, alike, plain, fingerprint)
-    rows = trainer.data.originals
-    labels = model.of_scaled.head_clusters(rows).cpu().numpy()
+    rows, seen = trainer.data.originals, sample(len(features))
+    some = rows if len(seen) == len(rows) else rows[torch.from_numpy(seen).to(rows.device)]
+    labels = model.of_scaled.head_clusters(some).cpu().numpy()
     if begun:
         model = replace(model, trust=_trust(labels, features, model.clusters).to(loss.device))
-    model = replace(model, alignment=_aligned(labels, copies, model.selected, model.clusters).to(loss.device))
+    counted = copies if len(seen) == len(features) else np.arange(len(seen))
+    model = replace(model, alignment=_aligned(labels, counted, model.selected, model.clusters).to(loss.device))
     sizes = model.of_scaled.assign(rows)[0].cpu()[copies].bincount(minlength=model.clusters)
     order = sizes.argsort(descending=True, stable=True)
     return replace(model, alignment=model.alignment[:, order.to(loss.device)])
@@ -117,15 +120,14 @@ def build_model(
 
 def _trust(labels: Int32[np.ndarray, "H M"], features: Features, clusters: int) -> Float[Tensor, " H"]:
     """softmax(s_h / (TOLERANCE max s)), s_h the edge information of a head's clusters (see start/score.py)."""
-    seen = sample(len(features))
-    graphs = judges(features.sample(seen), clusters)
-    score = torch.tensor([mean_information(graphs, own[seen].astype(np.int64)) for own in labels])
+    graphs = judges(features.sample(sample(len(features))), clusters)
+    score = torch.tensor([mean_information(graphs, own.astype(np.int64)) for own in labels])
     scale = (TOLERANCE * score.max()).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.softmax((score - score.max()) / scale, 0).float()
 
 
 def _aligned(labels: Int32[np.ndarray, "H M"], copies: Group, selected: int, clusters: int) -> Int64[Tensor, "H C"]:
-    """Every head's clusters, matched to those of the `selected` one by all rows."""
+    """Every head's clusters, matched to those of the `selected` one."""
     reference = labels[selected][copies].astype(np.int64)
     matches = [match(reference, own[copies].astype(np.int64), clusters) for own in labels]
     return torch.from_numpy(np.stack(matches))

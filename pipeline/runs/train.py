@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Int32
 
 from temi.cache import EmbeddingCache
 from temi.cache.files import atomic_file, csv_bytes
 from temi.pipeline.config import Config
 from temi.pipeline.device import pick_device, return_freed_memory
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.blocks import Embeddings
+from temi.pipeline.features.blocks import CachedRows, Embeddings
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
@@ -27,7 +27,7 @@ from temi.pipeline.plugins import Plugin
 from temi.pipeline.progress import say
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.continued import CONTINUED, Before
-from temi.pipeline.runs.csv_table import rows_csv
+from temi.pipeline.runs.csv_table import lines_csv
 from temi.pipeline.runs.fit import begin_heads, build_model, told_of_distinct
 from temi.pipeline.runs.label_free import label_free_scores
 from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
@@ -162,7 +162,7 @@ def _finish(
     if len(everything) == cache.ok.sum():
         one, sure = assign(model.of_scaled, rows)
         known = one[copies], sure[copies]
-    sizes = write_assignments(cache, model, run.folder, known)
+    cluster = write_assignments(cache, model, run.folder, known)
     training = Training(
         steps=trainer.steps,
         images=len(everything),
@@ -173,7 +173,7 @@ def _finish(
         selected_head=model.selected,
         **label_free_scores(model.of_scaled, rows, trainer.data.neighbors).model_dump(),
     )
-    log_result(run, trial.config, training, sizes.tolist())
+    log_result(run, trial.config, training, np.bincount(cluster, minlength=model.clusters).tolist())
     write_record(run.training, training)
 
 
@@ -204,27 +204,22 @@ def assign(model: ClusterModel, embedding: Float[np.ndarray, "n D"] | Embeddings
 
 def write_assignments(
     cache: EmbeddingCache, model: ClusterModel, folder: Path, known: Assigned | None = None
-) -> Int64[np.ndarray, " C"]:
-    """Assign every readable image of `cache`, shard by shard; assignments.parquet and .csv have key, row, cluster,
-    confidence. Returns the sizes of the clusters.
+) -> Int32[np.ndarray, " n"]:
+    """Cluster of every readable image of `cache`; assignments.parquet and .csv have key, row, cluster, confidence.
 
-    `known` is what `model` says of these images, where it was asked already.
+    `known` is what `model` says of these images, where it was asked already. Tables are written shard by shard.
     """
-    sizes, done = np.zeros(model.clusters, np.int64), 0
+    rows = np.flatnonzero(cache.ok)
+    cluster, confidence = known or assign(model, CachedRows(cache, rows))
     with ExitStack() as files:
         csv = files.enter_context(atomic_file(folder / "assignments.csv"))
         file = files.enter_context(atomic_file(folder / "assignments.parquet"))
-        parquet = files.enter_context(pyarrow.parquet.ParquetWriter(file, ASSIGNMENTS))
+        parquet = files.enter_context(pq.ParquetWriter(file, ASSIGNMENTS))
         csv.write(csv_bytes([ASSIGNMENTS.names]))
         for shard, keys in zip(cache.manifest.shards, cache.keys_by_shard(), strict=True):
-            rows = shard.start + np.flatnonzero(cache.ok[shard.start : shard.stop])
-            if known is None:
-                cluster, confidence = assign(model, cache.embedding(shard.start, shard.stop)[rows - shard.start])
-            else:
-                cluster, confidence = (values[done : done + len(rows)] for values in known)
-                done += len(rows)
-            columns = [[keys[row - shard.start] for row in rows], rows.tolist(), cluster.tolist(), confidence.tolist()]
-            parquet.write_table(pa.table(columns, ASSIGNMENTS))
-            csv.write(rows_csv(zip(*columns, strict=True)))
-            sizes += np.bincount(cluster, minlength=model.clusters)
-    return sizes
+            own = slice(*np.searchsorted(rows, (shard.start, shard.stop)))
+            names = [keys[row - shard.start] for row in rows[own]]
+            table = pa.table([names, rows[own], cluster[own], confidence[own]], ASSIGNMENTS)
+            parquet.write_table(table)
+            csv.write(lines_csv(table.to_pydict()))
+    return cluster
