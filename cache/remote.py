@@ -127,6 +127,13 @@ class RemoteWriter(ShardWriter):
                 writer._send(name)
         return writer
 
+    @classmethod
+    def beside(cls, bucket: Bucket, folder: Path, manifest: Manifest) -> Self:
+        """Make shards of the cache in `bucket`, which another process has begun, by way of the empty `folder`."""
+        writer = cls(folder, manifest)
+        writer.bucket, writer._sizes = bucket, {}
+        return writer
+
     def write(self, shard: Shard, **content: Any) -> None:
         """Make the shard here, send it, then its sidecar."""
         super().write(shard, **content)

@@ -5,6 +5,7 @@ The file is code. It runs only where a command line or a call names it, never be
 
 import hashlib
 import sys
+import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,14 @@ def load_plugin(path: Path) -> Plugin:
     if (path, digest) not in _loaded:
         _loaded[path, digest] = Plugin(_run(path, code, digest), path, digest)
     return _loaded[path, digest]
+
+
+def load_text(name: str, code: bytes) -> Plugin:
+    """`load_plugin` of a file that lies on another machine: its `name`, and its bytes."""
+    with tempfile.TemporaryDirectory(prefix="temi-") as folder:
+        path = Path(folder, Path(name).name)
+        path.write_bytes(code)
+        return load_plugin(path)
 
 
 def plugin_of(thing: object) -> Plugin | None:

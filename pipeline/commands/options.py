@@ -18,5 +18,9 @@ Plugins = Annotated[
         help="a file of your own that registers what settings or SOURCE name; it is code and is run; may be repeated",
     ),
 ]
+OnCluster = Annotated[
+    str,
+    typer.Option("--on", metavar="ray[:ADDRESS]", help="have the nodes of a Ray cluster do it; needs the extra `ray`"),
+]
 START = "Start here"
 RESULTS = "Use the result"
