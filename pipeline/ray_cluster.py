@@ -8,8 +8,10 @@ import contextlib
 import logging
 import os
 import socket
+import sys
+import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -69,25 +71,31 @@ def _no_cluster(address: str, reason: str) -> str:
     return f"no Ray cluster at {where} ({reason}); start one with `ray start --head`, or check --on ray:HOST:PORT"
 
 
-@dataclass(frozen=True)
-class Places:
-    """Room for workers of one size in a cluster."""
+Nodes = Sequence[dict[str, Any]]  # as ``ray.nodes()`` tells them
 
-    count: int
-    cpus: int  # of each
+
+@dataclass(frozen=True)
+class Size:
+    """What a worker takes of a node."""
+
+    cpus: int
     gpus: int
 
     @classmethod
-    def of(cls, nodes: Sequence[dict[str, Any]], *, gpus: bool) -> "Places":
-        """A worker per GPU of `nodes` (those that ``ray.nodes()`` tells) if `gpus` are wanted and there are any, with
-        its share of the cores; else a worker of as many cores as the smallest node has."""
-        cores = [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
-        cards = [int(node["Resources"].get("GPU", 0)) for node in nodes if node["Alive"]]
+    def of(cls, nodes: Nodes, *, gpus: bool) -> "Size":
+        """A GPU and its share of the cores, if `gpus` are wanted and there; else all cores of the smallest node."""
+        cores, cards = _resource(nodes, "CPU"), _resource(nodes, "GPU")
         if gpus and any(cards):
-            shares = [core // card for core, card in zip(cores, cards, strict=True) if card]
-            return cls(sum(cards), min(shares), 1)
-        smallest = min((core for core in cores if core), default=0)
-        return cls(sum(core // smallest for core in cores) if smallest else 0, smallest, 0)
+            return cls(min(core // card for core, card in zip(cores, cards, strict=True) if card), 1)
+        return cls(min((core for core in cores if core), default=1), 0)
+
+    def places(self, nodes: Nodes) -> int:
+        """How many workers of this size `nodes` have room for."""
+        return sum(_resource(nodes, "GPU")) if self.gpus else sum(core // self.cpus for core in _resource(nodes, "CPU"))
+
+
+def _resource(nodes: Nodes, name: str) -> list[int]:
+    return [int(node["Resources"].get(name, 0)) for node in nodes if node["Alive"]]
 
 
 class Workers:
@@ -99,20 +107,20 @@ class Workers:
     def __init__(self, kind: type, *arguments: object, gpus: bool) -> None:
         import ray
 
-        self._ray, self._gpus, self._arguments, self._all = ray, gpus, arguments, list[Any]()
+        self._ray, self._arguments, self._all = ray, arguments, list[Any]()
         self._nodes = dict[str, str]()  # address of each that lives, by its id
-        places = Places.of(ray.nodes(), gpus=gpus)
-        if not places.count:
-            raise UserError("the Ray cluster has no CPU to work on; add a node with `ray start --address HOST:PORT`")
+        self._looked = time.monotonic()
+        self._size = Size.of(ray.nodes(), gpus=gpus)
         self._actor = ray.remote(kind).options(
-            num_cpus=places.cpus,
-            num_gpus=places.gpus,
+            num_cpus=self._size.cpus,
+            num_gpus=self._size.gpus,
             max_restarts=-1,
             max_task_retries=RETRIES,
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": ENVIRONMENT},
         )
-        self._look()
+        if not self._more(sys.maxsize):
+            raise UserError("the Ray cluster has no CPU to work on; add a node with `ray start --address HOST:PORT`")
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +129,11 @@ class Workers:
         """Let all workers go."""
         for worker in list(self._all):
             self._dismiss(worker)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._all)
 
     def first(self, method: str) -> Any:
         """What `method` returns on the worker that answers first; all are asked."""
@@ -132,11 +145,11 @@ class Workers:
         return self._get(answered[0], method)
 
     def deal(
-        self, method: str, pieces: Mapping[str, object], *arguments: object
+        self, method: str, pieces: Mapping[str, object], *arguments: object, watch: Callable[[], None] = lambda: None
     ) -> Generator[tuple[str, Any], None, None]:
         """Call the generator `method` with each of `pieces` and `arguments` on whichever worker is free; the name of
         the piece with whatever is yielded for it, as it comes. A worker that finds nothing left to do is let go: its
-        place is for one that was lost.
+        place is for one that was lost. `watch` is called every few seconds.
 
         Raises
         ------
@@ -153,7 +166,10 @@ class Workers:
                 call = getattr(worker, method).options(num_returns="streaming")
                 running[call.remote(pieces[name], *arguments)] = worker, name
             ready, _ = self._ray.wait(list(running), timeout=LOOK, fetch_local=False)
-            idle = self._look() if waiting else []
+            idle = []
+            if time.monotonic() - self._looked > LOOK:
+                watch()
+                idle = self._more(len(waiting))
             for stream in ready:
                 worker, name = running.pop(stream)
                 try:
@@ -164,23 +180,21 @@ class Workers:
                 running[stream] = worker, name  # behind the others: a fast worker must not hide a slow one
                 yield name, self._get(answer, name)
 
-    def _start(self) -> Any:
-        worker = self._actor.remote(*self._arguments)
-        self._all.append(worker)
-        return worker
-
     def _dismiss(self, worker: Any) -> None:
         self._all.remove(worker)
         self._ray.kill(worker)
 
-    def _look(self) -> list[Any]:
-        """Say which nodes were lost since the last look; new workers, where nodes came."""
+    def _more(self, wanted: int) -> list[Any]:
+        """At most so many new workers, where nodes have room; says which nodes were lost since the last call."""
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
         alive = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in nodes}
         for lost in self._nodes.keys() - alive.keys():
             say(f"node {self._nodes[lost]} is lost: what was being made there is made again elsewhere")
-        self._nodes = alive
-        return [self._start() for _ in range(len(self._all), Places.of(nodes, gpus=self._gpus).count)]
+        self._nodes, self._looked = alive, time.monotonic()
+        new = min(wanted, self._size.places(nodes) - len(self._all))
+        started = [self._actor.remote(*self._arguments) for _ in range(new)]
+        self._all += started
+        return started
 
     def _get(self, answer: Any, name: str) -> Any:
         errors = self._ray.exceptions
@@ -193,6 +207,13 @@ class Workers:
         except errors.RayActorError as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"{name} was given up after its worker died {RETRIES + 1} times ({reason})") from None
+
+
+@contextmanager
+def workers_on(on: str, kind: type, *arguments: object, gpus: bool) -> Iterator[Workers]:
+    """`Workers` on the cluster that `on` names; see `ray_cluster`."""
+    with ray_cluster(on), Workers(kind, *arguments, gpus=gpus) as workers:
+        yield workers
 
 
 Handle = Sequence[Any]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import typed, user_errors
-from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
+from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins
 
 commands = typer.Typer()
 
@@ -36,8 +36,12 @@ def search(
         bool, typer.Option(help="give up at 1/9 and 1/3 of the steps what is not in the best third")
     ] = True,
     storage: Annotated[
-        str, typer.Option(metavar="sqlite|journal", help="of a new study; journal: for a folder that machines share")
-    ] = "sqlite",
+        str | None,
+        typer.Option(
+            metavar="sqlite|journal", help="of a new study; journal, that of --on: for a folder that machines share"
+        ),
+    ] = None,
+    on: OnCluster = "",
     plugin: Plugins = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -62,7 +66,8 @@ def search(
         opened = EmbeddingCache.open(cache)
         if overwrite:
             remove_study(out)
-        record = run_search(opened, wanted, out, storage=storage, plugins=plugins)
+        kind = storage or ("journal" if on else "sqlite")
+        record = run_search(opened, wanted, out, storage=kind, plugins=plugins, on=on)
         trained = sum(trial.training is not None for trial in record.trials)
         print(f"{out / SEARCH}: {len(record.trials)} trials, {trained} of them trained to their end")
         if trained:

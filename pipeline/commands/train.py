@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from temi.pipeline.commands.console import merge_tree, typed, user_errors
-from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
+from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins
 from temi.pipeline.commands.tables import figure, print_choices, print_curves, print_wide
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def train_heads(
             "without --clusters, as many as were left",
         ),
     ] = None,
+    on: OnCluster = "",
     plugin: Plugins = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -102,8 +103,10 @@ def train_heads(
         if many:
             planned = plan_trials(trials, axes, config, overrides)
             configs = with_seeds(planned, seeds) if seeds > 1 else planned
-            _train_trials(EmbeddingCache.open(cache), configs, out, overwrite, plugins, told)
+            _train_trials(EmbeddingCache.open(cache), configs, out, overwrite, plugins, told, on)
         else:
+            if on:
+                raise UserError("--on deals trials out to nodes, and this is one run; leave it out, or ask for several")
             settings = load_config(config, overrides)
             opened = EmbeddingCache.open(cache)
             train_heads(opened, settings, out, overwrite=overwrite, plugins=plugins, before=before, told=told)
@@ -166,13 +169,14 @@ def _train_trials(
     overwrite: bool,
     plugins: "list[Plugin]",
     told: "Constraints | None",
+    on: str,
 ) -> None:
     from temi.pipeline.errors import UserError
     from temi.pipeline.runs.label_free import choose_trial
     from temi.pipeline.runs.records import MergeTree, read_record
     from temi.pipeline.runs.trials import MERGES, train_trials
 
-    trials = train_trials(cache, configs, out, overwrite=overwrite, plugins=plugins, told=told)
+    trials = train_trials(cache, configs, out, overwrite=overwrite, plugins=plugins, told=told, on=on)
     trained = [trial for trial in trials if trial.training is not None]
     if trained:
         best = choose_trial(trials)

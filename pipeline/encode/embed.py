@@ -1,7 +1,7 @@
 """Stage one: every image once through a frozen backbone, into a cache.
 
 This file plans a cache and has its shards made: by this process (pipeline/encode/shards.py), or by the workers of a Ray
-cluster (pipeline/encode/on_ray.py).
+cluster (pipeline/encode/ray_shards.py).
 """
 
 import sys
@@ -141,7 +141,7 @@ def embed(
 def _maker(config: EmbedConfig, out: Path, on: str, plugins: Sequence[Plugin]) -> AbstractContextManager[Maker]:
     if not on:
         return nullcontext(ThisProcess(config))
-    from temi.pipeline.encode.on_ray import ray_workers  # it is made of what is here
+    from temi.pipeline.encode.ray_shards import ray_workers  # it is made of what is here
 
     return ray_workers(on, config, out, plugins)
 

@@ -21,7 +21,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.network import check_backbone_is_here
 from temi.pipeline.plugins import Plugin, load_text
-from temi.pipeline.ray_cluster import Handle, Workers, fetch, hand_out, node, ray_cluster, use_own_cores
+from temi.pipeline.ray_cluster import Handle, Workers, fetch, hand_out, node, use_own_cores, workers_on
 
 WITNESSES = 100  # images of which the first that can be read here must be readable on every node
 
@@ -40,8 +40,8 @@ class Plan:
 def ray_workers(on: str, config: EmbedConfig, out: Path, plugins: Sequence[Plugin]) -> Iterator["OnRay"]:
     """Workers on the cluster that `on` names, for the cache `out`."""
     place = bucket_url(out) or str(out.resolve())
-    files = [(plugin.path.name, plugin.path.read_bytes()) for plugin in plugins]
-    with ray_cluster(on), Workers(Embedder, config, place, files, gpus=config.device != "cpu") as workers:
+    files = [(plugin.path.name, plugin.code) for plugin in plugins]
+    with workers_on(on, Embedder, config, place, files, gpus=config.device != "cpu") as workers:
         yield OnRay(workers)
 
 

@@ -16,11 +16,11 @@ from ray_nodes import kill_node, ray_nodes
 from temi.cache import EmbeddingCache
 from temi.cache.remote import kept_folder
 from temi.pipeline.config import EmbedConfig
-from temi.pipeline.encode import on_ray
+from temi.pipeline.encode import ray_shards
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import open_source
-from temi.pipeline.ray_cluster import Places
+from temi.pipeline.ray_cluster import Size
 
 TEMI = Path(sys.executable).with_name("temi")
 
@@ -107,10 +107,13 @@ def test_a_worker_for_each_gpu_or_for_so_many_cores_as_the_smallest_node_has() -
     def node(cpus: int, gpus: int = 0, alive: bool = True) -> dict[str, Any]:
         return {"Alive": alive, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}}
 
-    assert Places.of([node(8), node(32), node(0), node(64, alive=False)], gpus=True) == Places(5, 8, 0)
-    assert Places.of([node(8), node(32, 4), node(12, 1)], gpus=True) == Places(5, 8, 1)
-    assert Places.of([node(32, 4)], gpus=False) == Places(1, 32, 0)
-    assert Places.of([node(0)], gpus=False).count == 0
+    for nodes, gpus, size, places in [
+        ([node(8), node(32), node(0), node(64, alive=False)], True, Size(8, 0), 5),
+        ([node(8), node(32, 4), node(12, 1)], True, Size(8, 1), 5),
+        ([node(32, 4)], False, Size(32, 0), 1),
+        ([node(0)], True, Size(1, 0), 0),
+    ]:
+        assert (Size.of(nodes, gpus=gpus), size.places(nodes)) == (size, places)
 
 
 @pytest.mark.parametrize(
@@ -130,11 +133,11 @@ def test_a_cluster_that_is_none_is_one_sentence(photo_run: PhotoRun, tmp_path: P
 def test_a_node_that_sees_something_else_is_one_sentence(photo_run: PhotoRun, tmp_path: Path) -> None:
     manifest = EmbeddingCache.open(photo_run.cache).manifest
     with pytest.raises(UserError, match=r"does not see .*; give a folder that all nodes share"):
-        next(on_ray._shard_writer(str(tmp_path), manifest).gen)
+        next(ray_shards._shard_writer(str(tmp_path), manifest).gen)
     images = open_source(str(photo_run.photos), max_pixels=10**9)
     images.folder = tmp_path
     with pytest.raises(UserError, match=r"cannot read blue/0.jpg \(cannot be opened: No such file"):
-        on_ray._check_images(images, 0)
+        ray_shards._check_images(images, 0)
 
 
 def wait_for(condition: Any, process: Any) -> None:
