@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import typed, user_errors
-from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins
+from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins, run_here
 
 commands = typer.Typer()
 
@@ -77,7 +77,10 @@ def search(
 
 @commands.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, of trials, or of searches")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="folders of runs, of trials, or of searches", callback=run_here),
+    ],
     score: Annotated[
         str, typer.Option(metavar="NAME", help="label-free score to compare by; see temi search")
     ] = "head_agreement",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from temi.pipeline.commands.console import merge_tree, typed, user_errors
-from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins
+from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins, run_here
 from temi.pipeline.commands.tables import figure, print_choices, print_curves, print_wide
 
 if TYPE_CHECKING:
@@ -26,7 +26,15 @@ commands = typer.Typer()
 @commands.command()
 def train_heads(
     cache: Annotated[Path, typer.Argument(help="written by `temi embed`: a folder, or s3://BUCKET/NAME")],
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder; an interrupted run there is resumed")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="RUN",
+            help="run folder, or s3://BUCKET/NAME; an interrupted run there is resumed",
+            callback=run_here,
+        ),
+    ],
     clusters: Annotated[
         str | None,
         typer.Option(
@@ -47,6 +55,7 @@ def train_heads(
             "--from",
             metavar="RUN",
             help="go on from this finished run: its settings, and its numbers and names for the clusters that stay",
+            callback=run_here,
         ),
     ] = None,
     corrections: Annotated[
@@ -70,10 +79,15 @@ def train_heads(
         from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugin
+        from temi.pipeline.runs.mirror import mirror_of
         from temi.pipeline.runs.records import Training, read_record, write_record
         from temi.pipeline.runs.train import follow, train_heads
         from temi.pipeline.runs.trials import plan_trials, with_seeds
 
+        if overwrite and mirror_of(out):
+            raise UserError(
+                "--overwrite deletes nothing in a bucket; give another --out, or delete the run there first"
+            )
         plugins = [load_plugin(path) for path in plugin or ()]
         if join().rank > 0:
             follow()

@@ -11,13 +11,16 @@ from math import ceil
 from pathlib import Path
 
 from temi.cache import EmbeddingCache
+from temi.cache.bucket import bucket_url
 from temi.cache.files import make_folder
+from temi.cache.schema import NEIGHBORS
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.plugins import Plugin, load_text
 from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.ray_cluster import node, use_own_cores, workers_on
+from temi.pipeline.runs.mirror import Mirror, shown
 from temi.pipeline.runs.run_folder import RunFolder
 from temi.pipeline.runs.search import Search, search
 from temi.pipeline.runs.train import train_pass
@@ -30,7 +33,7 @@ class Job:
     Attributes
     ----------
     cache, digest : whole path or URL of the cache, and the digest of its embeddings
-    out : whole path of the folder that is written to
+    out : whole path of the folder that is written to, or the URL of a place in a bucket
     plugins : name and text of each file of the user's own
     """
 
@@ -43,9 +46,8 @@ class Job:
     def of(cls, cache: EmbeddingCache, out: Path, plugins: Sequence[Plugin]) -> "Job":
         """The job of this process, whose folder `out` is made."""
         make_folder(out)
-        return cls(
-            cache.place, cache.digest, str(out.resolve()), [(plugin.path.name, plugin.code) for plugin in plugins]
-        )
+        files = [(plugin.path.name, plugin.code) for plugin in plugins]
+        return cls(cache.place, cache.digest, shown(out.resolve()), files)
 
     @contextmanager
     def taken_up(self) -> Iterator[tuple[EmbeddingCache, list[Plugin]]]:
@@ -53,9 +55,11 @@ class Job:
         use_own_cores()
         plugins = [load_text(name, text) for name, text in self.plugins]
         cache = EmbeddingCache.open(self.cache)
-        if not Path(self.out).is_dir() or cache.digest != self.digest:
+        if not (bucket_url(self.out) or Path(self.out).is_dir()) or cache.digest != self.digest:
             place = self.out if cache.digest == self.digest else self.cache
-            raise UserError(f"node {node()} does not see the same {place}; give a folder that all nodes share")
+            raise UserError(
+                f"node {node()} does not see the same {place}; give a folder that all nodes share, or s3://BUCKET/NAME"
+            )
         with quiet():
             yield cache, plugins
 
@@ -77,10 +81,13 @@ class Trainer:
     def train(self, pack: Pack) -> Iterator[tuple[int, str]]:
         """Train each trial of `pack` into its folder; how many, and on which node."""
         with self._job.taken_up() as (cache, plugins):
-            out = Path(self._job.out)
-            runs = [RunFolder(out / name) for name in pack.folders]
-            kept = out / "neighbors"
+            url = bucket_url(self._job.out)
+            mirrors = [Mirror.open(f"{url}/{name}") for name in pack.folders] if url else []
+            folders = [mirror.folder for mirror in mirrors] or [Path(self._job.out, name) for name in pack.folders]
+            runs, kept = [RunFolder(folder) for folder in folders], folders[0].parent / NEIGHBORS
             train_pass(cache, pack.configs, runs, kept, overwrite=False, plugins=plugins, told=self._told)
+            for mirror in mirrors:
+                mirror.push()
         yield len(runs), node()
 
 

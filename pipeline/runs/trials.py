@@ -26,6 +26,7 @@ from temi.pipeline.plugins import Plugin
 from temi.pipeline.registry import OBJECTIVES
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.joins import merge_tree
+from temi.pipeline.runs.mirror import mirror_of
 from temi.pipeline.runs.records import (
     Level,
     MergeTree,
@@ -175,6 +176,8 @@ def train_trials(
                 run.remove()
         job = Job.of(cache, out, plugins)
         train_groups(on, job, configs, [run.folder.name for run in runs], groups, told)
+        if mirror := mirror_of(out):
+            mirror.pull()
         groups = []
     for group in groups:
         chosen = [configs[i] for i in group], [runs[i] for i in group]
