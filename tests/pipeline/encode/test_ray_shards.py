@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bucketing import serve_bucket
 from photos import PhotoRun
 from ray_nodes import kill_node, ray_nodes
 
 from temi.cache import EmbeddingCache
-from temi.cache.remote import kept_folder
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode import ray_shards
 from temi.pipeline.encode.embed import embed
@@ -41,7 +39,7 @@ def slow(config, device, precision):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch, serve_bucket(patch), ray_nodes(patch) as nodes:
+    with pytest.MonkeyPatch.context() as patch, ray_nodes(patch) as nodes:
         yield nodes
 
 
@@ -87,20 +85,6 @@ def test_two_nodes_make_the_bytes_of_one_process_when_one_of_them_is_killed(
     assert lasting(tmp_path / "two") == lasting(tmp_path / "one")
     assert made.items() <= {path.name: path.stat().st_mtime_ns for path in shards.glob("shard-*.json")}.items()
     assert EmbeddingCache.open(shards).verify() == []
-    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_nodes_fill_a_bucket(cluster: Any, photo_run: PhotoRun, tmp_path: Path) -> None:
-    config = EmbedConfig(backbone=str(photo_run.weights), views=0, batch_size=8, workers=0, device="cpu", shard_rows=10)
-    on = f"ray:{cluster.address}"
-    there = embed(str(photo_run.photos), Path("s3://photos/cache"), config, on=on)
-    assert there is not None
-    assert there.digest == embed(str(photo_run.photos), tmp_path / "here", config).digest
-    assert "shard-00000.h5" not in {path.name for path in kept_folder().glob("*/*")}  # made by workers, not read here
-    with pytest.raises(UserError, match="cannot be loaded"):  # raised on a node
-        embed(str(photo_run.photos), tmp_path / "b", config.model_copy(update={"backbone": "/no/where"}), on=on)
 
 
 def test_a_worker_for_each_gpu_or_for_so_many_cores_as_the_smallest_node_has() -> None:
