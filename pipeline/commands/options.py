@@ -1,5 +1,6 @@
 """Options that several verbs share."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,8 @@ def _run_here(context: typer.Context, given: Path) -> Path:
 
         if (url := bucket_url(given)) is None:
             return given
+        if int(os.environ.get("RANK", "0")):  # of torchrun's processes the first writes
+            return Mirror(url).folder
         mirror = Mirror.open(url)
 
     def send() -> None:

@@ -15,7 +15,7 @@ PRINTED = 15  # choices of settings; --all prints more
 
 @commands.command()
 def search(
-    cache: Annotated[Path, typer.Argument(help="folder written by `temi embed`")],
+    cache: Annotated[Path, typer.Argument(help="written by `temi embed`: a folder, or s3://BUCKET/NAME")],
     out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="folder of the study; one that is there goes on")],
     clusters: Annotated[int | None, typer.Option(help="number of clusters", min=1)] = None,
     space: Annotated[
@@ -53,6 +53,8 @@ def search(
     """
     with user_errors():
         from temi.cache import EmbeddingCache
+        from temi.cache.bucket import bucket_url
+        from temi.pipeline.errors import UserError
         from temi.pipeline.plugins import load_plugin
         from temi.pipeline.runs.search import BEST, SEARCH, Search, remove_study
         from temi.pipeline.runs.search import search as run_search
@@ -63,6 +65,8 @@ def search(
         wanted = Search(
             read_space(space or DEFAULT_SPACE), config, overrides, trials, together, seeds, sampler, score, halving
         )
+        if bucket_url(out):
+            raise UserError("a study is kept in a folder, not in a bucket; give --out a folder")
         opened = EmbeddingCache.open(cache)
         if overwrite:
             remove_study(out)

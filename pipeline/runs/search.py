@@ -85,11 +85,8 @@ class Search:
 
     def on_another_machine(self) -> "Search":
         """The same, where the file `base` is not."""
-        return (
-            self
-            if self.base is None
-            else replace(self, base=None, overrides=[*as_overrides(self.base), *self.overrides])
-        )
+        before = as_overrides(self.base) if self.base else []
+        return replace(self, base=None, overrides=[*before, *self.overrides])
 
     def config(self, point: Point, seed: int = 0) -> Config:
         """The settings of a point."""
