@@ -30,7 +30,7 @@ SHARD_ROWS = 100
 
 def make_model(folder: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "mlp_ratio": 4}
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3, "mlp_ratio": 4}
     Dinov2Model(Dinov2Config(image_size=112, patch_size=14, **sizes)).save_pretrained(folder)
     BitImageProcessor(size={"shortest_edge": 128}, crop_size={"height": 112, "width": 112}).save_pretrained(folder)
 

@@ -125,7 +125,7 @@ def embed(
             print(line, file=sys.stderr)
     with _working_folder(out, overwrite) as (folder, open_writer):
         config = config if overwrite else _same_engine(config, folder)
-        with _maker(config, out, on, plugins) as maker:
+        with _maker(config, on, plugins) as maker:
             images, manifest, listing = plan_cache(images, folder, maker.encoding, config, overwrite=overwrite)
             with open_writer(manifest, listing) as writer:
                 pending = writer.pending(worker, workers)
@@ -138,12 +138,12 @@ def embed(
                 return writer.finish()
 
 
-def _maker(config: EmbedConfig, out: Path, on: str, plugins: Sequence[Plugin]) -> AbstractContextManager[Maker]:
+def _maker(config: EmbedConfig, on: str, plugins: Sequence[Plugin]) -> AbstractContextManager[Maker]:
     if not on:
         return nullcontext(ThisProcess(config))
     from temi.pipeline.encode.ray_shards import ray_workers  # it is made of what is here
 
-    return ray_workers(on, config, out, plugins)
+    return ray_workers(on, config, plugins)
 
 
 OpenWriter = Callable[[Manifest, bytes | None], ShardWriter]

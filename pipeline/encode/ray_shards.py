@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from temi.cache import Manifest, Shard, ShardWriter
+from temi.cache import EmbeddingCache, Manifest, Shard, ShardWriter
 from temi.cache.bucket import Bucket, bucket_url
+from temi.cache.more_views import ViewsWriter
 from temi.cache.remote import RemoteWriter
 from temi.cache.shard import Sidecar
 from temi.pipeline.config import EmbedConfig
@@ -28,20 +29,50 @@ WITNESSES = 100  # images of which the first that can be read here must be reada
 
 @dataclass(frozen=True)
 class Plan:
-    """What shards are made of: images, the manifest of their cache, and an image that can be read where they were
-    listed."""
+    """What shards are made of, and where they go.
+
+    Attributes
+    ----------
+    place : whole path of the folder that they are written to, or the URL of their cache
+    before : whole path of the cache that has all but the new views, where views are added
+    witness : an image that can be read where the images were listed
+    """
 
     images: ImageSource
     manifest: Manifest
+    place: str
+    before: str | None
     witness: int | None
+
+    @classmethod
+    def of(cls, images: ImageSource, writer: ShardWriter) -> "Plan":
+        """What `writer` would make of `images`."""
+        place = writer.bucket.url if isinstance(writer, RemoteWriter) else str(writer.folder.resolve())
+        before = writer.before.place if isinstance(writer, ViewsWriter) else None
+        return cls(images, writer.manifest, place, before, _witness(images))
+
+    @contextmanager
+    def writer(self) -> Iterator[ShardWriter]:
+        """On a worker: what writes shards to the cache, which another process has begun."""
+        if (url := bucket_url(self.place)) is not None:
+            with tempfile.TemporaryDirectory(prefix="temi-") as folder:
+                yield RemoteWriter.beside(Bucket(url), Path(folder), self.manifest)
+            return
+        if not Path(self.place, self.manifest.file_name).exists():
+            raise UserError(
+                f"node {node()} does not see {self.place}; give a folder that all nodes share, or s3://BUCKET/NAME"
+            )
+        with (ViewsWriter if self.before else ShardWriter)(Path(self.place), self.manifest) as writer:
+            if isinstance(writer, ViewsWriter) and self.before:
+                writer.before = EmbeddingCache.open(self.before)
+            yield writer
 
 
 @contextmanager
-def ray_workers(on: str, config: EmbedConfig, out: Path, plugins: Sequence[Plugin]) -> Iterator["OnRay"]:
-    """Workers on the cluster that `on` names, for the cache `out`."""
-    place = bucket_url(out) or str(out.resolve())
+def ray_workers(on: str, config: EmbedConfig, plugins: Sequence[Plugin]) -> Iterator["OnRay"]:
+    """Workers on the cluster that `on` names."""
     files = [(plugin.path.name, plugin.code) for plugin in plugins]
-    with workers_on(on, Embedder, config, place, files, gpus=config.device != "cpu") as workers:
+    with workers_on(on, Embedder, config, files, gpus=config.device != "cpu") as workers:
         yield OnRay(workers)
 
 
@@ -54,7 +85,7 @@ class OnRay:
 
     def make(self, writer: ShardWriter, pending: Sequence[Shard], images: ImageSource) -> Steps:
         writer.close()  # workers claim the shards that they make
-        plan = hand_out(Plan(images, writer.manifest, _witness(images)))
+        plan = hand_out(Plan.of(images, writer))
         for _, step in self._workers.deal("make", {shard.name: shard for shard in pending}, plan):
             yield step
 
@@ -64,12 +95,11 @@ class Embedder:
 
     Parameters
     ----------
-    out : whole path of the cache, or its URL
     plugins : name and text of each file of the user's own
     """
 
-    def __init__(self, config: EmbedConfig, out: str, plugins: Sequence[tuple[str, bytes]]) -> None:
-        self._config, self._out, self._plugins = config, out, plugins
+    def __init__(self, config: EmbedConfig, plugins: Sequence[tuple[str, bytes]]) -> None:
+        self._config, self._plugins = config, plugins
         self._maker: ThisProcess | None = None
         self._plan: Plan | None = None
 
@@ -77,12 +107,12 @@ class Embedder:
         """What is made of an image here."""
         return self._loaded().encoding
 
-    def make(self, shard: Shard, plan: Handle) -> Steps:
+    def make(self, shard: Shard, handle: Handle) -> Steps:
         """Make `shard`, or tell of it as if, where a worker that was lost had made it to the end."""
-        maker, (images, manifest) = self._loaded(), self._taken(plan)
-        with _shard_writer(self._out, manifest) as writer:
-            owed = writer.pending(shard.index, len(manifest.shards))
-            steps = maker.make(writer, owed, images) if owed else self._remembered(shard, manifest, maker)
+        maker, plan = self._loaded(), self._taken(handle)
+        with plan.writer() as writer:
+            owed = writer.pending(shard.index, len(plan.manifest.shards))
+            steps = maker.make(writer, owed, plan.images) if owed else _remembered(shard, plan, maker)
             for step in steps:
                 yield replace(step, note=f"{step.note} on {node()}") if step.note else step
 
@@ -96,8 +126,8 @@ class Embedder:
             self._maker = ThisProcess(self._config)
         return self._maker
 
-    def _taken(self, handle: Handle) -> tuple[ImageSource, Manifest]:
-        """Images and manifest, fetched once, and compared with what this node sees and makes."""
+    def _taken(self, handle: Handle) -> Plan:
+        """The plan, fetched once, and compared with what this node sees and makes."""
         if self._plan is None:
             plan: Plan = fetch(handle)
             made = plan.manifest.fingerprint
@@ -110,16 +140,16 @@ class Embedder:
             if plan.witness is not None:
                 _check_images(plan.images, plan.witness)
             self._plan = plan
-        return self._plan.images, self._plan.manifest
+        return self._plan
 
-    def _remembered(self, shard: Shard, manifest: Manifest, maker: ThisProcess) -> Steps:
-        """As many steps as making `shard` has: Ray counts them to know which were told before a worker was lost."""
-        unread = {
-            failure.row for failure in Sidecar.read(Path(self._out, f"{shard.name}.json"), manifest, shard).failures
-        }
-        for batch in maker.batches(shard):
-            yield Step(len(batch), len(unread.intersection(batch)), f"shard {shard.index + 1}/{len(manifest.shards)}")
-        yield Step()
+
+def _remembered(shard: Shard, plan: Plan, maker: ThisProcess) -> Steps:
+    """As many steps as making `shard` has: Ray counts them to know which were told before a worker was lost."""
+    sidecar = Sidecar.read(Path(plan.place, f"{shard.name}.json"), plan.manifest, shard)
+    unread = {failure.row for failure in sidecar.failures}
+    for batch in maker.batches(shard):
+        yield Step(len(batch), len(unread.intersection(batch)), f"shard {shard.index + 1}/{len(plan.manifest.shards)}")
+    yield Step()
 
 
 def _witness(images: ImageSource) -> int | None:
@@ -142,16 +172,3 @@ def _reason(images: ImageSource, row: int) -> str | None:
     except UnreadableImage as error:
         return str(error)
     return None
-
-
-@contextmanager
-def _shard_writer(out: str, manifest: Manifest) -> Iterator[ShardWriter]:
-    """What writes shards to the cache `out`, which another process has begun."""
-    if (url := bucket_url(out)) is not None:
-        with tempfile.TemporaryDirectory(prefix="temi-") as folder:
-            yield RemoteWriter.beside(Bucket(url), Path(folder), manifest)
-        return
-    if not Path(out, manifest.file_name).exists():
-        raise UserError(f"node {node()} does not see {out}; give a folder that all nodes share, or s3://BUCKET/NAME")
-    with ShardWriter(Path(out), manifest) as writer:
-        yield writer

@@ -116,9 +116,9 @@ def test_a_cluster_that_is_none_is_one_sentence(photo_run: PhotoRun, tmp_path: P
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed: pip install ray")
 def test_a_node_that_sees_something_else_is_one_sentence(photo_run: PhotoRun, tmp_path: Path) -> None:
     manifest = EmbeddingCache.open(photo_run.cache).manifest
-    with pytest.raises(UserError, match=r"does not see .*; give a folder that all nodes share"):
-        next(ray_shards._shard_writer(str(tmp_path), manifest).gen)
     images = open_source(str(photo_run.photos), max_pixels=10**9)
+    with pytest.raises(UserError, match=r"does not see .*; give a folder that all nodes share"):
+        next(ray_shards.Plan(images, manifest, str(tmp_path), None, 0).writer().gen)
     images.folder = tmp_path
     with pytest.raises(UserError, match=r"cannot read blue/0.jpg \(cannot be opened: No such file"):
         ray_shards._check_images(images, 0)
