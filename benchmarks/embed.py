@@ -35,7 +35,9 @@ from transformers import AutoImageProcessor, AutoModel, BitImageProcessor, Dinov
 from temi.cache import ShardWriter
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import DTYPES, Backbone, load_backbone
-from temi.pipeline.encode.embed import batch_size, cut, fill, plan, view_policy
+from temi.pipeline.encode.embed import Encoding, plan, view_policy
+from temi.pipeline.encode.forward import batch_size, cut
+from temi.pipeline.encode.shards import make_shards, show
 from temi.pipeline.encode.workers import Decoder
 from temi.pipeline.images import decode
 from temi.pipeline.images.folder import FolderImages
@@ -77,9 +79,10 @@ def bare(backbone: Backbone, count: int, size: int) -> None:
 
 def embed_folder(backbone: Backbone, images: FolderImages, config: EmbedConfig) -> None:
     policy = view_policy(config)
-    manifest = plan(images, backbone, policy, config, images.digest)
+    manifest = plan(images, Encoding.of(backbone, policy), config, images.digest)
     with tempfile.TemporaryDirectory() as out, ShardWriter.open(Path(out), manifest) as writer:
-        fill(writer, writer.pending(), images, backbone, policy, config)
+        steps = make_shards(writer, writer.pending(), images, backbone, policy, config)
+        show(steps, manifest.rows, images.keys)
         assert writer.finish() is not None
 
 

@@ -31,6 +31,10 @@ def bucket_url(place: Path | str) -> str | None:
     return f"{found[1]}://{found[2].rstrip('/')}"
 
 
+class MissingObject(CacheError):
+    """A bucket, or an object in it, is not there."""
+
+
 class Bucket:
     """The objects below one URL, by their names."""
 
@@ -59,6 +63,30 @@ class Bucket:
         entries = self._try(listed, "list")
         return {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
 
+    def tree(self) -> dict[str, int]:
+        """Bytes of every object, also of those deeper down, by its path from here; empty where there is none."""
+
+        def found() -> dict[str, Any]:
+            self._files.ls(self._root.partition("/")[0], detail=False)  # a missing bucket is an error
+            return dict(self._files.find(self._root, detail=True, refresh=True))
+
+        skip = len(self._root) + 1
+        return {path[skip:]: int(entry["size"]) for path, entry in self._try(found, "list").items() if path[skip:]}
+
+    def read_each(self, names: Iterable[str]) -> dict[str, bytes | None]:
+        """As `read`, with None for an object that is not there."""
+        names = list(names)
+        try:
+            return dict(self.read(names))
+        except MissingObject:
+            return {name: self._read_or_none(name) for name in names}
+
+    def _read_or_none(self, name: str) -> bytes | None:
+        try:
+            return self.read([name])[name]
+        except MissingObject:
+            return None
+
     def read(self, names: Iterable[str]) -> dict[str, bytes]:
         """Whole objects, several at once; those that failed are asked for again."""
         names, found = list(names), dict[str, bytes]()
@@ -83,7 +111,7 @@ class Bucket:
             try:
                 return action()
             except FileNotFoundError:
-                raise CacheError(f"cannot {what} {self.url}: no such bucket or object; check the URL") from None
+                raise MissingObject(f"cannot {what} {self.url}: no such bucket or object; check the URL") from None
             except PermissionError:
                 raise self._refused(what) from None
             except Exception as error:

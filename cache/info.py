@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from temi.cache.bucket import bucket_url
 from temi.cache.files import os_errors
 from temi.cache.fingerprint import Fingerprint
 from temi.cache.kept import Kept, list_kept
 from temi.cache.manifest import Manifest
 from temi.cache.neighbors import list_neighbors
+from temi.cache.remote import Index
 from temi.cache.schema import NEIGHBORS, CacheError
 from temi.cache.shard import Sidecar
 
@@ -43,7 +45,10 @@ class Summary:
 
 
 def summarize(folder: Path) -> Summary:
-    """What is in the cache in `folder`, also if it is unfinished; CacheError if it is none."""
+    """What is in the cache in `folder`, or in a bucket, also if it is unfinished; CacheError if it is none."""
+    place = folder
+    if url := bucket_url(folder):
+        folder = Index.pull(url).folder
     manifest = Manifest.read(folder)
     sidecars, damaged = _sidecars(folder, manifest)
     seconds: dict[str, float] = {}
@@ -51,7 +56,7 @@ def summarize(folder: Path) -> Summary:
         for name, value in sidecar.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value
     return Summary(
-        folder=str(folder),
+        folder=bucket_url(place) or str(place),
         rows=manifest.rows,
         dim=manifest.dim,
         views=manifest.views,

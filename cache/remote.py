@@ -5,23 +5,29 @@ is never read or written through the network, and no rename is relied on: a shar
 """
 
 import os
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
 import xxhash
 
 from temi.cache.bucket import Bucket
-from temi.cache.files import make_folder, write_atomic
+from temi.cache.files import LOCK, Lock, make_folder, write_atomic
 from temi.cache.manifest import Manifest, listing_name
-from temi.cache.schema import FAILURES, MANIFEST, CacheError, Shard
+from temi.cache.schema import FAILURES, MANIFEST, CacheError, Progress, Shard, silent
 from temi.cache.shard import ShardFile, Sidecar
 from temi.cache.store import EmbeddingCache
+from temi.cache.verify import verify
 from temi.cache.writer import OWN_FILES, ShardWriter
 
 KEPT_GB = "TEMI_BUCKET_CACHE_GB"  # environment variable
 DEFAULT_GB = 50.0
+WHOLE = "whole"  # folder of objects that are no part of a cache
 IN_USE = 60.0  # seconds after which a shard that was read may be dropped
 
 
@@ -31,13 +37,60 @@ def kept_folder() -> Path:
     return Path(home) / "temi" / "buckets"
 
 
+def folder_of(url: str) -> Path:
+    """Where what was read below `url` is kept on this machine."""
+    return kept_folder() / xxhash.xxh3_64_hexdigest(url.encode())
+
+
 def pull_index(bucket: Bucket, folder: Path) -> dict[str, int]:
     """Bring everything but the shards of the cache in `bucket` into `folder`; the sizes of all objects."""
     make_folder(folder)
     sizes = {name: size for name, size in bucket.sizes().items() if OWN_FILES.fullmatch(name)}
-    for name, data in bucket.read(name for name in sizes if not name.endswith(".h5")).items():
-        write_atomic(folder / name, data)
+    found = bucket.read(name for name in sizes if not name.endswith(".h5"))
+    with one_at_a_time(folder / ".index"):
+        for path in folder.glob("[lmsf]*.[jpc]*"):  # of a cache that was at this place before
+            if OWN_FILES.fullmatch(path.name) and path.name not in sizes:
+                path.unlink()
+        for name, data in found.items():
+            write_atomic(folder / name, data)
     return sizes
+
+
+def one_at_a_time(path: Path) -> Lock:
+    """Held by one process, or thread, of this machine at a time, for `path`."""
+    lock = Lock.acquire(path.with_name(path.name + LOCK), wait=True)
+    assert lock is not None  # it waited
+    return lock
+
+
+@dataclass(frozen=True)
+class Index:
+    """The manifests and sidecars of a cache in a bucket, brought into a folder, and the sizes of all its objects."""
+
+    bucket: Bucket
+    folder: Path
+    sizes: dict[str, int]
+
+    @classmethod
+    def pull(cls, url: str) -> Self:
+        """Ask the bucket; CacheError where no cache is at `url`."""
+        bucket, folder = Bucket(url), folder_of(url)
+        sizes = pull_index(bucket, folder)
+        if MANIFEST not in sizes:
+            raise CacheError(f"{url} is not an embedding cache (no {MANIFEST}); make one with `temi embed`")
+        return cls(bucket, folder, sizes)
+
+    def open(self, generation: int | None = None) -> "RemoteCache":
+        """The cache at a generation; CacheError where it is unfinished or damaged."""
+        manifest = Manifest.read(self.folder, generation)
+        missing = [s.name for s in manifest.shards if not {f"{s.name}.json", f"{s.name}.h5"} <= self.sizes.keys()]
+        if missing:
+            raise CacheError(
+                f"{self.bucket.url} is unfinished: {len(missing)} of {len(manifest.shards)} shards are missing, "
+                f"from {missing[0]} on; rerun the same `temi embed` to finish it"
+            )
+        sidecars = tuple(Sidecar.read(self.folder / f"{s.name}.json", manifest, s) for s in manifest.shards)
+        return RemoteCache(self.bucket, self.folder, manifest, sidecars)
 
 
 class RemoteCache(EmbeddingCache):
@@ -47,53 +100,79 @@ class RemoteCache(EmbeddingCache):
         super().__init__(folder, manifest, sidecars)
         self._bucket = bucket
 
-    @classmethod
-    def open_url(cls, url: str, generation: int | None = None) -> Self:
-        """Open the cache at `url`; CacheError where there is none, or it is unfinished or damaged."""
-        bucket = Bucket(url)
-        folder = kept_folder() / xxhash.xxh3_64_hexdigest(url.encode())
-        sizes = pull_index(bucket, folder)
-        if MANIFEST not in sizes:
-            raise CacheError(f"{url} is not an embedding cache (no {MANIFEST}); make one with `temi embed`")
-        manifest = Manifest.read(folder, generation)
-        missing = [s.name for s in manifest.shards if not {f"{s.name}.json", f"{s.name}.h5"} <= sizes.keys()]
-        if missing:
-            raise CacheError(
-                f"{url} is unfinished: {len(missing)} of {len(manifest.shards)} shards are missing, from {missing[0]} "
-                "on; rerun the same `temi embed` to finish it"
-            )
-        sidecars = tuple(Sidecar.read(folder / f"{s.name}.json", manifest, s) for s in manifest.shards)
-        return cls(bucket, folder, manifest, sidecars)
-
     @property
     def place(self) -> str:
         return self._bucket.url
 
+    def verify(self) -> list[str]:
+        return verify_url(self.place)
+
     def _file(self, shard: Shard) -> ShardFile:
-        path, sidecar = self.folder / f"{shard.name}.h5", self._sidecars[shard.index]
-        try:
-            status = path.stat()
-            here = status.st_size == sidecar.size
-            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))  # used now; another change would be checked anew
-        except FileNotFoundError:
-            here = False
-        if not here:
-            self._fetch(path, sidecar)
+        sidecar = self._sidecars[shard.index]
+        fetch_whole(self._bucket, f"{shard.name}.h5", self.folder, sidecar.size, sidecar.xxh3_128)
         return super()._file(shard)
 
-    def _fetch(self, path: Path, sidecar: Sidecar) -> None:
-        data = self._bucket.read([path.name])[path.name]
-        if xxhash.xxh3_128_hexdigest(data) != sidecar.xxh3_128:
-            raise CacheError(f"{self.place}/{path.name} is damaged: its digest is not that of its sidecar; embed again")
-        drop_oldest(len(data))
-        write_atomic(path, data)
+
+def fetch_whole(bucket: Bucket, name: str, folder: Path, size: int, digest: str | None = None) -> Path:
+    """The object `name` of so many bytes as a file of `folder`: there already, or fetched now, by one process for all
+    of this machine.
+
+    Raises
+    ------
+    CacheError
+        It cannot be read, or its digest (xxh3_128) is another.
+    """
+    path = folder / name
+    if _is_here(path, size):
+        return path
+    with one_at_a_time(path):
+        if not _is_here(path, size):
+            data = bucket.read([name])[name]
+            if digest is not None and xxhash.xxh3_128_hexdigest(data) != digest:
+                raise CacheError(f"{bucket.url}/{name} is damaged: its digest is not that of its sidecar; embed again")
+            drop_oldest(len(data))
+            write_atomic(path, data)
+    return path
+
+
+def _is_here(path: Path, size: int) -> bool:
+    """Whether the file is here whole; it counts as used now."""
+    try:
+        status = path.stat()
+        os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))  # another change would have it checked anew
+    except FileNotFoundError:
+        return False
+    return status.st_size == size
+
+
+def verify_url(url: str, progress: Progress = silent) -> list[str]:
+    """As `verify`, of a cache in a bucket: every object is fetched anew, one shard at a time."""
+    bucket = Bucket(url)
+    with tempfile.TemporaryDirectory(prefix="temi-") as name:
+        folder = Path(name)
+        sizes = pull_index(bucket, folder)
+
+        @contextmanager
+        def fetched(shard: Shard) -> Iterator[None]:
+            path = folder / f"{shard.name}.h5"
+            if path.name in sizes:
+                path.write_bytes(bucket.read([path.name])[path.name])
+            yield
+            path.unlink(missing_ok=True)
+
+        problems = verify(folder, progress, fetched)
+        with suppress(CacheError):  # a damaged manifest was told of
+            planned = {f"{shard.name}.h5" for shard in Manifest.read(folder).shards}
+            strays = sorted(key for key in sizes if key.endswith(".h5") and key not in planned)
+            problems += [f"{folder / key} is no part of this cache's plan; delete it" for key in strays]
+        return [problem.replace(name, url) for problem in problems]
 
 
 def drop_oldest(coming: int) -> None:
     """Make room for `coming` bytes among the shards that are kept here."""
     room = float(os.environ.get(KEPT_GB, DEFAULT_GB)) * 1e9 - coming
     found = []
-    for path in kept_folder().glob("*/shard-*.h5"):
+    for path in chain(kept_folder().glob("*/shard-*.h5"), kept_folder().glob(f"*/{WHOLE}/*")):
         with suppress(FileNotFoundError):
             status = path.stat()
             found.append((status.st_atime, status.st_size, path))
@@ -127,6 +206,13 @@ class RemoteWriter(ShardWriter):
                 writer._send(name)
         return writer
 
+    @classmethod
+    def beside(cls, bucket: Bucket, folder: Path, manifest: Manifest) -> Self:
+        """Make shards of the cache in `bucket`, which another process has begun, by way of the empty `folder`."""
+        writer = cls(folder, manifest)
+        writer.bucket, writer._sizes = bucket, {}
+        return writer
+
     def write(self, shard: Shard, **content: Any) -> None:
         """Make the shard here, send it, then its sidecar."""
         super().write(shard, **content)
@@ -145,7 +231,7 @@ class RemoteWriter(ShardWriter):
             return None
         write_atomic(self.folder / FAILURES, self._failures_csv())
         self._send(FAILURES)
-        return RemoteCache.open_url(self.bucket.url)
+        return Index.pull(self.bucket.url).open()
 
     def send(self, *names: str) -> None:
         """Send files of the folder that others wrote there, where they are."""

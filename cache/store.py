@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,9 @@ class EmbeddingCache:
             `folder` is no cache, an unfinished, a damaged one, or one of another schema version.
         """
         if url := bucket_url(folder):
-            from temi.cache.remote import RemoteCache  # it is one of these
+            from temi.cache.remote import Index  # what it opens is one of these
 
-            return RemoteCache.open_url(url, generation)
+            return Index.pull(url).open(generation)
         folder = Path(folder)
         with os_errors(folder, "read"):
             manifest = Manifest.read(folder, generation)
@@ -137,12 +137,12 @@ class EmbeddingCache:
     @classmethod
     def open_as(cls, folder: Path | str, digest: str) -> "EmbeddingCache | None":
         """The cache in `folder` at the generation with this digest; None where it never was that."""
-        newest = None if bucket_url(folder) else newest_generation(Path(folder))
-        for generation in range(cls.open(folder).manifest.generation if newest is None else newest, 0, -1):
+        newest, opener = _generations(folder)
+        for generation in range(newest, 0, -1):
             with suppress(CacheError):  # one that is being embedded says nothing about those before it
-                if (opened := cls.open(folder, generation)).digest == digest:
+                if (opened := opener(generation)).digest == digest:
                     return opened
-        opened = cls.open(folder, 0)
+        opened = opener(0)
         known = [opened.digest, *(before.digest for before in opened.manifest.viewed)]  # added views change no row
         return opened if digest in known else None
 
@@ -177,6 +177,16 @@ class EmbeddingCache:
 
         _each(read, touched)
         return out
+
+
+def _generations(folder: Path | str) -> tuple[int, Callable[[int], EmbeddingCache]]:
+    """The newest generation of the cache in `folder`, and what opens each; a bucket is asked once for all."""
+    if url := bucket_url(folder):
+        from temi.cache.remote import Index
+
+        index = Index.pull(url)
+        return newest_generation(index.folder), index.open
+    return newest_generation(Path(folder)), partial(EmbeddingCache.open, folder)
 
 
 def _each(read: Callable[[Shard], None], shards: list[Shard]) -> None:

@@ -1,6 +1,7 @@
 """Finding everything that is wrong with a cache."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,15 @@ from temi.cache.schema import FAILURES, NEIGHBORS, CacheError, Progress, Shard, 
 from temi.cache.shard import Failure, ShardFile, Sidecar, failures_csv
 
 
-def verify(folder: Path, progress: Progress = silent) -> list[str]:
+def verify(
+    folder: Path,
+    progress: Progress = silent,
+    fetched: Callable[[Shard], AbstractContextManager[None]] = lambda shard: nullcontext(),
+) -> list[str]:
     """Every problem of the cache in `folder`, one sentence each; re-reads every byte. Empty: nothing is wrong.
 
-    Unlike opening, this goes on after a problem, so that one run names them all. `progress` is called after each shard.
+    Unlike opening, this goes on after a problem, so that one run names them all. `progress` is called after each shard,
+    `fetched` brings the file of a shard for as long as it is checked.
     """
     try:
         manifest = Manifest.read(folder)
@@ -25,7 +31,8 @@ def verify(folder: Path, progress: Progress = silent) -> list[str]:
     failures: list[Failure] = []
     for shard in manifest.shards:
         try:
-            failures += _check_shard(folder, manifest, shard)
+            with fetched(shard):
+                failures += _check_shard(folder, manifest, shard)
         except CacheError as error:
             problems.append(str(error))
         progress(shard, manifest.rows)

@@ -4,6 +4,7 @@ Imports no torch: threads are decided before it starts, and cannot be after.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,12 +13,19 @@ import psutil
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_GROUPS = Path("/proc/self/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
+_share = sys.maxsize  # cores that this process was given of those it could use
 
 
 def core_count() -> int:
     """Cores that this process may use at once: those of its affinity (taskset, Slurm), fewer where a quota is less."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([affinity, *(int(quota) for quota in _quotas())]))
+    return max(1, min([affinity, _share, *(int(quota) for quota in _quotas())]))
+
+
+def limit_cores(count: int) -> None:
+    """Have this process use at most so many cores from now on."""
+    global _share
+    _share = count
 
 
 def free_memory() -> int:

@@ -22,14 +22,17 @@ class Plugin:
     module
         What the file defines.
     path
-        Where it lies, absolute.
+        Where it lies, absolute; of one that came from another machine, its name.
     digest
         SHA-256 of its bytes, 64 hexadecimal digits.
+    code
+        Its bytes.
     """
 
     module: ModuleType
     path: Path
     digest: str
+    code: bytes
 
 
 _loaded: dict[tuple[Path, str], Plugin] = {}
@@ -46,10 +49,18 @@ def load_plugin(path: Path) -> Plugin:
         The file is missing, cannot be read, is not Python, or raises.
     """
     path = Path(path).expanduser().resolve()
-    code = _read(path)
+    return _load(path, _read(path))
+
+
+def load_text(name: str, code: bytes) -> Plugin:
+    """`load_plugin` of a file that lies on another machine: its `name` and its bytes."""
+    return _load(Path(name), code)
+
+
+def _load(path: Path, code: bytes) -> Plugin:
     digest = hashlib.sha256(code).hexdigest()
     if (path, digest) not in _loaded:
-        _loaded[path, digest] = Plugin(_run(path, code, digest), path, digest)
+        _loaded[path, digest] = Plugin(_run(path, code, digest), path, digest, code)
     return _loaded[path, digest]
 
 

@@ -13,6 +13,9 @@ STAGE_ONE = [
     "temi.pipeline.encode.openvino",
     "temi.pipeline.encode.preprocessing",
     "temi.pipeline.encode.workers",
+    "temi.pipeline.encode.forward",
+    "temi.pipeline.encode.shards",
+    "temi.pipeline.encode.embed",
 ]
 STAGE_TWO = [
     "temi.pipeline.heads.losses",
@@ -23,7 +26,7 @@ STAGE_TWO = [
     "temi.pipeline.features.exact_search",
     "temi.pipeline.runs.joins",
 ]
-HOOK = install_import_hook([*STAGE_ONE, "temi.pipeline.encode.embed", *STAGE_TWO], "beartype.beartype")
+HOOK = install_import_hook([*STAGE_ONE, *STAGE_TWO], "beartype.beartype")
 
 
 @pytest.fixture(scope="session", autouse=True)

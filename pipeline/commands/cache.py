@@ -22,12 +22,15 @@ commands = typer.Typer(no_args_is_help=True, help="Look at, check, convert, merg
 SHORT = 24  # characters of a setting that is printed with what it made
 
 CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="folder written by `temi embed`")]
+CachePlace = Annotated[
+    Path, typer.Argument(metavar="CACHE", help="written by `temi embed`: a folder, or s3://BUCKET/NAME")
+]
 NewCache = Annotated[Path, typer.Option("--out", metavar="CACHE", help="folder of the new cache")]
 
 
 @commands.command("info")
 def cache_info(
-    folder: CacheFolder, json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False
+    folder: CachePlace, json_: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False
 ) -> None:
     """What is in CACHE and what it was made from, also if it is unfinished."""
     with user_errors():
@@ -71,21 +74,25 @@ def cache_prune(
 
 
 @commands.command("verify")
-def cache_verify(folder: CacheFolder) -> None:
+def cache_verify(folder: CachePlace) -> None:
     """Re-read every byte of CACHE and name everything that is wrong; exit code 1 if anything is."""
     with user_errors():
-        from temi.cache import EmbeddingCache, Manifest
+        from temi.cache import EmbeddingCache
+        from temi.cache.bucket import bucket_url
+        from temi.cache.info import summarize
+        from temi.cache.remote import verify_url
         from temi.cache.verify import verify
 
-        rows = Manifest.read(folder).rows
+        url, rows = bucket_url(folder), summarize(folder).rows  # what is no cache is said here
         with _rows_done("verify") as progress:
-            problems = verify(folder, progress)
+            problems = verify_url(url, progress) if url else verify(folder, progress)
         for problem in problems:
             print(problem)
+        place = url or folder
         if problems:
-            print(f"temi: {folder} has {len(problems)} problem{'s' * (len(problems) > 1)}", file=sys.stderr)
+            print(f"temi: {place} has {len(problems)} problem{'s' * (len(problems) > 1)}", file=sys.stderr)
             raise typer.Exit(1)
-        print(f"{folder}: {rows:,} rows, every byte as written, digest {EmbeddingCache.open(folder).digest}")
+        print(f"{place}: {rows:,} rows, every byte as written, digest {EmbeddingCache.open(folder).digest}")
 
 
 @commands.command("export")

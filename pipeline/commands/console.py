@@ -56,8 +56,10 @@ def user_errors() -> Iterator[None]:
 
 
 def typed(path: Path | str) -> str:
-    """A path as a shell takes it, for hints that can be pasted."""
-    return shlex.quote(str(path))
+    """A path as a shell takes it, for hints that can be pasted; the URL, where a folder stands for one."""
+    from temi.pipeline.runs.mirror import shown
+
+    return shlex.quote(shown(path))
 
 
 def _accept_any_name() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import failures, known, typed, user_errors
-from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
+from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins
 
 commands = typer.Typer()
 
@@ -29,6 +29,7 @@ def embed(
         str | None,
         typer.Option(metavar="names|content", help="content: notice where the bytes of an image changed"),
     ] = None,
+    on: OnCluster = "",
     plugin: Plugins = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -41,15 +42,14 @@ def embed(
         from temi.pipeline.network import check_backbone_is_here
         from temi.pipeline.plugins import load_plugin
 
-        for path in plugin or ():
-            load_plugin(path)
+        plugins = [load_plugin(path) for path in plugin or ()]
         settings = load_config(config, [*(set_ or ()), *([f"embed.digest={digest}"] if digest else [])]).embed
-        part = _parse_shard(shard, overwrite)
-        if not plugin:  # a plugin may register any name
+        part = _parse_shard(shard, overwrite, on)
+        if not (plugins or on):  # a plugin may register any name; nodes look for themselves
             check_backbone_is_here(settings.backbone)
         from temi.pipeline.encode.embed import embed as run_embed  # brings torch: not before the hub is known to answer
 
-        cache = run_embed(source, out, settings, root=root, shard=part, overwrite=overwrite)
+        cache = run_embed(source, out, settings, root=root, shard=part, overwrite=overwrite, on=on, plugins=plugins)
         place = bucket_url(out) or out
         if cache is None:
             print(f"{place}: this worker's shards are done; the cache is complete when the other workers' are")
@@ -59,11 +59,13 @@ def embed(
         print(f"next: temi train-heads {typed(place)} --clusters C --out RUN")
 
 
-def _parse_shard(text: str | None, overwrite: bool) -> tuple[int, int]:
+def _parse_shard(text: str | None, overwrite: bool, on: str) -> tuple[int, int]:
     """I and N of ``--shard I/N``; without it, those of torchrun."""
     from temi.pipeline.device import torchrun_rank
     from temi.pipeline.errors import UserError
 
+    if on and (text is not None or torchrun_rank()[1] > 1):
+        raise UserError("--on deals all shards out to the nodes; leave out --shard, and torchrun")
     if text is None:
         if overwrite and torchrun_rank()[1] > 1:  # each process would delete what the others have begun
             raise UserError("--overwrite does not go with torchrun; delete the cache first, then start torchrun")

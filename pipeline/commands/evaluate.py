@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import typed, user_errors
-from temi.pipeline.commands.options import Plugins
+from temi.pipeline.commands.options import Plugins, run_here
 from temi.pipeline.commands.tables import figure, print_table
 
 commands = typer.Typer()
@@ -14,7 +14,13 @@ commands = typer.Typer()
 
 @commands.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="folder written by `temi train-heads`, of one run or of trials")],
+    run: Annotated[
+        Path,
+        typer.Argument(
+            help="written by `temi train-heads`, of one run or of trials: a folder, or s3://BUCKET/NAME",
+            callback=run_here,
+        ),
+    ],
     cache: Annotated[Path | None, typer.Argument(help="a held-out cache, or the training cache if it moved")] = None,
     baselines: Annotated[
         str,

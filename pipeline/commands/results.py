@@ -9,11 +9,16 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import typed, user_errors
-from temi.pipeline.commands.options import RESULTS, Plugins
+from temi.pipeline.commands.options import RESULTS, Plugins, run_here
 
 commands = typer.Typer()
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder written by `temi train-heads`")]
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN", help="written by `temi train-heads`: a folder, or s3://BUCKET/NAME", callback=run_here
+    ),
+]
 Images = Annotated[
     str | None, typer.Option("--images", help="where the training images are, if they moved since `temi embed`")
 ]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import typed, user_errors
-from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
+from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins, run_here
 
 commands = typer.Typer()
 
@@ -15,7 +15,7 @@ PRINTED = 15  # choices of settings; --all prints more
 
 @commands.command()
 def search(
-    cache: Annotated[Path, typer.Argument(help="folder written by `temi embed`")],
+    cache: Annotated[Path, typer.Argument(help="written by `temi embed`: a folder, or s3://BUCKET/NAME")],
     out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="folder of the study; one that is there goes on")],
     clusters: Annotated[int | None, typer.Option(help="number of clusters", min=1)] = None,
     space: Annotated[
@@ -36,8 +36,12 @@ def search(
         bool, typer.Option(help="give up at 1/9 and 1/3 of the steps what is not in the best third")
     ] = True,
     storage: Annotated[
-        str, typer.Option(metavar="sqlite|journal", help="of a new study; journal: for a folder that machines share")
-    ] = "sqlite",
+        str | None,
+        typer.Option(
+            metavar="sqlite|journal", help="of a new study; journal, that of --on: for a folder that machines share"
+        ),
+    ] = None,
+    on: OnCluster = "",
     plugin: Plugins = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -49,6 +53,8 @@ def search(
     """
     with user_errors():
         from temi.cache import EmbeddingCache
+        from temi.cache.bucket import bucket_url
+        from temi.pipeline.errors import UserError
         from temi.pipeline.plugins import load_plugin
         from temi.pipeline.runs.search import BEST, SEARCH, Search, remove_study
         from temi.pipeline.runs.search import search as run_search
@@ -59,10 +65,13 @@ def search(
         wanted = Search(
             read_space(space or DEFAULT_SPACE), config, overrides, trials, together, seeds, sampler, score, halving
         )
+        if bucket_url(out):
+            raise UserError("a study is kept in a folder, not in a bucket; give --out a folder")
         opened = EmbeddingCache.open(cache)
         if overwrite:
             remove_study(out)
-        record = run_search(opened, wanted, out, storage=storage, plugins=plugins)
+        kind = storage or ("journal" if on else "sqlite")
+        record = run_search(opened, wanted, out, storage=kind, plugins=plugins, on=on)
         trained = sum(trial.training is not None for trial in record.trials)
         print(f"{out / SEARCH}: {len(record.trials)} trials, {trained} of them trained to their end")
         if trained:
@@ -72,7 +81,10 @@ def search(
 
 @commands.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs, of trials, or of searches")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="folders of runs, of trials, or of searches", callback=run_here),
+    ],
     score: Annotated[
         str, typer.Option(metavar="NAME", help="label-free score to compare by; see temi search")
     ] = "head_agreement",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from temi.pipeline.commands.console import merge_tree, typed, user_errors
-from temi.pipeline.commands.options import ConfigFile, Overrides, Overwrite, Plugins
+from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins, run_here
 from temi.pipeline.commands.tables import figure, print_choices, print_curves, print_wide
 
 if TYPE_CHECKING:
@@ -26,7 +26,15 @@ commands = typer.Typer()
 @commands.command()
 def train_heads(
     cache: Annotated[Path, typer.Argument(help="written by `temi embed`: a folder, or s3://BUCKET/NAME")],
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="run folder; an interrupted run there is resumed")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="RUN",
+            help="run folder, or s3://BUCKET/NAME; an interrupted run there is resumed",
+            callback=run_here,
+        ),
+    ],
     clusters: Annotated[
         str | None,
         typer.Option(
@@ -47,6 +55,7 @@ def train_heads(
             "--from",
             metavar="RUN",
             help="go on from this finished run: its settings, and its numbers and names for the clusters that stay",
+            callback=run_here,
         ),
     ] = None,
     corrections: Annotated[
@@ -57,6 +66,7 @@ def train_heads(
             "without --clusters, as many as were left",
         ),
     ] = None,
+    on: OnCluster = "",
     plugin: Plugins = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -69,10 +79,15 @@ def train_heads(
         from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugin
+        from temi.pipeline.runs.mirror import mirror_of
         from temi.pipeline.runs.records import Training, read_record, write_record
         from temi.pipeline.runs.train import follow, train_heads
         from temi.pipeline.runs.trials import plan_trials, with_seeds
 
+        if overwrite and mirror_of(out):
+            raise UserError(
+                "--overwrite deletes nothing in a bucket; give another --out, or delete the run there first"
+            )
         plugins = [load_plugin(path) for path in plugin or ()]
         if join().rank > 0:
             follow()
@@ -102,8 +117,10 @@ def train_heads(
         if many:
             planned = plan_trials(trials, axes, config, overrides)
             configs = with_seeds(planned, seeds) if seeds > 1 else planned
-            _train_trials(EmbeddingCache.open(cache), configs, out, overwrite, plugins, told)
+            _train_trials(EmbeddingCache.open(cache), configs, out, overwrite, plugins, told, on)
         else:
+            if on:
+                raise UserError("--on deals trials out to nodes, and this is one run; leave it out, or ask for several")
             settings = load_config(config, overrides)
             opened = EmbeddingCache.open(cache)
             train_heads(opened, settings, out, overwrite=overwrite, plugins=plugins, before=before, told=told)
@@ -166,13 +183,14 @@ def _train_trials(
     overwrite: bool,
     plugins: "list[Plugin]",
     told: "Constraints | None",
+    on: str,
 ) -> None:
     from temi.pipeline.errors import UserError
     from temi.pipeline.runs.label_free import choose_trial
     from temi.pipeline.runs.records import MergeTree, read_record
     from temi.pipeline.runs.trials import MERGES, train_trials
 
-    trials = train_trials(cache, configs, out, overwrite=overwrite, plugins=plugins, told=told)
+    trials = train_trials(cache, configs, out, overwrite=overwrite, plugins=plugins, told=told, on=on)
     trained = [trial for trial in trials if trial.training is not None]
     if trained:
         best = choose_trial(trials)

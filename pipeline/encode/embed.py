@@ -1,76 +1,84 @@
 """Stage one: every image once through a frozen backbone, into a cache.
 
-Worker processes decode, resize and crop (pipeline/encode/workers.py) while this process runs the backbone, on several
-batches at once where its engine does (`Backbone.lanes`); a thread writes finished shards. The batches of a shard depend
-on the shard alone, so a resumed cache equals an uninterrupted one.
+This file plans a cache and has its shards made: by this process (pipeline/encode/shards.py), or by the workers of a Ray
+cluster (pipeline/encode/ray_shards.py).
 """
 
 import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
-
-import numpy as np
-import torch
-from jaxtyping import Float16, Float32
-from torch import Tensor
+from typing import Protocol
 
 from temi.cache import EmbeddingCache, Fingerprint, Manifest, Shard, ShardWriter, plan_shards
 from temi.cache.bucket import Bucket, bucket_url
-from temi.cache.halves import to_halves
 from temi.cache.more_views import ViewsWriter, forget_views, lacks_views, take_in_views
 from temi.cache.remote import RemoteWriter, pull_index
 from temi.cache.schema import MANIFEST, ORIGIN, SKIPPED
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import Backbone, load_backbone
-from temi.pipeline.encode.views import ViewPolicy, jitter
-from temi.pipeline.encode.workers import DecodedBatch, decode_batches, default_workers, fitting_workers
+from temi.pipeline.encode.forward import batch_size, cut
+from temi.pipeline.encode.shards import Steps, make_shards, show
+from temi.pipeline.encode.views import ViewPolicy
 from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.images import ImageSource, open_source
 from temi.pipeline.images.content import content_digest
 from temi.pipeline.images.grown import Listing, continue_cache, describe
 from temi.pipeline.images.left_out import found_beside
 from temi.pipeline.images.recorded import record_origin
-from temi.pipeline.progress import Progress
-
-BATCH_SIZES = {"cpu": 16, "cuda": 128}
-MEND = "use precision fp32, or another backbone"  # of an embedding that float16 cannot hold
-PARTS = ("decode wait", "preprocess", "forward", "write")
+from temi.pipeline.plugins import Plugin
 
 
 @dataclass(frozen=True)
-class EmbeddedBatch:
-    """What one batch became, still on the backbone's device."""
+class Encoding:
+    """What an encoder and its views make of any image: a fingerprint that names no images, and the width D."""
 
-    rows: range
-    embedding: Float32[Tensor, "e D"]  # e = b, or 0 where views are added to a cache that has it
-    views: Float32[Tensor, "b V D"]
-    failures: dict[int, str]  # row -> why it could not be read; its embedding means nothing
-    notes: dict[int, str]  # row -> what was assumed to read it
+    fingerprint: Fingerprint
+    dim: int
+
+    @classmethod
+    def of(cls, backbone: Backbone, policy: ViewPolicy) -> "Encoding":
+        """That of `backbone` with the views that `policy` draws."""
+        fingerprint = Fingerprint(
+            backbone=backbone.name,
+            revision=backbone.revision,
+            preprocessing=backbone.preprocessing.describe(),
+            pooling=backbone.pooling,
+            precision=backbone.arithmetic,
+            view_policy=policy.describe(),
+            view_seed=policy.seed if policy.count else 0,
+            views=policy.count,
+            images="",
+        )
+        return cls(fingerprint, backbone.dim)
 
 
-@dataclass
-class Clock:
-    """Seconds per named part, of one lane: where `lanes` threads run the backbone, their mean."""
+class Maker(Protocol):
+    """Who makes shards."""
 
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
-    lanes: int = 1
-    _lock: Lock = field(default_factory=Lock)
+    @property
+    def encoding(self) -> Encoding:
+        """What is made of an image."""
 
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.seconds[part] += (time.perf_counter() - start) / self.lanes
+    def make(self, writer: ShardWriter, pending: Sequence[Shard], images: ImageSource) -> Steps:
+        """Make the `pending` shards of the cache of `writer`."""
+
+
+class ThisProcess:
+    """Makes shards one after the other, with the encoder that `config` names."""
+
+    def __init__(self, config: EmbedConfig) -> None:
+        self._config, self._backbone, self._policy = config, load_backbone(config), view_policy(config)
+        self.encoding = Encoding.of(self._backbone, self._policy)
+
+    def batches(self, shard: Shard) -> list[range]:
+        """The rows of `shard`, as they are computed."""
+        return cut(shard.start, shard.stop, batch_size(self._config, self._backbone.device))
+
+    def make(self, writer: ShardWriter, pending: Sequence[Shard], images: ImageSource) -> Steps:
+        return make_shards(writer, pending, images, self._backbone, self._policy, self._config)
 
 
 def embed(
@@ -81,6 +89,8 @@ def embed(
     root: Path | None = None,
     shard: tuple[int, int] = (0, 1),
     overwrite: bool = False,
+    on: str = "",
+    plugins: Sequence[Plugin] = (),
 ) -> EmbeddingCache | None:
     """Embed all images of `source` into the cache `out`, or finish what an earlier call began.
 
@@ -92,6 +102,9 @@ def embed(
         (i, n): make the shards whose index is i modulo n; n processes fill one cache, in any order.
     overwrite
         Delete the cache that is there first.
+    on, plugins
+        A Ray cluster whose nodes make the shards, ``ray`` or ``ray:ADDRESS``, and the files of the user's own that they
+        need for it. `source` and `out` must be where every node finds them.
 
     Returns
     -------
@@ -111,7 +124,26 @@ def embed(
         for line in found_beside(images):
             print(line, file=sys.stderr)
     with _working_folder(out, overwrite) as (folder, open_writer):
-        return _fill_cache(images, source, root, folder, open_writer, config, shard, overwrite)
+        config = config if overwrite else _same_engine(config, folder)
+        with _maker(config, on, plugins) as maker:
+            images, manifest, listing = plan_cache(images, folder, maker.encoding, config, overwrite=overwrite)
+            with open_writer(manifest, listing) as writer:
+                pending = writer.pending(worker, workers)
+                if worker == 0:
+                    record_origin(folder, source, root, images)
+                    if isinstance(writer, RemoteWriter):
+                        writer.send(ORIGIN, SKIPPED)
+                total = sum(one.rows for one in pending)
+                show(maker.make(writer, pending, images), total, images.keys)
+                return writer.finish()
+
+
+def _maker(config: EmbedConfig, on: str, plugins: Sequence[Plugin]) -> AbstractContextManager[Maker]:
+    if not on:
+        return nullcontext(ThisProcess(config))
+    from temi.pipeline.encode.ray_shards import ray_workers  # it is made of what is here
+
+    return ray_workers(on, config, plugins)
 
 
 OpenWriter = Callable[[Manifest, bytes | None], ShardWriter]
@@ -152,31 +184,6 @@ def _open_writer(out: Path, manifest: Manifest, listing: bytes | None, overwrite
     return writer
 
 
-def _fill_cache(
-    images: ImageSource,
-    source: str,
-    root: Path | None,
-    out: Path,
-    open_writer: OpenWriter,
-    config: EmbedConfig,
-    shard: tuple[int, int],
-    overwrite: bool,
-) -> EmbeddingCache | None:
-    """Make the shards of `shard` that `out` lacks; the cache, once all are there."""
-    worker, workers = shard
-    backbone = load_backbone(config if overwrite else _same_engine(config, out))
-    policy = view_policy(config)
-    images, manifest, listing = plan_cache(images, out, backbone, policy, config, overwrite=overwrite)
-    with open_writer(manifest, listing) as writer:
-        pending = writer.pending(worker, workers)
-        if worker == 0:
-            record_origin(out, source, root, images)
-            if isinstance(writer, RemoteWriter):
-                writer.send(ORIGIN, SKIPPED)
-        fill(writer, pending, images, backbone, policy, config)
-        return writer.finish()
-
-
 def _same_engine(config: EmbedConfig, out: Path) -> EmbedConfig:
     """`config` with torch in place of auto where torch began the cache: OpenVINO may have been installed since."""
     if config.engine != "auto" or not (out / MANIFEST).exists():
@@ -191,7 +198,7 @@ def view_policy(config: EmbedConfig) -> ViewPolicy:
 
 
 def plan_cache(
-    images: ImageSource, out: Path, backbone: Backbone, policy: ViewPolicy, config: EmbedConfig, *, overwrite: bool
+    images: ImageSource, out: Path, encoding: Encoding, config: EmbedConfig, *, overwrite: bool
 ) -> tuple[ImageSource, Manifest, bytes | None]:
     """The images in the order of the rows, the manifest of the cache in `out` that holds them, and what it keeps of
     their list: a new cache, the one that is there, or that one grown by the images it has not."""
@@ -202,8 +209,8 @@ def plan_cache(
     same = there is not None and there.generation == 0 and digest == there.fingerprint.images
     grown = continue_cache(images, now, out, there) if there and now and not same else None
     if there is None or grown is None:
-        return images, plan(images, backbone, policy, config, digest), now.to_parquet() if now else None
-    fingerprint = _fingerprint(backbone, policy, grown.digest)
+        return images, plan(images, encoding, config, digest), now.to_parquet() if now else None
+    fingerprint = replace(encoding.fingerprint, images=grown.digest)
     if not grown.added and (grown.removed, grown.changed) == (there.removed, there.changed):
         return grown, replace(there, fingerprint=fingerprint), None
     print(
@@ -215,258 +222,9 @@ def plan_cache(
     return grown, manifest, grown.listing.take(range(there.rows, manifest.rows)).to_parquet()
 
 
-def plan(images: ImageSource, backbone: Backbone, policy: ViewPolicy, config: EmbedConfig, digest: str) -> Manifest:
+def plan(images: ImageSource, encoding: Encoding, config: EmbedConfig, digest: str) -> Manifest:
     """The manifest of the new cache that these would make; `digest` tells the list of images."""
     rows = len(images.keys)
     shards = plan_shards(rows, config.shard_rows)
-    fingerprint = _fingerprint(backbone, policy, digest)
-    return Manifest(fingerprint, rows, backbone.dim, shards, dict(images.splits), tuple(images.classes))
-
-
-def _fingerprint(backbone: Backbone, policy: ViewPolicy, digest: str) -> Fingerprint:
-    return Fingerprint(
-        backbone=backbone.name,
-        revision=backbone.revision,
-        preprocessing=backbone.preprocessing.describe(),
-        pooling=backbone.pooling,
-        precision=backbone.arithmetic,
-        view_policy=policy.describe(),
-        view_seed=policy.seed if policy.count else 0,
-        views=policy.count,
-        images=digest,
-    )
-
-
-def fill(
-    writer: ShardWriter,
-    pending: Sequence[Shard],
-    images: ImageSource,
-    backbone: Backbone,
-    policy: ViewPolicy,
-    config: EmbedConfig,
-) -> None:
-    """Make the `pending` shards; each is written while the next one is computed."""
-    size = batch_size(config, backbone.device)
-    batches = [batch for shard in pending for batch in cut(shard.start, shard.stop, size)]
-    clock, written, unreadable, notes = Clock(lanes=backbone.lanes), _done(), 0, dict[int, str]()
-    there = writer.before if isinstance(writer, ViewsWriter) else None
-    policy = replace(policy, first=there.views) if there else policy
-    stream = embed_rows(backbone, images, batches, policy=policy, workers=config.workers, clock=clock)
-    total = sum(shard.rows for shard in pending)
-    with Progress("embed", total, "img") as progress, ThreadPoolExecutor(1) as background:
-        for shard in pending:
-            before = clock.seconds.copy()
-            parts: list[EmbeddedBatch] = []
-            while not parts or parts[-1].rows.stop < shard.stop:
-                parts.append(next(stream))
-                unreadable += len(parts[-1].failures)
-                notes |= parts[-1].notes
-                note = f"shard {shard.index + 1}/{len(writer.manifest.shards)}"
-                progress.advance(len(parts[-1].rows), note + (f", {unreadable} unreadable" if unreadable else ""))
-            failures, keys = {row: why for part in parts for row, why in part.failures.items()}, images.keys
-            failures = _known_failures(there, shard, failures, keys) if there else failures
-            with clock("forward"):  # where a GPU is waited for
-                views = stored(torch.cat([part.views for part in parts]), keys, shard.start, failures)
-                if there is None:
-                    embedding = stored(torch.cat([part.embedding for part in parts]), keys, shard.start, failures)
-                else:
-                    embedding = there.embedding(shard.start, shard.stop)
-                    views = np.concatenate([there.view_embedding(shard.start, shard.stop), views], 1)
-            with clock("write"):
-                written.result()
-            seconds = {part: clock.seconds[part] - before[part] for part in PARTS}
-            written = background.submit(_write, writer, shard, images, embedding, views, failures, seconds)
-        with clock("write"):
-            written.result()
-    for line in _noted(notes, images.keys):
-        print(line, file=sys.stderr)
-    if pending:
-        print(_summary(clock), file=sys.stderr)
-
-
-def _known_failures(
-    before: EmbeddingCache, shard: Shard, failures: Mapping[int, str], keys: Sequence[str]
-) -> dict[int, str]:
-    """Rows of `shard` that could not be read when the cache was made; UserError where another cannot be read now."""
-    known = {row: why for row, why in before.failures.items() if shard.start <= row < shard.stop}
-    if lost := [row for row in failures if row not in known]:
-        raise UserError(
-            f"{keys[lost[0]]} (row {lost[0]}) could be read when {before.folder} was made and cannot be now "
-            f"({failures[lost[0]]}); restore it, and the same command goes on"
-        )
-    return known
-
-
-def embed_rows(
-    backbone: Backbone,
-    images: ImageSource,
-    batches: Sequence[range],
-    *,
-    policy: ViewPolicy | None = None,
-    workers: int | str = 0,
-    clock: Clock | None = None,
-) -> Iterator[EmbeddedBatch]:
-    """Embed the rows of `images` named by `batches` (see `cut`), in that order, with `policy.count` views (default 0).
-
-    The inner loop of `embed`, for callers that want embeddings and no cache.
-    """
-    clock = clock or Clock(lanes=backbone.lanes)
-    asked = default_workers(backbone.device) if workers == "auto" else int(workers)
-    count = fitting_workers(asked, len(batches[0]) if batches else 0, backbone.preprocessing, policy)
-    if count < asked:
-        print(
-            f"note: {count} processes decode images instead of {asked}: /dev/shm has no room for more; "
-            "a container has more by --shm-size",
-            file=sys.stderr,
-        )
-    forward, pin = Forward(backbone, clock), backbone.device.type == "cuda"
-    decoded = decode_batches(images, backbone.preprocessing, batches, policy, workers=count, pin=pin)
-    reading = Lock()
-
-    def embed_next() -> EmbeddedBatch | None:
-        with clock("decode wait"), reading:
-            batch = next(decoded, None)
-        return None if batch is None else forward(batch)
-
-    if backbone.lanes == 1:
-        yield from iter(embed_next, None)
-    else:
-        with single_torch_thread():
-            yield from _in_order(embed_next, batches, backbone.lanes)
-
-
-def _in_order(
-    embed_next: Callable[[], EmbeddedBatch | None], batches: Sequence[range], lanes: int
-) -> Iterator[EmbeddedBatch]:
-    """What `embed_next` returns in `lanes` threads at once, in the order of `batches`."""
-    pool, finished = ThreadPoolExecutor(lanes), dict[range, EmbeddedBatch]()
-    running = {pool.submit(embed_next) for _ in range(2 * lanes)}  # as many wait as run: a lane is never idle
-    try:
-        for rows in batches:
-            while rows not in finished:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for task in done:
-                    if batch := task.result():
-                        finished[batch.rows] = batch
-                        running.add(pool.submit(embed_next))
-            yield finished.pop(rows)
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def stored(
-    rows: Float32[Tensor, "n ... D"], keys: Sequence[str], start: int, failures: Collection[int]
-) -> Float16[np.ndarray, "n ... D"]:
-    """Rows `start`, `start` + 1, ... as a cache holds them; those of `failures` become zeros.
-
-    Raises
-    ------
-    CacheError
-        float16 cannot hold a row; see `to_halves`.
-    """
-    values = rows.numpy(force=True)
-    values[[row - start for row in failures]] = 0
-    return to_halves(values, lambda row: f"the embedding of {keys[start + row]} (row {start + row})", MEND)
-
-
-@contextmanager
-def single_torch_thread() -> Iterator[None]:
-    """One torch thread in this thread and those it starts: the lanes are as many as the cores already."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def batch_size(config: EmbedConfig, device: torch.device) -> int:
-    """Images per forward pass. Automatic sizes are fixed per kind of device, as probing would make a resumed cache
-    differ in a bit from an uninterrupted one; they saturate it, and `Forward` backs off where memory is short."""
-    return BATCH_SIZES.get(device.type, 16) if config.batch_size == "auto" else config.batch_size
-
-
-def cut(start: int, stop: int, size: int) -> list[range]:
-    """Rows `start` to `stop` in batches of `size`, the last one shorter."""
-    return [range(first, min(first + size, stop)) for first in range(start, stop, size)]
-
-
-class Forward:
-    """The backbone over decoded batches, in smaller pieces once memory ran out."""
-
-    def __init__(self, backbone: Backbone, clock: Clock) -> None:
-        self.backbone, self.clock = backbone, clock
-        self.limit = sys.maxsize  # images per pass
-
-    @torch.inference_mode()
-    def __call__(self, batch: DecodedBatch) -> EmbeddedBatch:
-        passed = torch.stack([self._pass(batch, index) for index in range(len(batch.pixels))], 1)
-        originals, views = passed[:, : batch.originals], passed[:, batch.originals :]
-        return EmbeddedBatch(batch.rows, originals.flatten(0, 1), views, batch.failures, batch.notes)
-
-    def _pass(self, batch: DecodedBatch, index: int) -> Tensor:
-        """Originals (`index` 0) or one view of each image."""
-        while True:
-            try:
-                starts = range(0, len(batch.rows), self.limit)
-                return torch.cat([self._piece(batch, index, slice(at, at + self.limit)) for at in starts])
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-            self._shrink(len(batch.rows))
-
-    def _piece(self, batch: DecodedBatch, index: int, rows: slice) -> Tensor:
-        device = self.backbone.device
-        with self.clock("preprocess"):
-            pixels = batch.pixels[index, rows].to(device, non_blocking=True).float().div_(255)
-            if index >= batch.originals:
-                pixels = jitter(pixels, batch.jitter[index, rows].to(device, non_blocking=True))
-        with self.clock("forward"):
-            return self.backbone(pixels)
-
-    def _shrink(self, rows: int) -> None:
-        tried = min(self.limit, rows)
-        if tried == 1:
-            raise UserError(
-                f"one image does not fit the memory of {self.backbone.device}; use a smaller backbone or device=cpu"
-            )
-        self.limit = tried // 2
-        if self.backbone.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _write(
-    writer: ShardWriter,
-    shard: Shard,
-    images: ImageSource,
-    embedding: np.ndarray,
-    views: np.ndarray,
-    failures: Mapping[int, str],
-    seconds: Mapping[str, float],
-) -> None:
-    rows = slice(shard.start, shard.stop)
-    keys, labels = images.keys[rows], images.labels[rows]
-    writer.write(shard, embedding=embedding, views=views, keys=keys, labels=labels, failures=failures, seconds=seconds)
-
-
-def _noted(notes: Mapping[int, str], keys: Sequence[str]) -> Iterator[str]:
-    """Once for each thing that was assumed: of how many images, and the first of them."""
-    for text, count in Counter(notes.values()).most_common():
-        first = next(row for row, note in notes.items() if note == text)
-        yield f"note: {count:,} x {text} (the first: {keys[first]})"
-
-
-def _done() -> Future[None]:
-    future: Future[None] = Future()
-    future.set_result(None)
-    return future
-
-
-def _summary(clock: Clock) -> str:
-    total = sum(clock.seconds.values()) or 1.0
-    shares = ", ".join(f"{part} {clock.seconds[part]:.1f} s ({clock.seconds[part] / total:.0%})" for part in PARTS)
-    return f"embed: {total:.1f} s: {shares}"
+    fingerprint = replace(encoding.fingerprint, images=digest)
+    return Manifest(fingerprint, rows, encoding.dim, shards, dict(images.splits), tuple(images.classes))

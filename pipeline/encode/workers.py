@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from temi.pipeline.encode.preprocessing import Preprocessing
 from temi.pipeline.encode.views import ViewPolicy
-from temi.pipeline.errors import UserError
+from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.images import ImageNote, ImageSource, UnreadableImage
 from temi.pipeline.limits import core_count, free_shared_memory
 
@@ -51,6 +51,7 @@ class Decoder(Dataset[DecodedBatch]):
         pixels = torch.zeros(passes, len(rows), 3, *self.preprocessing.crop, dtype=torch.uint8)
         factors = torch.ones(passes, len(rows), 3)
         failures, notes = {}, {}
+        self.images.prefetch(rows)
         for place, row in enumerate(rows):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("ignore")  # Pillow warns of odd metadata; what matters is a failure or a note
@@ -102,6 +103,8 @@ def decode_batches(
             yield next(iterator)._replace(rows=rows)  # pinning turns a range into a list
         except RuntimeError as error:
             raise _worker_died(error) from None
+        except USER_ERRORS as error:
+            raise _without_trace(error) from None
 
 
 def default_workers(device: torch.device) -> int:
@@ -124,6 +127,12 @@ def _passes(policy: ViewPolicy | None) -> tuple[int, int]:
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+def _without_trace(error: ValueError) -> ValueError:
+    """A user's mistake as it was raised: one that comes out of a process brings the trace of that process along."""
+    text = str(error).rstrip()
+    return type(error)(text.splitlines()[-1].partition(": ")[2]) if "DataLoader worker" in text else error
 
 
 def _worker_died(error: RuntimeError) -> Exception:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from temi.pipeline.errors import UserError
-from temi.pipeline.images import arrays, file, folder, hub, listed, parquet, tar, torchvision_sets
+from temi.pipeline.images import arrays, file, folder, hub, in_bucket, listed, parquet, tar, torchvision_sets
 from temi.pipeline.images.listing import is_pattern
 from temi.pipeline.images.source import (
     KINDS,
@@ -32,6 +32,7 @@ KINDS += [
     arrays.DIGITS,
     torchvision_sets.KIND,
     hub.KIND,
+    in_bucket.KIND,
     listed.KIND,
     tar.KIND,
     parquet.KIND,
@@ -49,8 +50,9 @@ def open_source(source: str, *, root: Path | None = None, max_pixels: int) -> Im
         ``digits``; a torchvision data set (cifar10, cifar100, stl10, fashion-mnist, ...: see SETS); ``hf:ID`` or
         ``hf-stream:ID`` for Hugging Face `datasets`; a ``.tar``, ``.parquet``, ``.txt``, ``.csv`` or ``.tsv`` file;
         a pattern of tar or Parquet files such as ``shards/*.tar``; an image file; else a folder of images, or of
-        nothing but tar or Parquet files; or what a plugin registered. A folder of the name of a data set is meant by
-        ``./cifar10``; what exists is no pattern.
+        nothing but tar or Parquet files; ``s3://BUCKET/NAME`` for a place in a bucket that is like one of the last
+        three; or what a plugin registered. A folder of the name of a data set is meant by ``./cifar10``; what exists
+        is no pattern.
     root
         Where a torchvision data set lies or is downloaded to; what the paths of a list are relative to.
     max_pixels

@@ -157,6 +157,9 @@ class GrownImages(ImageSource):
     def path(self, row: int) -> Path | None:
         return None if self._place[row] == GONE else self._images.path(int(self._place[row]))
 
+    def prefetch(self, rows: Sequence[int]) -> None:
+        self._images.prefetch([int(self._place[row]) for row in rows if self._place[row] != GONE])
+
     def data(self, row: int) -> bytes:
         return self._images.data(self._found(row))
 

@@ -3,6 +3,7 @@
 import json
 import os
 from bisect import bisect_right
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from temi.pipeline.errors import UserError
+from temi.pipeline.images.bucket_file import BucketFile
 from temi.pipeline.images.decode import decode_image
 from temi.pipeline.images.listing import digest, files_of, refuse_twins, value_labels
 from temi.pipeline.images.source import ImageSource, SourceKind, UnreadableImage
@@ -35,7 +37,7 @@ class ParquetImages(ImageSource):
         A file is missing or not Parquet, the files differ in their columns, or none holds images.
     """
 
-    def __init__(self, files: list[Path], max_pixels: int) -> None:
+    def __init__(self, files: Sequence[Path | BucketFile], max_pixels: int) -> None:
         self.files, self.max_pixels = files, max_pixels
         opened = [_open(path) for path in files]
         schema = opened[0].schema_arrow
@@ -86,7 +88,7 @@ class ParquetImages(ImageSource):
         return self.__dict__ | {"_kept": None}
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path | BucketFile) -> Any:
     try:
         return pq.ParquetFile(path)
     except FileNotFoundError:
@@ -99,7 +101,7 @@ def _first(schema: Any, names: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in schema.names), None)
 
 
-def _image_column(schema: Any, path: Path) -> str:
+def _image_column(schema: Any, path: Path | BucketFile) -> str:
     for name in IMAGES:
         kind = schema.field(name).type if name in schema.names else None
         if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:

@@ -29,7 +29,8 @@ class Skipped(NamedTuple):
 class ImageSource(Protocol):
     """A fixed, ordered list of images; row r is the same image on every machine.
 
-    A class that names this one as its base inherits `path`, `sizes`, `skipped` and `remarks`, and writes the rest.
+    A class that names this one as its base inherits `path`, `prefetch`, `sizes`, `skipped` and `remarks`, and writes
+    the rest.
     """
 
     keys: list[str]
@@ -63,6 +64,10 @@ class ImageSource(Protocol):
     def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
         """The image of `row` as RGB, upright; raises UnreadableImage."""
         raise NotImplementedError
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Told which rows are read next, before a batch of them is: for a source that asks for several at once."""
+        return None
 
     def path(self, row: int) -> Path | None:
         """The file that holds image `row` and nothing else; None where there is none."""

@@ -3,6 +3,7 @@
 import json
 import os
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from temi.pipeline.errors import UserError
+from temi.pipeline.images.bucket_file import BucketFile
 from temi.pipeline.images.decode import SUFFIXES, decode_image
 from temi.pipeline.images.left_out import left_out, not_read, unwanted
 from temi.pipeline.images.listing import (
@@ -52,7 +54,7 @@ class TarImages(ImageSource):
         An archive is missing, compressed, damaged, or no archive holds an image.
     """
 
-    def __init__(self, archives: list[Path], max_pixels: int) -> None:
+    def __init__(self, archives: Sequence[Path | BucketFile], max_pixels: int) -> None:
         self.archives, self.max_pixels = archives, max_pixels
         opened = [_members(path, index) for index, path in enumerate(archives)]
         found = [member for members, _ in opened for member in members]
@@ -88,7 +90,7 @@ class TarImages(ImageSource):
         return decode_image(self.data(row), self.max_pixels)
 
 
-def _members(path: Path, index: int) -> tuple[list[Member], list[Skipped]]:
+def _members(path: Path | BucketFile, index: int) -> tuple[list[Member], list[Skipped]]:
     """The images of one archive in natural order, and what else is in it, by its headers alone."""
     try:
         with tarfile.open(path, "r:") as archive:
@@ -129,7 +131,7 @@ def _sample(name: str) -> str:
     return folder + slash + file.split(".", 1)[0]
 
 
-def _label(path: Path, file: tarfile.TarInfo) -> tuple[str, Label] | None:
+def _label(path: Path | BucketFile, file: tarfile.TarInfo) -> tuple[str, Label] | None:
     """(sample, label) if `file` is the .cls or .json of a WebDataset sample and holds one."""
     suffix = os.path.splitext(file.name)[1].lower()
     if suffix not in LABEL_SUFFIXES or file.size > 1 << 20:
@@ -142,8 +144,8 @@ def _label(path: Path, file: tarfile.TarInfo) -> tuple[str, Label] | None:
     return (_sample(file.name), value) if isinstance(value, int | str) else None
 
 
-def _bytes_at(path: Path, start: int, size: int) -> bytes:
-    with path.open("rb") as file:
+def _bytes_at(path: Path | BucketFile, start: int, size: int) -> bytes:
+    with open(path, "rb") as file:
         file.seek(start)
         return file.read(size)
 

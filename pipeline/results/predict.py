@@ -25,7 +25,7 @@ from temi.cache.files import os_errors
 from temi.cache.schema import MANIFEST
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import Backbone, load_backbone
-from temi.pipeline.encode.embed import BATCH_SIZES, cut, embed_rows, stored
+from temi.pipeline.encode.forward import BATCH_SIZES, cut, embed_rows, stored
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.tables import check_same_backbone
 from temi.pipeline.images import ImageSource, open_source

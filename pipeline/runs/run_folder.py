@@ -136,8 +136,8 @@ class RunFolder:
         UserError
             The folder holds a run with other settings or another cache, or something that is no run.
         """
-        if overwrite and self.config.exists():
-            shutil.rmtree(self.folder)
+        if overwrite:
+            self.remove()
         with os_errors(self.folder, "create"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             if plugins:
@@ -149,9 +149,14 @@ class RunFolder:
         if self.latest.exists():
             raise UserError(f"{self.folder} has checkpoints but no config.toml; choose another --out")
         for plugin in plugins:  # for the record: it is never run from here
-            write_atomic(self.folder / "plugins" / plugin.path.name, plugin.path.read_bytes())
+            write_atomic(self.folder / "plugins" / plugin.path.name, plugin.code)
         write_json(self.environment, asdict(environment))
         write_atomic(self.config, dump_toml(config, without="embed").encode())
+
+    def remove(self) -> None:
+        """Delete the run that is there; what is no run stays."""
+        if self.config.exists():
+            shutil.rmtree(self.folder)
 
     def _check_same(self, config: Config, environment: Environment) -> None:
         before = recorded_config(self.config)

@@ -16,7 +16,7 @@ import shutil
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, write_record
 from temi.pipeline.runs.space import Point, Range, Space, check_space, dump_space, ends, point_config
-from temi.pipeline.runs.trials import group_trials
+from temi.pipeline.runs.trials import as_overrides, group_trials
 
 if TYPE_CHECKING:
     import optuna
@@ -83,15 +83,30 @@ class Search:
         if self.config({}).optimizer.freeze_last:
             raise UserError("a search needs optimizer.freeze_last = 0: its trials begin at different steps of a pass")
 
+    def on_another_machine(self) -> "Search":
+        """The same, where the file `base` is not."""
+        before = as_overrides(self.base) if self.base else []
+        return replace(self, base=None, overrides=[*before, *self.overrides])
+
     def config(self, point: Point, seed: int = 0) -> Config:
         """The settings of a point."""
         return point_config(point, self.base, self.overrides, seed)
 
 
 def search(
-    cache: EmbeddingCache, wanted: Search, out: Path, *, storage: str = "sqlite", plugins: Sequence[Plugin] = ()
+    cache: EmbeddingCache,
+    wanted: Search,
+    out: Path,
+    *,
+    storage: str = "sqlite",
+    plugins: Sequence[Plugin] = (),
+    on: str = "",
+    draws: int = 0,
 ) -> SearchRecord:
     """Train until the study in `out` has all its trials, and say how they did; a study that is there goes on.
+
+    `on` names a Ray cluster whose nodes train them: ``ray`` or ``ray:ADDRESS``. They see the cache and `out` by the
+    same paths. `draws` tells processes that begin in the same instant apart: each draws its own trials.
 
     Raises
     ------
@@ -105,11 +120,15 @@ def search(
         check_settings(wanted.config(point), len(rows), cache.views, str(cache.folder))
     make_folder(out / "workers")
     study = open_study(out, storage, kept_apart(cache, wanted, plugins))
+    if on:
+        from temi.pipeline.runs.ray_trials import Job, search_on_nodes  # it is made of what is here
+
+        search_on_nodes(on, Job.of(cache, out, plugins), wanted, lambda: finished(study))
+        return write_results(study, cache, wanted, out)
     everything = Features.of_cache(cache, rows, out / "neighbors", device)
-    done = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
     with (
-        Progress("search", max(0, wanted.trials - done), "trial") as progress,
-        Desk(study, wanted, out, progress) as desk,
+        Progress("search", max(0, wanted.trials - finished(study)), "trial") as progress,
+        Desk(study, wanted, out, progress, draws) as desk,
     ):
         try:
             while candidates := desk.begin():
@@ -120,6 +139,11 @@ def search(
             with study_lock(out):
                 record = write_results(study, cache, wanted, out)
     return record
+
+
+def finished(study: "optuna.Study") -> int:
+    """Trials of `study` that are trained, or given up."""
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
 def remove_study(out: Path) -> None:
@@ -201,9 +225,9 @@ class Desk:
     A trial is asked for and marked as this process's under the lock of the study, so whose mark nobody holds is dead.
     """
 
-    def __init__(self, study: "optuna.Study", wanted: Search, out: Path, progress: Progress) -> None:
+    def __init__(self, study: "optuna.Study", wanted: Search, out: Path, progress: Progress, draws: int = 0) -> None:
         self.study, self.wanted, self.out, self.progress = study, wanted, out, progress
-        self.study.sampler = _sampler(wanted.sampler, len(study.trials))
+        self.study.sampler = _sampler(wanted.sampler, len(study.trials) + draws * wanted.trials)
         self.name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._trials: dict[int, optuna.Trial] = {}
         self._waiting: list[Candidate] = []

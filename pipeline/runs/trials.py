@@ -26,6 +26,7 @@ from temi.pipeline.plugins import Plugin
 from temi.pipeline.registry import OBJECTIVES
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.joins import merge_tree
+from temi.pipeline.runs.mirror import mirror_of
 from temi.pipeline.runs.records import (
     Level,
     MergeTree,
@@ -66,6 +67,11 @@ def plan_trials(file: Path | None, grid: Iterable[str], base: Path | None, overr
         if config in configs[:number]:
             raise UserError(f"trials {configs.index(config)} and {number} have the same settings; remove one of them")
     return configs
+
+
+def as_overrides(file: Path) -> list[str]:
+    """The settings in a TOML file, as ``--set`` takes them."""
+    return [f"{name}={json.dumps(value)}" for name, value in _flat(tomllib.loads(file.read_text(encoding="utf-8")))]
 
 
 def _read_trials(file: Path) -> tuple[list[list[str]], list[list[str]]]:
@@ -148,10 +154,12 @@ def train_trials(
     overwrite: bool = False,
     plugins: Sequence[Plugin] = (),
     told: Constraints | None = None,
+    on: str = "",
 ) -> list[TrialRecord]:
     """Train all trials, a pass per group, into ``OUT/trial-NNN``; finished ones are kept, interrupted ones resumed.
 
-    What is returned stands in ``OUT/trials.json``, too.
+    `on` names a Ray cluster whose nodes train them, in more passes: ``ray`` or ``ray:ADDRESS``. They see the cache and
+    `out` by the same paths. What is returned stands in ``OUT/trials.json``, too.
     """
     if RunFolder(out).config.exists():
         raise UserError(f"{out} is the folder of a single run; choose another --out for the trials")
@@ -159,7 +167,19 @@ def train_trials(
         images = len(training_rows(cache, config.train.split))
         check_settings(config, images, cache.views, str(cache.folder))
     runs = [RunFolder(out / f"trial-{position:03d}") for position in range(len(configs))]
-    for group in group_trials(configs):
+    groups = group_trials(configs)
+    if on:
+        from temi.pipeline.runs.ray_trials import Job, train_groups
+
+        if overwrite:
+            for run in runs:
+                run.remove()
+        job = Job.of(cache, out, plugins)
+        train_groups(on, job, configs, [run.folder.name for run in runs], groups, told)
+        if mirror := mirror_of(out):
+            mirror.pull()
+        groups = []
+    for group in groups:
         chosen = [configs[i] for i in group], [runs[i] for i in group]
         train_pass(cache, *chosen, out / "neighbors", overwrite=overwrite, plugins=plugins, told=told)
     trials = [

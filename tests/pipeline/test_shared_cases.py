@@ -15,7 +15,7 @@ from temi.cli import app
 from temi.pipeline.clusterer import TemiClusterer
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import load_backbone
-from temi.pipeline.encode.embed import cut, embed_rows
+from temi.pipeline.encode.forward import cut, embed_rows
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.images import ImageSource, open_source
 

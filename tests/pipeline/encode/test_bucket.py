@@ -1,10 +1,12 @@
 """A cache in a bucket: what is there equals what a disk holds, whatever the network does."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import boto3
@@ -16,7 +18,9 @@ from photos import COLORS, PhotoRun, photo, short
 from temi.cache import CacheError, EmbeddingCache
 from temi.cache import bucket as bucket_module
 from temi.cache.bucket import Bucket, bucket_url
-from temi.cache.remote import KEPT_GB, RemoteCache, RemoteWriter, kept_folder
+from temi.cache.info import summarize
+from temi.cache.remote import KEPT_GB, RemoteCache, RemoteWriter, kept_folder, verify_url
+from temi.pipeline.commands.cache import cache_verify
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
@@ -105,6 +109,39 @@ def test_a_shard_is_one_request_and_is_read_once(weather: Weather, photo_run: Ph
     assert shards_fetched(weather) == [f"GET /photos/cache/shard-{index:05d}.h5" for index in range(5)]
 
 
+def test_two_readers_on_one_machine_fetch_a_shard_once(weather: Weather, photo_run: PhotoRun) -> None:
+    assert embed(str(photo_run.photos), Path(URL), settings(photo_run)) is not None
+    shutil.rmtree(kept_folder())
+    weather.seen.clear()
+    weather.seconds = 0.05
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: EmbeddingCache.open(URL).embedding(), range(2))
+    assert np.array_equal(one, other)
+    assert len(shards_fetched(weather)) == 5
+
+
+def test_info_and_verify_of_a_cache_in_a_bucket(
+    weather: Weather, photo_run: PhotoRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert embed(str(photo_run.photos), Path(URL), settings(photo_run)) is not None
+    summary = summarize(Path(URL))
+    assert (summary.folder, summary.rows, summary.shards_done, summary.unreadable_images) == (URL, 45, 5, 1)
+    cache_verify(Path(URL))
+    assert re.search(rf"{URL}: 45 rows, every byte as written, digest [0-9a-f]{{32}}", capsys.readouterr().out)
+    client, data = boto3.client("s3"), objects()["shard-00003.h5"]
+    client.put_object(Bucket="photos", Key="cache/shard-00003.h5", Body=data[:-1] + b"?")
+    client.put_object(Bucket="photos", Key="cache/shard-00009.h5", Body=b"")
+    client.delete_object(Bucket="photos", Key="cache/shard-00001.json")
+    assert verify_url(URL) == [
+        f"{URL}/shard-00001.h5 is not done (it has no sidecar); rerun the same `temi embed` to make it",
+        f"{URL}/shard-00003.h5 is damaged: the bytes of views are not those that were written; "
+        "delete shard-00003.json and rerun the same `temi embed` to make this shard anew",
+        f"{URL}/shard-00009.h5 is no part of this cache's plan; delete it",
+    ]
+    with pytest.raises(CacheError, match="is not an embedding cache"):
+        summarize(Path("s3://photos/nothing"))
+
+
 def shards_fetched(weather: Weather) -> list[str]:
     """In the order of their numbers: threads fetch several at once."""
     return sorted(line.split("?")[0] for line in weather.seen if line.startswith("GET") and ".h5" in line)
@@ -154,7 +191,9 @@ def test_a_cache_in_a_bucket_grows(weather: Weather, photo_run: PhotoRun, tmp_pa
     assert before is not None
     assert grown is not None
     assert grown.keys == [*before.keys, "red/new.jpg"]
+    weather.seen.clear()
     assert EmbeddingCache.open_as(URL, before.digest) is not None
+    assert sum("list-type=2" in line for line in weather.seen) == 1  # two generations are looked at
     with pytest.raises(CacheError, match=f"{URL} was made with other settings"):
         embed(str(photos), Path(URL), settings(photo_run).model_copy(update={"seed": 5}))
     with pytest.raises(UserError, match="deletes nothing in a bucket"):

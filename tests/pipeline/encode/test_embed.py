@@ -14,8 +14,11 @@ from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from temi.cache import CacheError, EmbeddingCache
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode import embed as module
+from temi.pipeline.encode import forward
+from temi.pipeline.encode import shards as shards_module
 from temi.pipeline.encode.backbones import Backbone, load_backbone
-from temi.pipeline.encode.embed import Clock, cut, embed, embed_rows, view_policy
+from temi.pipeline.encode.embed import embed, view_policy
+from temi.pipeline.encode.forward import PARTS, Clock, cut, embed_rows
 from temi.pipeline.encode.views import jitter
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import open_source
@@ -120,7 +123,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(photos, config, tmp_path, 
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(module, "embed_rows", interrupted)
+    monkeypatch.setattr(shards_module, "embed_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         embed(str(photos), tmp_path / "parts", config)
     assert list(shards(tmp_path / "parts")) == ["shard-00000.h5"]
@@ -241,7 +244,7 @@ def test_running_out_of_memory_makes_passes_smaller(photos):
 @pytest.mark.parametrize(("kind", "pinned"), [("cpu", False), ("cuda", True)])
 def test_batches_for_a_gpu_are_pinned(photos, monkeypatch, kind, pinned):
     asked = []
-    monkeypatch.setattr(module, "decode_batches", lambda *_, pin, **__: asked.append(pin) or iter(()))
+    monkeypatch.setattr(forward, "decode_batches", lambda *_, pin, **__: asked.append(pin) or iter(()))
     images = open_source(str(photos), max_pixels=LIMIT)
     backbone = replace(encoder(mean_color), device=torch.device(kind))
     assert list(embed_rows(backbone, images, cut(0, 4, 4))) == []
@@ -310,7 +313,7 @@ def test_every_shard_knows_its_seconds(photos, config, tmp_path):
     embed(str(photos), tmp_path, config)
     for path in sorted(tmp_path.glob("shard-*.json")):
         text = path.read_text()
-        assert all(part in text for part in module.PARTS), path
+        assert all(part in text for part in PARTS), path
 
 
 def test_pixels_beyond_the_limit_are_unreadable(photos, config, tmp_path):

@@ -8,7 +8,7 @@ import torch
 
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbone import Backbone
-from temi.pipeline.encode.embed import Clock, cut, embed_rows
+from temi.pipeline.encode.forward import Clock, cut, embed_rows
 from temi.pipeline.encode.preprocessing import Preprocessing
 from temi.pipeline.images import open_source
 

@@ -16,8 +16,9 @@ from temi.cache import CacheError, EmbeddingCache
 from temi.cache.more_views import ALL, MORE
 from temi.cache.verify import verify
 from temi.pipeline.config import EmbedConfig
-from temi.pipeline.encode import embed as module
-from temi.pipeline.encode.embed import embed, embed_rows
+from temi.pipeline.encode import shards as module
+from temi.pipeline.encode.embed import embed
+from temi.pipeline.encode.forward import embed_rows
 from temi.pipeline.errors import UserError
 
 # Dies by SIGKILL when it has renamed so many files.

@@ -1,0 +1,248 @@
+"""Work on the nodes of a Ray cluster, a piece at a time.
+
+Ray places the workers, starts one again elsewhere when its node is lost, and has it repeat what it was doing; nothing
+is sent between workers. What a node needs is there: this package, the encoder, the places that are read and written.
+"""
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Self
+
+from temi.pipeline.errors import USER_ERRORS, UserError
+from temi.pipeline.extras import import_extra
+from temi.pipeline.limits import limit_cores
+from temi.pipeline.progress import say
+
+RETRIES = 3  # times that a piece is begun again after its worker was lost
+LOOK = 2.0  # seconds between looks at which nodes there are
+PATIENCE = 15.0  # seconds after which a person is told that no worker has a place yet
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # see pipeline/limits.py
+
+
+@contextmanager
+def ray_cluster(on: str) -> Iterator[None]:
+    """Join the cluster that `on` names while this lasts: ``ray:ADDRESS``; or ``ray``, for that of RAY_ADDRESS, or the
+    one that runs on this machine, or else one of this machine alone, begun now.
+
+    Ray's own lines go to its logs (/tmp/ray); what they tell of nodes and workers is said by `Workers`.
+    """
+    engine, _, address = on.partition(":")
+    if engine != "ray":
+        raise UserError(f"--on {on} is not known; give --on ray, or --on ray:HOST:PORT for the cluster at that address")
+    ray = import_extra("ray", "ray", "--on ray")
+    if ray.is_initialized():  # by the caller, in Python: it stays so
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    _check_answers(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            raise UserError(_no_cluster(address, str(error).strip().splitlines()[0].rstrip("."))) from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise a UserError where nothing listens at HOST:PORT: Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=PATIENCE).close()
+    except OSError as error:
+        raise UserError(_no_cluster(address, error.strerror or str(error))) from None
+
+
+def _no_cluster(address: str, reason: str) -> str:
+    where = address or "this machine"
+    return f"no Ray cluster at {where} ({reason}); start one with `ray start --head`, or check --on ray:HOST:PORT"
+
+
+Nodes = Sequence[dict[str, Any]]  # as ``ray.nodes()`` tells them
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a worker takes of a node."""
+
+    cpus: int
+    gpus: int
+
+    @classmethod
+    def of(cls, nodes: Nodes, *, gpus: bool) -> "Size":
+        """A GPU and its share of the cores, if `gpus` are wanted and there; else all cores of the smallest node."""
+        cores, cards = _resource(nodes, "CPU"), _resource(nodes, "GPU")
+        if gpus and any(cards):
+            return cls(min(core // card for core, card in zip(cores, cards, strict=True) if card), 1)
+        return cls(min((core for core in cores if core), default=1), 0)
+
+    def places(self, nodes: Nodes) -> int:
+        """How many workers of this size `nodes` have room for."""
+        return sum(_resource(nodes, "GPU")) if self.gpus else sum(core // self.cpus for core in _resource(nodes, "CPU"))
+
+
+def _resource(nodes: Nodes, name: str) -> list[int]:
+    return [int(node["Resources"].get(name, 0)) for node in nodes if node["Alive"]]
+
+
+class Workers:
+    """A worker for each place in the cluster: an object of `kind`, made there of `arguments`, alone in its process.
+
+    Arguments are what a worker is made of again after it was lost; its methods must give the same then.
+    """
+
+    def __init__(self, kind: type, *arguments: object, gpus: bool) -> None:
+        import ray
+
+        self._ray, self._arguments, self._all = ray, arguments, list[Any]()
+        self._nodes = dict[str, str]()  # address of each that lives, by its id
+        self._looked = time.monotonic()
+        self._size = Size.of(ray.nodes(), gpus=gpus)
+        self._actor = ray.remote(kind).options(
+            num_cpus=self._size.cpus,
+            num_gpus=self._size.gpus,
+            max_restarts=-1,
+            max_task_retries=RETRIES,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": ENVIRONMENT},
+        )
+        if not self._more(sys.maxsize):
+            raise UserError("the Ray cluster has no CPU to work on; add a node with `ray start --address HOST:PORT`")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let all workers go."""
+        for worker in list(self._all):
+            self._dismiss(worker)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._all)
+
+    def first(self, method: str) -> Any:
+        """What `method` returns on the worker that answers first; all are asked."""
+        asked = [getattr(worker, method).remote() for worker in self._all]
+        answered, _ = self._ray.wait(asked, timeout=PATIENCE)
+        if not answered:
+            say("no worker has answered yet: all places of the cluster are taken, or its nodes load slowly")
+            answered, _ = self._ray.wait(asked)
+        return self._get(answered[0], method)
+
+    def deal(
+        self, method: str, pieces: Mapping[str, object], *arguments: object, watch: Callable[[], None] = lambda: None
+    ) -> Generator[tuple[str, Any], None, None]:
+        """Call the generator `method` with each of `pieces` and `arguments` on whichever worker is free; the name of
+        the piece with whatever is yielded for it, as it comes. A worker that finds nothing left to do is let go: its
+        place is for one that was lost. `watch` is called every few seconds.
+
+        Raises
+        ------
+        UserError
+            What a worker raised; or a piece lost its worker more than RETRIES times.
+        """
+        waiting, idle, running = deque(pieces), list(self._all), dict[Any, tuple[Any, str]]()
+        while waiting or running:
+            for worker in idle:
+                if not waiting:
+                    self._dismiss(worker)
+                    continue
+                name = waiting.popleft()
+                call = getattr(worker, method).options(num_returns="streaming")
+                running[call.remote(pieces[name], *arguments)] = worker, name
+            ready, _ = self._ray.wait(list(running), timeout=LOOK, fetch_local=False)
+            idle = []
+            if time.monotonic() - self._looked > LOOK:
+                watch()
+                idle = self._more(len(waiting))
+            for stream in ready:
+                worker, name = running.pop(stream)
+                try:
+                    answer = next(stream)
+                except StopIteration:
+                    idle.append(worker)
+                    continue
+                running[stream] = worker, name  # behind the others: a fast worker must not hide a slow one
+                yield name, self._get(answer, name)
+
+    def _dismiss(self, worker: Any) -> None:
+        self._all.remove(worker)
+        self._ray.kill(worker)
+
+    def _more(self, wanted: int) -> list[Any]:
+        """At most so many new workers, where nodes have room; says which nodes were lost since the last call."""
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        alive = {node["NodeID"]: str(node["NodeManagerAddress"]) for node in nodes}
+        for lost in self._nodes.keys() - alive.keys():
+            say(f"node {self._nodes[lost]} is lost: what was being made there is made again elsewhere")
+        self._nodes, self._looked = alive, time.monotonic()
+        new = min(wanted, self._size.places(nodes) - len(self._all))
+        started = [self._actor.remote(*self._arguments) for _ in range(new)]
+        self._all += started
+        return started
+
+    def _get(self, answer: Any, name: str) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(answer)
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, USER_ERRORS):
+                raise type(error.cause)(str(error.cause)) from None
+            raise
+        except errors.RayActorError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(f"{name} was given up after its worker died {RETRIES + 1} times ({reason})") from None
+
+
+@contextmanager
+def workers_on(on: str, kind: type, *arguments: object, gpus: bool) -> Iterator[Workers]:
+    """`Workers` on the cluster that `on` names; see `ray_cluster`."""
+    with ray_cluster(on), Workers(kind, *arguments, gpus=gpus) as workers:
+        yield workers
+
+
+Handle = Sequence[Any]
+"""A value that workers fetch: in a list, as Ray would bring it along with every call."""
+
+
+def hand_out(value: object) -> Handle:
+    """Lay out `value` for all workers."""
+    import ray
+
+    return [ray.put(value)]
+
+
+def fetch(handle: Handle) -> Any:
+    """The value behind `handle`, on a worker."""
+    import ray
+
+    return ray.get(handle[0])
+
+
+def node() -> str:
+    """Address of the node that this worker is on."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
+
+
+def use_own_cores() -> None:
+    """Let this worker start as many threads and processes as it was given cores: its node may have more workers."""
+    import ray
+
+    limit_cores(max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1))))

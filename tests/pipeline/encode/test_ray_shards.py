@@ -1,0 +1,130 @@
+"""`temi embed --on ray` on a cluster of two node processes: the bytes of one process, also when a node is killed."""
+
+import importlib.util
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from photos import PhotoRun
+from ray_nodes import kill_node, ray_nodes
+
+from temi.cache import EmbeddingCache
+from temi.pipeline.config import EmbedConfig
+from temi.pipeline.encode import ray_shards
+from temi.pipeline.encode.embed import embed
+from temi.pipeline.errors import UserError
+from temi.pipeline.images import open_source
+from temi.pipeline.ray_cluster import Size
+
+TEMI = Path(sys.executable).with_name("temi")
+
+# The encoder of the photos, slow enough that a node can be killed in the middle.
+SLOW = """
+import time
+from dataclasses import replace
+from temi.pipeline.encode.backbones import register_backbone
+from temi.pipeline.encode.hugging_face import hugging_face
+
+@register_backbone("slow")
+def slow(config, device, precision):
+    backbone = hugging_face(config.model_copy(update={{"backbone": {weights!r}}}), device, precision)
+    encode = backbone.encode
+    return replace(backbone, name="slow", encode=lambda pixels: time.sleep({seconds}) or encode(pixels))
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch, ray_nodes(patch) as nodes:
+        yield nodes
+
+
+def start(photos: Path, out: object, tmp_path: Path, run: PhotoRun, *more: object, seconds: float = 0.0) -> Any:
+    """`temi embed` with two photos per shard."""
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(SLOW.format(weights=str(run.weights), seconds=seconds))
+    settings = ["backbone=slow", "views=1", "shard_rows=2", "workers=0", "device=cpu"]
+    options = [word for setting in settings for word in ("--set", f"embed.{setting}")]
+    command = [TEMI, "embed", photos, "--out", out, "--plugin", plugin, *options, *more]
+    return subprocess.Popen(list(map(str, command)), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def finish(process: Any) -> str:
+    """What the process said; it must end well."""
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    return str(said)
+
+
+def lasting(folder: Path) -> dict[str, bytes]:
+    """Files without times or places."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
+
+
+@pytest.mark.slow
+def test_two_nodes_make_the_bytes_of_one_process_when_one_of_them_is_killed(
+    cluster: Any, photo_run: PhotoRun, tmp_path: Path
+) -> None:
+    on, shards = ("--on", f"ray:{cluster.address}"), tmp_path / "two"
+    alone = start(photo_run.photos, tmp_path / "one", tmp_path, photo_run, seconds=0.3)
+    killed = start(photo_run.photos, shards, tmp_path, photo_run, *on, seconds=0.3)
+    wait_for(lambda: len(list(shards.glob("shard-*.json"))) >= 4, killed)
+    kill_node(cluster)
+    made = {path.name: path.stat().st_mtime_ns for path in shards.glob("shard-*.json")}
+    assert 4 <= len(made) < 20
+    said = finish(killed)
+    finish(alone)
+    assert "is lost: what was being made there is made again elsewhere" in said
+    assert "embed: 45/45 img" in said
+    assert ", 1 unreadable" in said
+    assert "Traceback" not in said
+    assert lasting(tmp_path / "two") == lasting(tmp_path / "one")
+    assert made.items() <= {path.name: path.stat().st_mtime_ns for path in shards.glob("shard-*.json")}.items()
+    assert EmbeddingCache.open(shards).verify() == []
+
+
+def test_a_worker_for_each_gpu_or_for_so_many_cores_as_the_smallest_node_has() -> None:
+    def node(cpus: int, gpus: int = 0, alive: bool = True) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}}
+
+    for nodes, gpus, size, places in [
+        ([node(8), node(32), node(0), node(64, alive=False)], True, Size(8, 0), 5),
+        ([node(8), node(32, 4), node(12, 1)], True, Size(8, 1), 5),
+        ([node(32, 4)], False, Size(32, 0), 1),
+        ([node(0)], True, Size(1, 0), 0),
+    ]:
+        assert (Size.of(nodes, gpus=gpus), size.places(nodes)) == (size, places)
+
+
+@pytest.mark.parametrize(
+    ("on", "sentence"),
+    [
+        ("slurm", "--on slurm is not known; give --on ray"),
+        ("ray:127.0.0.1:1", r"no Ray cluster at 127.0.0.1:1 \(Connection refused\); start one"),
+    ],
+)
+def test_a_cluster_that_is_none_is_one_sentence(photo_run: PhotoRun, tmp_path: Path, on: str, sentence: str) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install ray")
+    with pytest.raises(UserError, match=sentence):
+        embed(str(photo_run.photos), tmp_path / "cache", EmbedConfig(), on=on)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed: pip install ray")
+def test_a_node_that_sees_something_else_is_one_sentence(photo_run: PhotoRun, tmp_path: Path) -> None:
+    manifest = EmbeddingCache.open(photo_run.cache).manifest
+    images = open_source(str(photo_run.photos), max_pixels=10**9)
+    with pytest.raises(UserError, match=r"does not see .*; give a folder that all nodes share"):
+        next(ray_shards.Plan(images, manifest, str(tmp_path), None, 0).writer().gen)
+    images.folder = tmp_path
+    with pytest.raises(UserError, match=r"cannot read blue/0.jpg \(cannot be opened: No such file"):
+        ray_shards._check_images(images, 0)
+
+
+def wait_for(condition: Any, process: Any) -> None:
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)

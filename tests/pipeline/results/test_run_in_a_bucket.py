@@ -1,0 +1,100 @@
+"""A run in a bucket: trained, scored and used by the commands as one on a disk is."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from bucketing import Weather, serve_bucket
+from photos import PhotoRun, short
+from typer.testing import CliRunner
+
+from temi.cache import CacheError
+from temi.cache import bucket as bucket_module
+from temi.cli import app as temi_app
+from temi.pipeline.config import dump_toml
+from temi.pipeline.runs.mirror import Mirror, mirror_of, shown
+
+TEMI = Path(sys.executable).with_name("temi")
+URL, OTHER = "s3://photos/runs/first", "s3://photos/runs/second"
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Weather]:
+    with pytest.MonkeyPatch.context() as patch, serve_bucket(patch) as weather:
+        yield weather
+
+
+@pytest.fixture
+def weather(server: Weather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weather]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one machine"))
+    monkeypatch.setattr(bucket_module, "FIRST_WAIT", 0.01)
+    yield server
+    server.failing = 0
+
+
+def temi(*words: object, machine: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | ({"XDG_CACHE_HOME": str(machine)} if machine else {})
+    return subprocess.run([str(word) for word in (TEMI, *words)], capture_output=True, text=True, env=environment)
+
+
+def objects(url: str = URL) -> dict[str, bytes]:
+    client, prefix = boto3.client("s3"), url.removeprefix("s3://photos/") + "/"
+    found = client.list_objects_v2(Bucket="photos", Prefix=prefix).get("Contents", [])
+    return {e["Key"][len(prefix) :]: client.get_object(Bucket="photos", Key=e["Key"])["Body"].read() for e in found}
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_that_of_a_disk(weather: Weather, photo_run: PhotoRun, tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text(dump_toml(short(), without="embed"))
+    trained = temi("train-heads", photo_run.cache, "--out", URL, "--config", tmp_path / "short.toml")
+    assert trained.returncode == 0, trained.stderr
+    assert f"next: temi evaluate {URL}" in trained.stdout
+    assert f"{URL}: " in trained.stderr
+    there = objects()
+    for name in ("heads.safetensors", "assignments.csv", "config.toml"):
+        assert there[name] == (photo_run.run / name).read_bytes(), name
+    assert not any(b"fleet-key" in data or b"fleet-secret" in data for data in there.values())
+    assert not any(name.startswith("neighbors/") or name.endswith(".lock") for name in there)
+
+    other = tmp_path / "another machine"
+    scored = temi("evaluate", URL, "--baselines", "none", machine=other)
+    assert "result.json" in objects(), scored.stderr
+    predicted = temi("predict", URL, photo_run.cache, machine=other)
+    assert predicted.stdout.count("\n") == 46, predicted.stderr
+
+
+def test_what_cannot_be_is_one_sentence(weather: Weather, photo_run: PhotoRun) -> None:
+    app, cache = CliRunner(), str(photo_run.cache)
+    refused = app.invoke(temi_app, ["train-heads", cache, "--out", URL, "--overwrite"])
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "--overwrite deletes nothing in a bucket" in refused.stderr
+    missing = app.invoke(temi_app, ["predict", "s3://nothing-of-this-name/run", cache])
+    said = "temi: cannot list s3://nothing-of-this-name/run: no such bucket or object; check the URL\n"
+    assert (missing.exit_code, missing.stderr) == (2, said)
+
+
+def test_what_changed_goes_up_the_end_of_a_run_last(weather: Weather) -> None:
+    weather.failing = 5
+    mirror = Mirror.open(OTHER)
+    assert mirror_of(mirror.folder) is mirror
+    assert shown(mirror.folder / "report" / "index.html") == f"{OTHER}/report/index.html"
+    for name in ("training.json", "heads.safetensors", "neighbors/x.h5", "report/index.html", "a.lock"):
+        (mirror.folder / name).parent.mkdir(exist_ok=True)
+        (mirror.folder / name).write_text(name)
+    assert mirror.push() == 3
+    assert mirror.push() == 0
+    weather.failing = 0
+    written = [line.split()[1].rpartition("second/")[2] for line in weather.seen if line.startswith("PUT")]
+    assert written[-1].startswith("training.json")
+    boto3.client("s3").put_object(Bucket="photos", Key="runs/second/training.json", Body=b"from elsewhere")
+    assert (Mirror.open(OTHER).folder / "training.json").read_text() == "from elsewhere"
+    assert set(objects(OTHER)) == {"training.json", "heads.safetensors", "report/index.html"}
+    weather.failing = 1
+    (mirror.folder / "training.json").write_text("later")
+    with pytest.raises(CacheError, match=f"cannot write to {OTHER}: .* after 5 tries"):
+        mirror.push()
