@@ -26,11 +26,11 @@ from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.report.pages import page_map, render, run_figures
 from temi.pipeline.report.records import page_json
-from temi.pipeline.report.thumbnails import Thumbnail, kept_oddities, kept_thumbnails, large, thumbnail
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import Correction, parse_correction, to_json
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence
+from temi.pipeline.results.thumbnails import Thumbnail, kept_oddities, kept_thumbnails, large, thumbnail
 
 MAX_REQUEST = 8 * 2**20  # bytes of a correction: 100,000 names of images
 KEPT_BYTES = 256 * 2**20  # of thumbnails made while serving
