@@ -3,8 +3,7 @@
 ::
 
     OUT/labels.json     {"classes": names, "labels": {id: {"label", "confidence", "attributes": {"key", "was"}}}}
-    OUT/data.json       {id: path of the image}, where the images stay where they are; else
-    OUT/data/ID.jpg     the images, hard links or copies
+    OUT/data/ID.jpg     the images: symlinks, hard links or copies
 
 An id is the row of the image, because FiftyOne takes the suffix off a name and two images may differ by that alone.
 """
@@ -17,7 +16,6 @@ from typing import Any
 
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.errors import UserError
-from temi.pipeline.images import ImageSource
 from temi.pipeline.progress import Progress
 from temi.pipeline.results.corrections import REMOVED, Correction, Move, Note, Remove, Rename
 from temi.pipeline.results.export import LINKS, linkable, new_folder, put
@@ -29,22 +27,24 @@ GONE = "removed"  # the tag of an image that belongs to no cluster
 
 
 def export_fiftyone(run: FinishedRun, out: Path, link: str, source: str | None = None) -> int:
-    """Write the folder `out`; with `link` "symlink" FiftyOne is told where the images are, and none is touched.
+    """Write the folder `out`; what was interrupted goes on.
 
     Raises
     ------
     UserError
         `out` holds something else, the images cannot be found, or cannot be linked.
     """
-    images, table = linkable(run, source, link), run.assignments
-    with new_folder(out, run, f"fiftyone, {link}"):
-        if link == "symlink":
-            paths = {_id(row): str(images.path(row).resolve()) for row in table["row"]}  # type: ignore[union-attr]
-            _write(out / "data.json", paths)
-        else:
-            _put_images(images, table["row"].tolist(), out / "data", link)
-        _write(out / "labels.json", _labels(run))
-    return len(table)
+    images, rows = linkable(run, source, link), run.trained["row"].tolist()
+    with new_folder(out, run, f"fiftyone, {link}"), Progress("export", len(rows), "img") as progress:
+        for row in rows:
+            original = images.path(row)
+            target = out / "data" / (_id(row) + (original.suffix if original else ""))
+            with os_errors(target, f"{link} an image to"):
+                put(images, row, target, LINKS[link])
+            progress.advance()
+        with os_errors(out, "write to"):
+            write_atomic(out / "labels.json", json.dumps(_labels(run), indent=0).encode())
+    return len(rows)
 
 
 def _labels(run: FinishedRun) -> dict[str, Any]:
@@ -59,23 +59,8 @@ def _labels(run: FinishedRun) -> dict[str, Any]:
     return {"classes": sorted({label["label"] for label in labels.values()}), "labels": labels}
 
 
-def _put_images(images: ImageSource, rows: list[int], folder: Path, link: str) -> None:
-    with Progress("export", len(rows), "img") as progress:
-        for row in rows:
-            original = images.path(row)
-            target = folder / (_id(row) + (original.suffix if original else ""))
-            with os_errors(target, f"{link} an image to"):
-                put(images, row, target, LINKS[link])
-            progress.advance()
-
-
 def _id(row: int) -> str:
     return f"{row:08d}"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with os_errors(path, "write"):
-        write_atomic(path, json.dumps(content, indent=0).encode())
 
 
 @dataclass
