@@ -168,6 +168,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 0,
     images: Images = None,
     cache: Cache = None,
+    backbone: Annotated[str | None, typer.Option(help="folder of the weights, where they are not from a hub")] = None,
 ) -> None:
     """Show the page of RUN with a server behind it, on this machine only: every image large, corrections kept at once.
 
@@ -177,7 +178,7 @@ def serve(
         from temi.pipeline.results.finished import FinishedRun
         from temi.pipeline.serve.server import serve as run_server
 
-        run_server(FinishedRun(run, cache), port, images)
+        run_server(FinishedRun(run, cache), port, images, backbone)
 
 
 @commands.command("label-next", rich_help_panel=RESULTS)
