@@ -7,23 +7,22 @@ tokens become the features that CLIP compares with text, so no image is read aga
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float16, Float32, Int64, UInt8
 from torch import Tensor
 
 from temi.cache.convert.join import SPACES
-from temi.pipeline.encode.backbones import Backbone, digest_files
-from temi.pipeline.encode.embed import embed_rows, stored
-from temi.pipeline.encode.hugging_face import weight_files
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.arrays import ArrayImages
 from temi.pipeline.images.decode import decode_image, picture
 from temi.pipeline.results.finished import FinishedRun
-from temi.pipeline.results.predict import LOCAL, load_recorded, recorded_settings
 from temi.pipeline.results.suggest import ImageTextModel, unit
+
+if TYPE_CHECKING:  # encoders take seconds to import
+    from temi.pipeline.encode.backbone import Backbone
 
 MAX_PIXELS = 180_000_000  # of a picture to search by, as of one to embed
 LONGEST = 300  # characters of a description
@@ -75,9 +74,7 @@ class Finder:
             if len(self._spaces) > 1 and self.knows_words:
                 judge, features = self._words
                 return _order(features @ judge.pictures([picture(pixels)])[0])
-            source = ArrayImages(pixels.permute(1, 2, 0).numpy()[None], np.full(1, -1, np.int32), (), {})
-            [batch] = embed_rows(self._encoder, source, [range(1)])
-        row = torch.from_numpy(stored(batch.embedding, source.keys, 0, batch.failures))
+            row = self._embedded(pixels)
         return _order(self._scaled @ unit(self.run.model.scaling(row).cpu())[0])
 
     def described(self, text: str) -> Int64[np.ndarray, " n"]:
@@ -111,8 +108,18 @@ class Finder:
             for place, (part, pooling) in enumerate(zip(parts, made.pooling.split(" + "), strict=True))
         ]
 
+    def _embedded(self, pixels: UInt8[Tensor, "3 H W"]) -> Float16[Tensor, "1 D"]:
+        """The picture as the cache would hold it."""
+        from temi.pipeline.encode.embed import embed_rows, stored
+
+        source = ArrayImages(pixels.permute(1, 2, 0).numpy()[None], np.full(1, -1, np.int32), (), {})
+        [batch] = embed_rows(self._encoder, source, [range(1)])
+        return torch.from_numpy(stored(batch.embedding, source.keys, 0, batch.failures))
+
     @cached_property
-    def _encoder(self) -> Backbone:
+    def _encoder(self) -> "Backbone":
+        from temi.pipeline.results.predict import load_recorded, recorded_settings
+
         return load_recorded(self.run, recorded_settings(self.run, self.backbone, self.device))
 
     @cached_property
@@ -133,6 +140,10 @@ class Finder:
 
     def _weights(self, space: Space) -> tuple[str, str | None]:
         """Id or folder of the weights, and their commit."""
+        from temi.pipeline.encode.backbone import digest_files
+        from temi.pipeline.encode.hugging_face import weight_files
+        from temi.pipeline.results.predict import LOCAL
+
         if not space.backbone.endswith(LOCAL):
             return self.backbone or space.backbone, None if self.backbone else space.revision
         if self.backbone is None:
