@@ -45,7 +45,7 @@ ACTIONS = [
     ("the map", "", VISIT.format("#map"), ""),
     ("color a cluster", "", "single.value = '3'; single.dispatchEvent(new Event('change'));", ""),
     ("zoom", "", "document.getElementById('zoom-in').click();", ""),
-    ("pan", "", "document.getElementById('map').dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft'}));", ""),
+    ("pan", "", "canvas.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowLeft'}));", ""),
     ("unsure images", "", VISIT.format("#unsure"), ""),
     ("unusual images", "", VISIT.format("#unusual"), ""),
     ("duplicates", "", VISIT.format("#duplicates"), ""),

@@ -32,7 +32,7 @@ from temi.pipeline.results.corrections import Correction, parse_correction, to_j
 from temi.pipeline.results.find import Finder
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence
-from temi.pipeline.results.thumbnails import Thumbnail, kept_oddities, kept_thumbnails, large, thumbnail
+from temi.pipeline.results.thumbnails import Thumbnail, kept_thumbnails, large, oddities, thumbnail
 
 MAX_REQUEST = 8 * 2**20  # bytes of a correction: 100,000 names of images
 KEPT_BYTES = 256 * 2**20  # of thumbnails made while serving
@@ -64,28 +64,33 @@ class ServedRun:
         self.images, self.missing = _images(run, source)
         kept = kept_thumbnails(run.shared)
         self.made: OrderedDict[int, Thumbnail] = OrderedDict((row, kept[row]) for row in kept if row in self.position)
-        self.odd = kept_oddities(run)
-        self.looked = len(self.made)
         self._kept = sum(len(seen.webp) for seen in self.made.values())
         self._making, self._editing = Lock(), Lock()
         figures = run_figures(run, self.known, self.shown, self.map)
         images = replace(figures.images, near=None)  # the server is asked for them
-        self._figures = replace(figures, images=images, missing=self.missing, odd=self.odd, looked=self.looked)
-        self._figures = replace(self._figures, words=self.finder.knows_words)
-        self._page = self._figures.entries, self._render(self._figures.entries)
+        self._figures = replace(figures, images=images, missing=self.missing, words=self.finder.knows_words)
+        self._page = self._state, self._render()
 
     def page(self) -> bytes:
-        """The page as the corrections are by now."""
+        """The page as the corrections are by now, and what is odd about the pixels of the images seen by now."""
         with self._editing:
             self.run.forget_corrections()
-            entries = tuple(self.run.corrections)
-            if entries != self._page[0]:
-                self._page = entries, self._render(entries)
+            if self._state != self._page[0]:
+                self._page = self._state, self._render()
             return self._page[1]
 
-    def _render(self, entries: tuple[Correction, ...]) -> bytes:
-        data = page_json(replace(self._figures, entries=entries))
-        return render("report", data, self.run.folder.resolve().name, served=True).encode("utf-8", "backslashreplace")
+    @property
+    def _state(self) -> tuple[tuple[Correction, ...], int]:
+        """What of a page changes: the corrections, and how many images were looked at."""
+        return tuple(self.run.corrections), len(self.made)
+
+    def _render(self) -> bytes:
+        with self._making:
+            seen = {row: made for row, made in self.made.items() if made.webp}
+        odd = {self.position[row]: what for row, what in oddities(seen).items()}
+        data = replace(self._figures, entries=tuple(self.run.corrections), odd=odd, looked=len(seen))
+        page = render("report", page_json(data), self.run.folder.resolve().name, served=True)
+        return page.encode("utf-8", "backslashreplace")
 
     def edit(self, body: bytes) -> list[Correction]:
         """Take one correction in; the entry as written to the disk."""

@@ -5,8 +5,8 @@ const map = (() => {
   const { images } = store;
   const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f5fc7"];
   const LABELS = 40, PICTURE = 36, CELLS = 96, NEAR = 12;
-  const canvas = byId("map"), tip = byId("tip");
-  const chosen = [];  // clusters, in the order of COLORS
+  const canvas = byId("canvas"), tip = byId("tip");
+  const chosen = new Map();  // cluster -> its color, which it keeps
   let zoom = 1, center = [0, 0], lasso = null, drag = null, waiting = false, cells = null;
   const pictures = new Map();
 
@@ -31,14 +31,13 @@ const map = (() => {
     frame ??= pen.createImageData(width, height);
     const pixels = new Uint32Array(frame.data.buffer).fill(0);
     const size = ratio * Math.max(1.5, Math.min(6, (store.count > 20000 ? 1.6 : store.count > 4000 ? 2.5 : 4) * Math.sqrt(zoom)));
-    const color = new Map(chosen.map((cluster, i) => [cluster, COLORS[i % COLORS.length]]));
-    points(pixels, size, css("--point"), (i) => !color.has(store.state.cluster[i]));
-    color.forEach((paint, cluster) => points(pixels, size * 1.3, paint, (i) => store.state.cluster[i] === cluster));
+    points(pixels, size, css("--point"), (i) => !chosen.has(store.state.cluster[i]));
+    chosen.forEach((paint, cluster) => points(pixels, size * 1.3, paint, (i) => store.state.cluster[i] === cluster));
     if (gallery.selected.size) points(pixels, size * 1.6, css("--accent"), (i) => gallery.selected.has(i));
     pen.setTransform(1, 0, 0, 1, 0, 0);
     pen.putImageData(frame, 0, 0);
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
-    labels(pen, color);
+    labels(pen);
     if (lasso) outline(pen);
   }
 
@@ -58,11 +57,11 @@ const map = (() => {
   }
 
   // Names and a typical picture of the largest clusters in sight, where there is room.
-  function labels(pen, color) {
+  function labels(pen) {
     const taken = [];
     pen.font = "600 12px system-ui, sans-serif";
     pen.textBaseline = "middle";
-    const order = [...chosen, ...middles().filter(({ cluster }) => !color.has(cluster)).map(({ cluster }) => cluster)];
+    const order = [...chosen.keys(), ...middles().filter(({ cluster }) => !chosen.has(cluster)).map(({ cluster }) => cluster)];
     for (const cluster of order) {
       if (taken.length >= LABELS) break;
       const middle = middles().find((found) => found.cluster === cluster);
@@ -75,8 +74,8 @@ const map = (() => {
       taken.push(box);
       const shown = loaded(middle.image);
       if (shown) pen.drawImage(shown, box.x, box.y, PICTURE, PICTURE);
-      pen.strokeStyle = color.get(cluster) ?? css("--line");
-      pen.lineWidth = color.has(cluster) ? 3 : 1;
+      pen.strokeStyle = chosen.get(cluster) ?? css("--line");
+      pen.lineWidth = chosen.has(cluster) ? 3 : 1;
       pen.strokeRect(box.x, box.y, PICTURE, PICTURE);
       pen.lineWidth = 3;
       pen.strokeStyle = css("--card");
@@ -235,15 +234,16 @@ const map = (() => {
   byId("lasso").onclick = () => { byId("lasso").ariaPressed = String(!lassoing()); canvas.classList.toggle("lassoing", lassoing()); };
 
   function choose(cluster) {
-    if (!chosen.includes(cluster)) chosen.push(cluster);
+    const used = [...chosen.values()];
+    if (!chosen.has(cluster)) chosen.set(cluster, COLORS.find((color) => !used.includes(color)) ?? COLORS[chosen.size % COLORS.length]);
     chips();
   }
 
   function chips() {
-    byId("chosen").replaceChildren(...chosen.map((cluster, i) => {
+    byId("chosen").replaceChildren(...[...chosen].map(([cluster, color]) => {
       const chip = make("button", { type: "button", className: "chip", title: "Take the color away", textContent: `${store.name(cluster)} ×` });
-      chip.style.borderColor = COLORS[i % COLORS.length];
-      chip.onclick = () => { chosen.splice(chosen.indexOf(cluster), 1); chips(); byId("single").focus(); };
+      chip.style.borderColor = color;
+      chip.onclick = () => { chosen.delete(cluster); chips(); byId("single").focus(); };
       return chip;
     }));
     redraw();
