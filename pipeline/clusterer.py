@@ -19,6 +19,7 @@ from temi.pipeline.config import Config, load_config
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import quiet
 from temi.pipeline.results.constraints import read_constraints
+from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.fit import fit_model
 from temi.pipeline.runs.train import assign, train_heads
 
@@ -48,9 +49,10 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     Attributes
     ----------
     labels_ : (n_samples,) int32
-        Cluster of each training row; clusters are numbered by falling size.
+        Cluster of each training row; clusters are numbered by falling size. With `corrections`, rows are where a
+        person put them, also where training did not learn it; -1 where a person took a row out of all clusters.
     confidence_ : (n_samples,) float32
-        Probability of that cluster.
+        Probability of that cluster; 1 where a person's word and not training put the row.
     model_ : temi.pipeline.runs.model.ClusterModel
         The trained heads.
     n_features_in_ : int
@@ -103,13 +105,10 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             else:
                 cache = write_cache(embedding, Path(self.run))
                 self.model_ = train_heads(cache, config, Path(self.run) / "run", told=told)
-                if earlier is not None:
-                    from temi.pipeline.results.carry import carry_over
-                    from temi.pipeline.results.finished import FinishedRun
-
-                    carry_over(earlier, FinishedRun(Path(self.run) / "run"))
                 embedding = cache.embedding()
             self.labels_, self.confidence_ = assign(self.model_, embedding)
+        if earlier is not None:
+            self._keep_said(earlier)
         return self
 
     def predict_proba(self, X: Any) -> Float32[np.ndarray, "n C"]:
@@ -126,6 +125,17 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         """Cluster of each row of `X`."""
         cluster: Int32[np.ndarray, " n"] = self.predict_proba(X).argmax(1).astype(np.int32)
         return cluster
+
+    def _keep_said(self, earlier: FinishedRun) -> None:
+        """Put rows where a person put them and training did not; the same in the run that is kept."""
+        from temi.pipeline.results.carry import Kept, carry_over
+
+        rows = {str(row): row for row in range(len(self.labels_))}
+        kept = Kept.of(earlier, rows, self.labels_.astype(np.int64), self.model_.clusters)
+        self.labels_[kept.place] = kept.left
+        self.confidence_[kept.place[kept.left != kept.now]] = 1.0
+        if self.run is not None:
+            carry_over(earlier, FinishedRun(Path(self.run) / "run"))
 
     def _config(self, rows: int) -> Config:
         seed = self.random_state

@@ -1,4 +1,4 @@
-"""A user's own file of Python: a backbone, an image source, an objective, a baseline or a start, registered by it.
+"""A user's own file of Python: a backbone, an image source, an objective, a baseline, a start or an export.
 
 The file is code. It runs only where a command line or a call names it, never because a cache or a run folder does.
 """

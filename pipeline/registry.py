@@ -1,4 +1,4 @@
-"""Named things that a user's own file can add to: objectives, baselines, backbones, image sources, starts."""
+"""Named things that a user's own file can add to: objectives, baselines, backbones, image sources, starts, exports."""
 
 from collections.abc import Iterator
 from importlib import import_module
@@ -9,6 +9,7 @@ from temi.pipeline.errors import UserError
 if TYPE_CHECKING:
     from temi.pipeline.evaluate.baselines import Baseline
     from temi.pipeline.heads.objectives import Objective, Regularizer
+    from temi.pipeline.results.formats import Export
     from temi.pipeline.start.find import FindStart
 
 T = TypeVar("T")
@@ -64,3 +65,4 @@ OBJECTIVES: "Registry[Objective]" = Registry("objective", "temi.pipeline.heads.o
 REGULARIZERS: "Registry[Regularizer]" = Registry("regularizer", "temi.pipeline.heads.objectives")
 STARTS: "Registry[FindStart]" = Registry("start", "temi.pipeline.start.find")
 BASELINES: "Registry[Baseline]" = Registry("baseline", "temi.pipeline.evaluate.baselines")
+EXPORTS: "Registry[Export]" = Registry("format", "temi.pipeline.results.formats")

@@ -25,18 +25,6 @@ Images = Annotated[
 Cache = Annotated[Path | None, typer.Option("--cache", help="the training cache, if it moved since `temi train-heads`")]
 
 
-class Format(StrEnum):
-    """What `temi export` writes."""
-
-    csv = "csv"
-    parquet = "parquet"
-    json = "json"
-    folders = "folders"
-    datasets = "datasets"
-    onnx = "onnx"
-    lists = "lists"
-
-
 class Link(StrEnum):
     """How `temi export --format folders` puts images into folders."""
 
@@ -100,46 +88,32 @@ def predict(
 @commands.command(rich_help_panel=RESULTS)
 def export(
     run: Run,
-    out: Annotated[
-        Path, typer.Option("--out", help="file; a folder for `lists`, a new one for `folders` and `datasets`")
-    ],
+    out: Annotated[Path, typer.Option("--out", help="file; a folder for `lists`, a new one for what is many files")],
     format_: Annotated[
-        Format | None, typer.Option("--format", help="what to write, where the suffix of --out does not tell")
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="csv, parquet, json, folders, datasets, lists, fiftyone, embedding-atlas, lance or onnx; "
+            "default: by the suffix of --out",
+        ),
     ] = None,
-    link: Annotated[Link, typer.Option(help="how `folders` holds images; originals are never moved")] = Link.symlink,
+    link: Annotated[
+        Link, typer.Option(help="how `folders` and `fiftyone` hold images; originals are never moved")
+    ] = Link.symlink,
     images: Images = None,
     cache: Cache = None,
     plugin: Plugins = None,
 ) -> None:
-    """Write the assignments of RUN as a table, lists, folders or a Hugging Face data set, or its model as ONNX."""
+    """Write the assignments of RUN for people and other tools: a table, lists, folders, data sets; or its model."""
     with user_errors():
         _load(plugin)
-        from temi.pipeline.results.export import export_datasets, export_folders, export_table, format_of
+        from temi.pipeline.registry import EXPORTS
         from temi.pipeline.results.finished import FinishedRun
+        from temi.pipeline.results.formats import Wanted, format_of
 
-        kind = format_of(out, format_.value if format_ else None)
-        finished = FinishedRun(run, cache)
-        match kind:
-            case "folders":
-                count = export_folders(finished, out, link.value, images)
-            case "datasets":
-                count = export_datasets(finished, out, images)
-            case "lists":
-                from temi.pipeline.report.thumbnails import kept_oddities
-                from temi.pipeline.results.lists import evidence, write_lists
-
-                for path in write_lists(finished, evidence(finished), out, kept_oddities(finished)):
-                    print(path)
-                return
-            case "onnx":
-                from temi.pipeline.results.onnx import export_onnx
-
-                difference = export_onnx(finished.model, out)
-                print(f"{out}: differs from torch by at most {difference:.1g}")
-                return
-            case _:
-                count = export_table(finished, out, kind)
-        print(f"{out}: {count:,} images in {finished.model.clusters} clusters")
+        write = EXPORTS[format_of(out, format_)]
+        print(write(FinishedRun(run, cache), out, Wanted(link.value, images)))
 
 
 @commands.command(rich_help_panel=RESULTS)
@@ -199,6 +173,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free")] = 0,
     images: Images = None,
     cache: Cache = None,
+    backbone: Annotated[str | None, typer.Option(help="folder of the weights, where they are not from a hub")] = None,
 ) -> None:
     """Show the page of RUN with a server behind it, on this machine only: every image large, corrections kept at once.
 
@@ -208,7 +183,7 @@ def serve(
         from temi.pipeline.results.finished import FinishedRun
         from temi.pipeline.serve.server import serve as run_server
 
-        run_server(FinishedRun(run, cache), port, images)
+        run_server(FinishedRun(run, cache), port, images, backbone)
 
 
 @commands.command("label-next", rich_help_panel=RESULTS)
@@ -229,21 +204,35 @@ def label_next(
 @commands.command(rich_help_panel=RESULTS)
 def correct(
     run: Run,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="corrections, one JSON object a line")],
+    file: Annotated[
+        Path | None, typer.Argument(metavar="FILE", help="corrections, one JSON object a line; the report saves such")
+    ] = None,
+    tagged: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FIFTYONE.json", help="labels and tags that FiftyOne wrote, instead"),
+    ] = None,
     who: Annotated[str, typer.Option(help="who says so; default: the user of this computer")] = "",
     cache: Cache = None,
 ) -> None:
     """Take the corrections in FILE into RUN: merges, splits, moves, names; all of them, or none if one does not fit.
 
-    The report saves such a file. Report, predictions and exports respect them from then on.
+    Report, predictions and exports respect them from then on.
     """
     with user_errors():
+        from temi.pipeline.errors import UserError
         from temi.pipeline.results.correct import correct as run_correct
         from temi.pipeline.results.correct import read_file
         from temi.pipeline.results.corrections import CORRECTIONS
+        from temi.pipeline.results.fiftyone import Tagged, read_fiftyone
         from temi.pipeline.results.finished import FinishedRun
 
-        done = run_correct(FinishedRun(run, cache), read_file(file), who)
+        if (file is None) == (tagged is None):
+            raise UserError("give a FILE of corrections, or --from a file that FiftyOne wrote: one of the two")
+        finished = FinishedRun(run, cache)
+        told = read_fiftyone(finished, tagged) if tagged else Tagged(read_file(file) if file else [])
+        if told.strangers:
+            print(f"{told.strangers:,} samples of {tagged} are not images of {run} and were passed over")
+        done = run_correct(finished, told.entries, who)
         print(f"{run / CORRECTIONS}: {len(done)} corrections more")
         print(f"next: temi report {typed(run)}, or temi export {typed(run)}")
 

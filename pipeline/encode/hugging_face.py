@@ -41,7 +41,7 @@ def hugging_face(config: EmbedConfig, device: torch.device, precision: str) -> B
         model.to(DTYPES[precision])
     return Backbone(
         name=f"{settings.model_type} (local folder)" if folder else config.backbone,
-        revision=digest_files(_weight_files(folder)) if folder else str(where["revision"]),
+        revision=digest_files(weight_files(folder)) if folder else str(where["revision"]),
         pooling=config.pooling,
         precision=precision,
         cast=cast,
@@ -101,7 +101,9 @@ def _local_folder(name: str) -> Path | None:
     return None
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files of a local folder whose digest is the revision of its weights."""
+    folder = Path(folder).expanduser()
     return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
 
 

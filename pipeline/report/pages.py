@@ -29,13 +29,13 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.report.cards import TYPICAL, centers, class_name, nearest_clusters, typical_images
 from temi.pipeline.report.columns import image_columns, rounded
 from temi.pipeline.report.levels import run_levels
-from temi.pipeline.report.map import run_atlas
 from temi.pipeline.report.records import Base, Brackets, Confusion, Curves, Overview, RunFigures, page_json
-from temi.pipeline.report.thumbnails import Thumbnail, oddities, run_thumbnails
 from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence, write_lists
+from temi.pipeline.results.map import run_atlas
 from temi.pipeline.results.names import first_names
+from temi.pipeline.results.thumbnails import Thumbnail, oddities, run_thumbnails
 from temi.pipeline.runs.label_free import COMPARED_ROWS, compared
 from temi.pipeline.runs.records import Training, read_comparison, read_record
 from temi.pipeline.start.agreement import contingency, mutual_information

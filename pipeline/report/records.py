@@ -148,6 +148,7 @@ class RunFigures:
     missing : why there are no pictures
     odd : what is odd about the pixels of an image, by its place
     looked : images whose pixels were looked at
+    words : whether a server finds images by words
     """
 
     overview: Overview
@@ -167,6 +168,7 @@ class RunFigures:
     missing: str = ""
     odd: Mapping[int, str] = field(default_factory=dict)
     looked: int = 0
+    words: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """What a person said of one run, taken along into the run that learned it: names, marks, notes, images not kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
 from temi.pipeline.features.constraints import NOWHERE
 from temi.pipeline.results.corrections import (
@@ -60,39 +61,76 @@ class Carried:
         return "\n".join(lines)
 
 
-def carry_over(earlier: FinishedRun, run: FinishedRun) -> Carried:
-    """Write to `run` what was said of images of `earlier` that it has; once, if it has no corrections yet.
+@dataclass(frozen=True)
+class Kept:
+    """Clusters of an earlier run as a person left them, beside those that a later training made of the same images.
 
-    An image that a person placed and that training put elsewhere is moved to the cluster that holds most of the images
-    it was placed with; one that was taken out of all clusters is taken out again.
+    Attributes
+    ----------
+    then : (m,) cluster of each image that both have, as it was left; REMOVED where it is in none
+    place : (m,) where the image is in the later run
+    by_hand : (m,) whether a person said where the image belongs
+    now : (m,) its cluster as trained
+    shared : (B, C) images of each earlier cluster in each later one
     """
-    then, keys = earlier.corrected, earlier.trained["key"].tolist()
-    there = np.array([run.place.get(key, -1) for key in keys], dtype=np.int64)
-    common = np.flatnonzero(there >= 0)
-    before, now = then.cluster[common], run.trained["cluster"].to_numpy("int64")[there[common]]
-    inside = before != REMOVED
-    shared = contingency(before[inside], now[inside], (then.clusters, run.model.clusters))
-    home, owner = np.where(shared.any(1), shared.argmax(1), NOWHERE), shared.argmax(0)
-    by_hand = then.by_hand[common]
-    strays = by_hand & inside & (now != home[before]) & (owner[now] != before)
-    removed = by_hand & ~inside
+
+    then: Int64[np.ndarray, " m"]
+    place: Int64[np.ndarray, " m"]
+    by_hand: Bool[np.ndarray, " m"]
+    now: Int64[np.ndarray, " m"]
+    shared: Int64[np.ndarray, "B C"]
+
+    @classmethod
+    def of(
+        cls, earlier: FinishedRun, place: Mapping[str, int], trained: Int64[np.ndarray, " n"], clusters: int
+    ) -> Self:
+        """Images are the same where their keys are; `place` is where each key is in `trained`."""
+        state = earlier.corrected
+        there = np.array([place.get(key, -1) for key in earlier.trained["key"]], dtype=np.int64)
+        common = np.flatnonzero(there >= 0)
+        then, now = state.cluster[common], trained[there[common]]
+        inside = then != REMOVED
+        shared = contingency(then[inside], now[inside], (state.clusters, clusters))
+        return cls(then, there[common], state.by_hand[common], now, shared)
+
+    @property
+    def home(self) -> Int64[np.ndarray, " B"]:
+        """The later cluster that holds most of each earlier one; NOWHERE where that is empty."""
+        return np.where(self.shared.any(1), self.shared.argmax(1), NOWHERE)
+
+    @property
+    def left(self) -> Int64[np.ndarray, " m"]:
+        """Clusters as a person wants them.
+
+        An image that a person placed and that training put elsewhere is in the cluster that holds most of the images it
+        was placed with; one that was taken out of all clusters is in none.
+        """
+        inside, home, owner = self.then != REMOVED, self.home, self.shared.argmax(0)
+        strays = self.by_hand & inside & (self.now != home[self.then]) & (owner[self.now] != self.then)
+        left = np.where(strays, home[self.then], self.now)
+        return np.where(self.by_hand & ~inside, REMOVED, left)
+
+
+def carry_over(earlier: FinishedRun, run: FinishedRun) -> Carried:
+    """Write to `run` what was said of images of `earlier` that it has; once, if it has no corrections yet."""
+    kept = Kept.of(earlier, run.place, run.trained["cluster"].to_numpy("int64"), run.model.clusters)
+    keys, left = run.trained["key"].to_numpy()[kept.place], kept.left
+    moved = left != kept.now
     entries: list[Correction] = []
-    for cluster in np.unique(home[before[strays]]):
-        moved = common[strays][home[before[strays]] == cluster]
-        entries.append(Move(keys=[keys[image] for image in moved], to=int(cluster)))
-    if removed.any():
-        entries.append(Remove(keys=[keys[image] for image in common[removed]]))
-    names, lost = _names(then.names, shared)
+    for cluster in np.unique(left[moved]):
+        images = keys[moved & (left == cluster)].tolist()
+        entries.append(Remove(keys=images) if cluster == REMOVED else Move(keys=images, to=int(cluster)))
+    names, lost = _names(earlier.corrected.names, kept.shared)
     entries += [Rename(names=names)] if names else []
-    entries += _marks(earlier.corrections, run, home)
+    entries += _marks(earlier.corrections, run, kept.home)
     if entries:
         with correction_lock(run.folder):
             run.forget_corrections()
             if not run.corrections:
                 append_corrections(run.folder, [signed(entry) for entry in entries])
         run.forget_corrections()
-    placed = by_hand & inside
-    return Carried(int(placed.sum()), int((placed & ~strays).sum()), len(names), lost, _broken(run))
+    placed = kept.by_hand & (kept.then != REMOVED)
+    return Carried(int(placed.sum()), int((placed & ~moved).sum()), len(names), lost, _broken(run))
 
 
 def _names(names: dict[int, str], shared: Int64[np.ndarray, "B C"]) -> tuple[dict[int, str], list[str]]:

@@ -30,23 +30,6 @@ LINKS: dict[str, Callable[[Path, Path], object]] = {
     "hardlink": os.link,
     "copy": shutil.copyfile,
 }
-SUFFIXES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".onnx": "onnx"}
-
-
-def format_of(out: Path, asked: str | None) -> str:
-    """What to write to `out`: its suffix decides; without a known one, what was asked for.
-
-    Raises
-    ------
-    UserError
-        The two contradict each other, or neither says it.
-    """
-    told = SUFFIXES.get(out.suffix.lower())
-    if told is None and asked is None:
-        raise UserError(f"--out {out} does not say what to write; end it in {', '.join(SUFFIXES)}, or give --format")
-    if told is not None and asked not in (None, told):
-        raise UserError(f"--out {out} is a {told} file and --format asks for {asked}; change one of the two")
-    return told or str(asked)
 
 
 def export_table(run: FinishedRun, out: Path, kind: str) -> int:
@@ -78,9 +61,7 @@ def export_folders(run: FinishedRun, out: Path, link: str, source: str | None = 
     UserError
         `out` holds something else, the images cannot be found, or cannot be linked.
     """
-    images = run.images(source)
-    if link != "copy" and images.path(0) is None:
-        raise UserError(f"the images of {run.folder} are not files of their own and cannot be linked; use --link copy")
+    images = linkable(run, source, link)
     folders = {
         cluster: out / folder_name(cluster, name)
         for cluster, name in enumerate(run.names)
@@ -92,17 +73,25 @@ def export_folders(run: FinishedRun, out: Path, link: str, source: str | None = 
         inside(folders[cluster], key)
         for key, cluster in zip(run.assignments["key"], run.assignments["cluster"], strict=True)
     ]
-    with _new_folder(out, run, f"folders, {link}"), Progress("export", len(targets), "img") as progress:
+    with new_folder(out, run, f"folders, {link}"), Progress("export", len(targets), "img") as progress:
         for folder in folders.values():
             folder.mkdir(exist_ok=True)
         for row, target in zip(run.assignments["row"], targets, strict=True):
             with os_errors(target, f"{link} an image to"):
-                _put(images, row, target, LINKS[link])
+                put(images, row, target, LINKS[link])
             progress.advance()
     return len(targets)
 
 
-def _put(images: ImageSource, row: int, target: Path, link: Callable[[Path, Path], object]) -> None:
+def linkable(run: FinishedRun, source: str | None, link: str) -> ImageSource:
+    """The images of `run`, refused where they are not files and `link` is not to copy them."""
+    images = run.images(source)
+    if link != "copy" and images.path(0) is None:
+        raise UserError(f"the images of {run.folder} are not files of their own and cannot be linked; use --link copy")
+    return images
+
+
+def put(images: ImageSource, row: int, target: Path, link: Callable[[Path, Path], object]) -> None:
     """Image `row` at `target`, whole or not at all; nothing to do where an earlier export put it."""
     original = images.path(row)
     if original is None:
@@ -127,7 +116,7 @@ def export_datasets(run: FinishedRun, out: Path, source: str | None = None) -> i
     images = run.images(source)
     schema = _datasets_schema(run.names)
     count = len(run.assignments)
-    with _new_folder(out, run, "datasets"), Progress("export", count, "img") as progress, os_errors(out, "write to"):
+    with new_folder(out, run, "datasets"), Progress("export", count, "img") as progress, os_errors(out, "write to"):
         for number, table in enumerate(_datasets_tables(run.assignments, images, schema)):
             with (out / f"train-{number:05d}.parquet").open("wb") as file:
                 pyarrow.parquet.write_table(table, file, row_group_size=256)
@@ -162,7 +151,7 @@ def png(images: ImageSource, row: int) -> bytes:
 
 
 @contextmanager
-def _new_folder(out: Path, run: FinishedRun, what: str) -> Iterator[None]:
+def new_folder(out: Path, run: FinishedRun, what: str) -> Iterator[None]:
     """`out`, new or begun by the same export, with a note of which export that is until all of it is there."""
     note: dict[str, object] = {"corrections": len(run.corrections)}
     note |= {"run": str(run.folder.resolve()), "images": run.cache.digest, "names": run.names, "what": what}

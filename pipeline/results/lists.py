@@ -24,6 +24,7 @@ from temi.pipeline.features.features import Features
 from temi.pipeline.results.corrections import REMOVED, merged
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import display_name
+from temi.pipeline.results.thumbnails import kept_oddities
 
 REFERENCE = 5  # the neighbor whose distance says how far apart images are that are not copies
 DEVIATIONS = 4.0  # robust deviations of the logarithm of that distance below its median: closer are near-duplicates
@@ -223,6 +224,11 @@ def write_lists(run: FinishedRun, known: Evidence, folder: Path, odd: Mapping[in
         "unusual": _unusual_rows(run, known, odd),
     }
     return [_write(folder / f"{name}.csv", rows[name], columns) for name, columns in LISTS.items()]
+
+
+def export_lists(run: FinishedRun, folder: Path) -> list[Path]:
+    """The lists in `folder`; of pixels, what is known from small pictures that were made before."""
+    return write_lists(run, evidence(run), folder, kept_oddities(run))
 
 
 def write_label_next(run: FinishedRun, count: int, out: Path | None) -> None:

@@ -115,11 +115,12 @@ def _pictures(images: ImageSource, rows: Sequence[int]) -> list[Image.Image]:
 class ImageTextModel:
     """A model of transformers that puts images and words into one space; only safetensors are read, no code is run."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, revision: str | None = None) -> None:
         from transformers import AutoModel, AutoProcessor
 
         local = Path(name).expanduser().is_dir()
-        where: dict[str, Any] = {"trust_remote_code": False, "local_files_only": not local and not hub_answers()}
+        offline = not local and not hub_answers()
+        where: dict[str, Any] = {"revision": revision, "trust_remote_code": False, "local_files_only": offline}
         try:
             self.processor = AutoProcessor.from_pretrained(name, **where)
             self.model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **where).eval()
@@ -129,26 +130,36 @@ class ImageTextModel:
         if not (hasattr(self.model, "get_text_features") and hasattr(self.model, "logit_scale")):
             raise UserError(f"{name} knows no words; give a model such as openai/clip-vit-base-patch32")
 
-    @torch.inference_mode()
     def words(self, vocabulary: Sequence[str]) -> Float[Tensor, "W E"]:
         """Unit vectors of "a photo of a WORD"."""
+        return self.text([PROMPT(word) for word in vocabulary])
+
+    @torch.inference_mode()
+    def text(self, lines: Sequence[str]) -> Float[Tensor, "W E"]:
+        """Unit vectors of lines of text."""
         parts = []
-        for first in range(0, len(vocabulary), BATCH):
-            prompts = [PROMPT(word) for word in vocabulary[first : first + BATCH]]
-            tokens = self.processor(text=prompts, padding=True, truncation=True, return_tensors="pt")
-            parts.append(_unit(self.model.get_text_features(**tokens)))
+        for first in range(0, len(lines), BATCH):
+            tokens = self.processor(
+                text=list(lines[first : first + BATCH]), padding=True, truncation=True, return_tensors="pt"
+            )
+            parts.append(unit(self.model.get_text_features(**tokens)))
         return torch.cat(parts)
+
+    @torch.inference_mode()
+    def pictures(self, pictures: Sequence[Image.Image]) -> Float[Tensor, "n E"]:
+        """Unit vectors of pictures."""
+        pixels = self.processor(images=list(pictures), return_tensors="pt")
+        return unit(self.model.get_image_features(**pixels))
 
     @torch.inference_mode()
     def probabilities(self, pictures: Sequence[Image.Image], text: Float[Tensor, "W E"]) -> Float[Tensor, "n W"]:
         """Probability of every word for each picture."""
-        pixels = self.processor(images=list(pictures), return_tensors="pt")
-        cosine = _unit(self.model.get_image_features(**pixels)) @ text.mT
+        cosine = self.pictures(pictures) @ text.mT
         likely: Float[Tensor, "n W"] = (self.model.logit_scale.exp() * cosine).softmax(-1)
         return likely
 
 
-def _unit(features: Any) -> Tensor:
+def unit(features: Any) -> Tensor:
     """Features of unit length; newer versions of transformers wrap them."""
     tensor: Tensor = getattr(features, "pooler_output", features)
     return torch.nn.functional.normalize(tensor, dim=-1)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,14 +27,16 @@ from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.report.pages import page_map, render, run_figures
 from temi.pipeline.report.records import page_json
-from temi.pipeline.report.thumbnails import Thumbnail, kept_oddities, kept_thumbnails, large, thumbnail
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import Correction, parse_correction, to_json
+from temi.pipeline.results.find import Finder
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence
+from temi.pipeline.results.thumbnails import Thumbnail, kept_thumbnails, large, oddities, thumbnail
 
 MAX_REQUEST = 8 * 2**20  # bytes of a correction: 100,000 names of images
 KEPT_BYTES = 256 * 2**20  # of thumbnails made while serving
+MAX_PICTURE = 64 * 2**20  # bytes of a picture to search by
 MOST_SIMILAR = 200
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -50,8 +53,9 @@ Next = Callable[[Request], Awaitable[Response]]
 class ServedRun:
     """A run ready to be shown: what its page needs, computed once, and its images."""
 
-    def __init__(self, run: FinishedRun, source: str | None = None) -> None:
+    def __init__(self, run: FinishedRun, source: str | None = None, finder: Finder | None = None) -> None:
         self.run = run
+        self.finder = finder or Finder(run)
         self.known: Evidence = evidence(run)
         self.rows = run.trained["row"].to_numpy("int64")
         self.position = {int(row): place for place, row in enumerate(self.rows)}
@@ -60,27 +64,33 @@ class ServedRun:
         self.images, self.missing = _images(run, source)
         kept = kept_thumbnails(run.shared)
         self.made: OrderedDict[int, Thumbnail] = OrderedDict((row, kept[row]) for row in kept if row in self.position)
-        self.odd = kept_oddities(run)
-        self.looked = len(self.made)
         self._kept = sum(len(seen.webp) for seen in self.made.values())
         self._making, self._editing = Lock(), Lock()
         figures = run_figures(run, self.known, self.shown, self.map)
         images = replace(figures.images, near=None)  # the server is asked for them
-        self._figures = replace(figures, images=images, missing=self.missing, odd=self.odd, looked=self.looked)
-        self._page = self._figures.entries, self._render(self._figures.entries)
+        self._figures = replace(figures, images=images, missing=self.missing, words=self.finder.knows_words)
+        self._page = self._state, self._render()
 
     def page(self) -> bytes:
-        """The page as the corrections are by now."""
+        """The page as the corrections are by now, and what is odd about the pixels of the images seen by now."""
         with self._editing:
             self.run.forget_corrections()
-            entries = tuple(self.run.corrections)
-            if entries != self._page[0]:
-                self._page = entries, self._render(entries)
+            if self._state != self._page[0]:
+                self._page = self._state, self._render()
             return self._page[1]
 
-    def _render(self, entries: tuple[Correction, ...]) -> bytes:
-        data = page_json(replace(self._figures, entries=entries))
-        return render("report", data, self.run.folder.resolve().name, served=True).encode("utf-8", "backslashreplace")
+    @property
+    def _state(self) -> tuple[tuple[Correction, ...], int]:
+        """What of a page changes: the corrections, and how many images were looked at."""
+        return tuple(self.run.corrections), len(self.made)
+
+    def _render(self) -> bytes:
+        with self._making:
+            seen = {row: made for row, made in self.made.items() if made.webp}
+        odd = {self.position[row]: what for row, what in oddities(seen).items()}
+        data = replace(self._figures, entries=tuple(self.run.corrections), odd=odd, looked=len(seen))
+        page = render("report", page_json(data), self.run.folder.resolve().name, served=True)
+        return page.encode("utf-8", "backslashreplace")
 
     def edit(self, body: bytes) -> list[Correction]:
         """Take one correction in; the entry as written to the disk."""
@@ -148,19 +158,28 @@ def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
             return _refusal(400, f"count goes from 1 to {MOST_SIMILAR}")
         return JSONResponse({"images": served.similar(_row(request, served), int(asked))})
 
+    async def like(request: Request) -> Response:
+        if not request.headers.get("content-type", "").startswith("image/"):
+            return _refusal(415, "a picture is image/*")
+        body = await _body(request, MAX_PICTURE)
+        if body is None:
+            return _refusal(413, f"a picture has at most {MAX_PICTURE // 2**20} MB here")
+        return await _found(served.finder.like, body)
+
+    async def described(request: Request) -> Response:
+        return await _found(served.finder.described, request.query_params.get("text", ""))
+
     async def views(request: Request) -> Response:
         return JSONResponse({"views": await run_in_threadpool(served.views, _row(request, served))})
 
     async def edit(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return _refusal(415, "a correction is application/json")
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_REQUEST:
-                return _refusal(413, "a correction of that size is none")
+        body = await _body(request, MAX_REQUEST)
+        if body is None:
+            return _refusal(413, "a correction of that size is none")
         try:
-            written = await run_in_threadpool(served.edit, bytes(body))
+            written = await run_in_threadpool(served.edit, body)
         except USER_ERRORS as error:
             return _refusal(400, str(error))
         return JSONResponse({"entries": [to_json(entry) for entry in written]})
@@ -171,6 +190,8 @@ def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
         Route("/image/{row}", whole),
         Route("/similar/{row}", similar),
         Route("/views/{row}", views),
+        Route("/like", like, methods=["POST"]),
+        Route("/described", described),
         Route("/edit", edit, methods=["POST"]),
     ]
 
@@ -186,6 +207,25 @@ def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
         exception_handlers={_NoSuchRow: _no_such_row},
     )
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """The body of a request; None where it has more than `most` bytes."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > most:
+            return None
+    return bytes(body)
+
+
+async def _found(search: Callable[[Any], np.ndarray], asked: str | bytes) -> Response:
+    """What a search finds first, or why it finds nothing."""
+    try:
+        places = await run_in_threadpool(search, asked)
+    except (*USER_ERRORS, UnreadableImage) as error:
+        return _refusal(400, str(error))
+    return JSONResponse({"images": places[:MOST_SIMILAR].tolist()})
 
 
 def new_token() -> str:

@@ -9,8 +9,10 @@ from temi.pipeline.results.finished import FinishedRun
 LOOPBACK = "127.0.0.1"
 
 
-def serve(run: FinishedRun, port: int = 0, source: str | None = None) -> None:
+def serve(run: FinishedRun, port: int = 0, source: str | None = None, backbone: str | None = None) -> None:
     """Show the page of `run` at an address that is printed, until Ctrl-C; port 0: any that is free.
+
+    `backbone` is the folder of the encoder's weights, where they are not from a hub: for search by picture and words.
 
     Raises
     ------
@@ -19,11 +21,12 @@ def serve(run: FinishedRun, port: int = 0, source: str | None = None) -> None:
     """
     uvicorn = import_extra("uvicorn", "serve", "temi serve")
     import_extra("starlette", "serve", "temi serve")
+    from temi.pipeline.results.find import Finder
     from temi.pipeline.serve.app import ServedRun, build_app, new_token
 
     listening = _listen(port)
     port, token = listening.getsockname()[1], new_token()
-    app = build_app(ServedRun(run, source), token, {f"{LOOPBACK}:{port}", f"localhost:{port}"})
+    app = build_app(ServedRun(run, source, Finder(run, backbone)), token, {f"{LOOPBACK}:{port}", f"localhost:{port}"})
     print(f"open http://{LOOPBACK}:{port}/{token}/ in a browser on this machine; Ctrl-C stops the server", flush=True)
     settings = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, date_header=False)
     uvicorn.Server(settings).run(sockets=[listening])

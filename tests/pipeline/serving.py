@@ -51,9 +51,11 @@ class Server:
 
 
 @contextmanager
-def serving(run: Path) -> Iterator[Server]:
+def serving(run: Path, *arguments: object) -> Iterator[Server]:
     """`temi serve` of `run`, until the block ends."""
-    process = subprocess.Popen([TEMI, "serve", str(run)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [TEMI, "serve", run, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     try:

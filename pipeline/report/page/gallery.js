@@ -6,13 +6,12 @@ const gallery = (() => {
   const PAGE = 60;
   const selected = new Set();
   let fading = 0;
-  function said(text, problem = false) {
+  function said(text, problem = false, stays = problem) {
     byId("said").textContent = text;
     byId("said").classList.toggle("problem", problem);
     clearTimeout(fading);
-    if (!problem) fading = setTimeout(() => { byId("said").textContent = ""; }, 8000);
+    if (!stays) fading = setTimeout(() => { byId("said").textContent = ""; }, 8000);
   }
-
 
   // Shows `cells`, [image, how many it stands for] each, in `host`, PAGE at a time.
   function grid(host, cells, empty = "No images.") {

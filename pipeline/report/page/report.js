@@ -27,7 +27,7 @@
     fill[current]();
     map.redraw();
     scrollTo(0, 0);
-    if (id !== undefined) views.find((section) => !section.hidden).querySelector("h2").focus({ preventScroll: true });
+    if (id !== undefined || current === "like") views.find((section) => !section.hidden).querySelector("h2").focus({ preventScroll: true });
   }
 
   // ---- clusters
@@ -54,8 +54,9 @@
     const shown = store.folded(store.sorted(store.members(cluster), "typical")).slice(0, TILE);
     const pictures = shown.map(([image]) => picture(image, ""));
     const name = store.name(cluster);
-    const a = make("a", { href: `#cluster-${cluster}`, ariaLabel: `${name}, ${count(store.size(cluster))} images` },
-      make("div", { className: `tile of-${Math.min(3, Math.ceil(Math.sqrt(shown.length)))}` }, ...pictures), make("b", { textContent: name }), make("span", { textContent: count(store.size(cluster)) }));
+    const a = make("a", { href: `#cluster-${cluster}` },
+      make("div", { className: `tile of-${Math.min(3, Math.ceil(Math.sqrt(shown.length)))}` }, ...pictures), make("b", { textContent: name }),
+      make("span", { textContent: count(store.size(cluster)) }, make("span", { className: "unseen", textContent: " images" })));
     const item = make("li", {}, a);
     item.dataset.cluster = cluster;
     return item;
@@ -73,6 +74,8 @@
     const named = [];
     if (asked) for (let i = 0; i < store.count && named.length < FOUND; i += 1) if (images.key[i].toLowerCase().includes(asked)) named.push(i);
     byId("named").hidden = !asked;
+    byId("described").hidden = !(asked && data.words);
+    byId("described").textContent = `Show images of “${asked}”`;
     if (!asked) return;
     byId("named-title").textContent = named.length ? `${count(named.length)}${named.length === FOUND ? " or more" : ""} images of that name` : "No image of that name";
     gallery.grid(byId("named-images"), cells(named), found.length ? "" : "Nothing fits; try part of a cluster's name, of a class or of a file's name.");
@@ -122,13 +125,13 @@
       return make("li", {}, make("p", {}, words, " ", rest), host);
     });
     const lead = found.length > 200 ? [make("p", { className: "lead", textContent: `The 200 largest of ${count(found.length)} groups.` })] : [];
-    byId("duplicates").replaceChildren(...lead, found.length ? make("ul", { className: "groups" }, ...rows) : make("p", { className: "lead", textContent: "No near-duplicates were found." }));
+    byId("duplicate-groups").replaceChildren(...lead, found.length ? make("ul", { className: "groups" }, ...rows) : make("p", { className: "lead", textContent: "No near-duplicates were found." }));
   }
 
-  function showUnsure() { gallery.grid(byId("unsure"), cells(unsure()), "Every image is at least twice as likely in its cluster as in the next."); }
+  function showUnsure() { gallery.grid(byId("unsure-images"), cells(unsure()), "Every image is at least twice as likely in its cluster as in the next."); }
   function showUnusual() {
     byId("unusual-text").textContent = `The 1 % of images least like others, and those that are black, blank or blurred (known of ${count(data.looked)} of ${count(store.count)} images, those with a small picture).`;
-    gallery.grid(byId("unusual"), cells(unusual()));
+    gallery.grid(byId("unusual-images"), cells(unusual()));
   }
 
   function tally() {
@@ -138,9 +141,33 @@
   }
 
   async function showLike() {
+    if (location.hash === "#like") { byId("like-title").textContent = sought.title; gallery.grid(byId("like-images"), cells(sought.images), sought.empty); return; }
     byId("like-title").textContent = `Like ${images.key[number]}`;
     const asked = number, found = await store.similar(asked, 60);
-    if (asked === number) gallery.grid(byId("like"), cells([asked, ...found]));
+    if (asked === number) gallery.grid(byId("like-images"), cells([asked, ...found]));
+  }
+
+  // ---- search by a picture and by words, where a server has the encoder
+  let sought = { title: "Search by picture", images: [], empty: "Drop a picture on this page." };
+  async function seek(title, address, request) {
+    gallery.said("Searching; the encoder is loaded the first time.", false, true);
+    const { images: found, problem } = await store.ask(address, request);
+    gallery.said(problem, Boolean(problem));
+    if (problem) return;
+    sought = { title, images: found, empty: "Nothing was found." };
+    if (location.hash === "#like") go(); else location.hash = "#like";
+  }
+  const seekLike = (file) => (file.type.startsWith("image/") ? seek(`Like ${file.name}`, "like", { method: "POST", headers: { "content-type": file.type }, body: file })
+    : gallery.said(`${file.name} is not a picture.`, true));
+  const seekDescribed = () => { const text = byId("search").value.trim(); if (text) seek(`Images closest to “${text}”`, `described?text=${encodeURIComponent(text)}`); };
+  if (served) {
+    byId("pick").hidden = false;
+    byId("pick").onclick = () => byId("picture").click();
+    byId("picture").onchange = (event) => { const [file] = event.target.files; event.target.value = ""; if (file) seekLike(file); };
+    addEventListener("dragover", (event) => event.preventDefault());
+    addEventListener("drop", (event) => { event.preventDefault(); const [file] = event.dataTransfer.files; if (file) seekLike(file); });
+    byId("described").onclick = seekDescribed;
+    byId("search").addEventListener("keydown", (event) => { if (event.key === "Enter" && data.words) seekDescribed(); });
   }
 
   function showTree() {

@@ -87,6 +87,14 @@ const store = (() => {
     return "";
   }
 
+  // Asks the server for images; what is wrong is said in `problem`.
+  async function ask(address, request) {
+    const answer = await fetch(address, request).catch(() => null);
+    if (!answer) return { images: [], problem: "The server does not answer; start it again with temi serve." };
+    const told = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+    return { images: told.images ?? [], problem: told.error ?? "" };
+  }
+
   const collator = new Intl.Collator("en", { numeric: true });
   const margin = (i) => confidence(i) - (state.second[i] === state.cluster[i] ? 0 : images.runner[i]);
   const confidence = (i) => (state.byHand[i] ? 1 : images.confidence[i]);
@@ -115,7 +123,7 @@ const store = (() => {
 
   replay();
   return {
-    data, images, count, REMOVED, ORDERS, edit, folded, margin, confidence,
+    data, images, count, REMOVED, ORDERS, ask, edit, folded, margin, confidence,
     get state() { return state; },
     get unsaved() { return made; },
     lines: () => entries.slice(entries.length - made).map((entry) => JSON.stringify(entry)).join("\n") + "\n",
@@ -129,8 +137,7 @@ const store = (() => {
     // Similar images: from the server, which knows all of them, or those that the page knows.
     similar: async (image, many) => {
       if (!served) return images.near[image].filter((other) => other >= 0).slice(0, many);
-      const answer = await fetch(`similar/${images.row[image]}?count=${many}`).catch(() => null);
-      return answer?.ok ? (await answer.json()).images : [];
+      return (await ask(`similar/${images.row[image]}?count=${many}`)).images;
     },
   };
 })();

@@ -18,10 +18,10 @@ from temi.cache import EmbeddingCache
 from temi.cli import app
 from temi.pipeline.report.levels import run_levels
 from temi.pipeline.report.pages import write_report
-from temi.pipeline.report.thumbnails import THUMBNAILS
 from temi.pipeline.report.trials import write_overview
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import set_names
+from temi.pipeline.results.thumbnails import THUMBNAILS
 from temi.pipeline.runs.trials import train_trials
 
 

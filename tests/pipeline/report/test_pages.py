@@ -20,14 +20,14 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.images import open_source
 from temi.pipeline.report import pages as module
 from temi.pipeline.report.cards import centers, nearest_clusters, typical_images
-from temi.pipeline.report.map import ATLAS, atlas, run_atlas
 from temi.pipeline.report.pages import confusion, figures, merge_tree, shown_images, write_report
-from temi.pipeline.report.thumbnails import SIDE, THUMBNAILS, Thumbnail, laplacian, oddities, run_thumbnails, thumbnail
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import Merge, Rename
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import evidence
+from temi.pipeline.results.map import ATLAS, atlas, run_atlas
 from temi.pipeline.results.names import set_names
+from temi.pipeline.results.thumbnails import SIDE, THUMBNAILS, Thumbnail, laplacian, oddities, run_thumbnails, thumbnail
 from temi.pipeline.runs.train import train_heads
 
 

@@ -62,7 +62,7 @@ def assigned(browser: Any) -> list[int]:
 def until(browser: Any, script: str) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(f"return {script}"))
+    WebDriverWait(browser, 90).until(lambda driver: driver.execute_script(f"return {script}"))
 
 
 def lasso(browser: Any) -> int:
@@ -71,7 +71,7 @@ def lasso(browser: Any) -> int:
 
     visit(browser, "map")
     browser.find_element("id", "lasso").click()
-    chart = browser.find_element("id", "map")
+    chart = browser.find_element("id", "canvas")
     wide, high = chart.size["width"] // 2 - 3, chart.size["height"] // 2 - 3
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
     pointer = ActionChains(browser).move_to_element_with_offset(chart, -wide, -high).click_and_hold()
@@ -126,6 +126,25 @@ def test_an_image_opens_large_and_the_arrow_keys_go_on(browser: Any) -> None:
     active.send_keys(Keys.ESCAPE)
     assert not browser.find_element("id", "viewer").get_attribute("open")
     assert browser.find_element("id", "selection").is_displayed()
+
+
+def test_an_address_leads_to_the_top_of_its_view(browser: Any) -> None:
+    for view in ("map", "duplicates", "unsure", "unusual", "about", "cluster-0"):
+        browser.execute_script("scrollTo(0, 500)")
+        browser.execute_script(f"location.hash = '{view}'")
+        until(browser, f"!document.querySelector('[data-view={view.split('-')[0]}]').hidden && scrollY === 0")
+        ids = browser.execute_script(f"return document.querySelectorAll('[id={view.split('-')[0]}]').length")
+        assert ids == 0, "a browser scrolls to the element that is called like the address"
+
+
+def test_a_chosen_cluster_keeps_its_color(browser: Any) -> None:
+    visit(browser, "map")
+    browser.execute_script("[0, 1, 2].forEach(map.choose)")
+    before = browser.execute_script("return [...map.chosen]")
+    browser.find_element("css selector", "#chosen .chip").click()
+    browser.execute_script("map.choose(0)")
+    assert sorted(browser.execute_script("return [...map.chosen]")) == before
+    assert len({color for _, color in before}) == 3
 
 
 def test_members_are_sorted_and_the_grid_walks_by_arrow_keys(browser: Any) -> None:
@@ -203,7 +222,7 @@ def test_print_has_a_page_for_each_cluster(browser: Any) -> None:
 
 def test_a_served_page_keeps_every_correction_through_a_kill(photo_run: PhotoRun, tmp_path: Path) -> None:
     run = shutil.copytree(photo_run.run, tmp_path / "run")
-    with serving(run) as server, browsing(server.address) as browser:
+    with serving(run, "--backbone", photo_run.weights) as server, browsing(server.address) as browser:
         assert lasso(browser) == 44
         browser.execute_script("gallery.select([...gallery.selected].slice(30), false)")
         browser.find_element("xpath", "//*[@id='move-to']/option[text()='a new cluster']").click()
@@ -215,6 +234,10 @@ def test_a_served_page_keeps_every_correction_through_a_kill(photo_run: PhotoRun
         browser.find_element("css selector", "#members .open").click()
         until(browser, "document.getElementById('large').naturalWidth === 200")
         browser.find_element("id", "close").click()
+        browser.find_element("id", "picture").send_keys(str(photo_run.photos / "red/2.jpg"))
+        until(browser, "location.hash === '#like' && document.querySelectorAll('#like-images li').length === 44")
+        assert "red/2.jpg" in browser.find_element("css selector", "#like-images img").get_attribute("alt")
+        visit(browser, "cluster-3")
         browser.find_element("id", "split").click()
         until(browser, "store.state.clusters === 5")
         browser.find_element("css selector", "#merge-with option[value='4']").click()

@@ -16,8 +16,9 @@ from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import open_source
 from temi.pipeline.report.pages import write_report
-from temi.pipeline.results.export import LINKS, export_datasets, export_folders, export_table, format_of
+from temi.pipeline.results.export import LINKS, export_datasets, export_folders, export_table
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.formats import format_of
 from temi.pipeline.results.predict import predict
 from temi.pipeline.runs.train import train_heads
 
@@ -70,7 +71,13 @@ def test_a_data_set_that_stopped_is_written_again(
 
 @pytest.mark.parametrize(
     ("out", "asked", "kind"),
-    [("x.parquet", None, "parquet"), ("x.CSV", "csv", "csv"), ("x", "folders", "folders"), ("x.txt", "json", "json")],
+    [
+        ("x.parquet", None, "parquet"),
+        ("x.CSV", "csv", "csv"),
+        ("x", "folders", "folders"),
+        ("x.txt", "json", "json"),
+        ("x.parquet", "embedding-atlas", "embedding-atlas"),
+    ],
 )
 def test_the_suffix_decides(out: str, asked: str | None, kind: str) -> None:
     assert format_of(Path(out), asked) == kind

@@ -89,12 +89,26 @@ def test_a_file_that_is_no_runs_is_a_sentence(corrected: Path, tmp_path: Path) -
     assert not (tmp_path / "run").exists()
 
 
-def test_the_estimator_keeps_corrections(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_the_estimator_keeps_corrections(tmp_path: Path, kept: bool) -> None:
     embedding, _ = mixture(rows=200, clusters=3, noise=0.6)
     rows = embedding.astype(np.float32)
     first = temi.TemiClusterer(3, settings=SHORT, run=tmp_path).fit(rows)
     stay, go = np.flatnonzero(first.labels_ == 1), np.flatnonzero(first.labels_ == 0)[:10]
-    correct(FinishedRun(tmp_path / "run"), [Move(keys=[str(row) for row in go], to=1)])
-    again = temi.TemiClusterer(3, settings=SHORT, corrections=tmp_path / "run").fit(rows)
-    home = np.bincount(again.labels_[stay]).argmax()
-    assert (again.labels_[go] == home).mean() > 0.7
+    out = int(np.flatnonzero(first.labels_ == 2)[0])
+    said = [Move(keys=[str(row) for row in go], to=1), Remove(keys=[str(out)])]
+    correct(FinishedRun(tmp_path / "run"), said)
+    new = tmp_path / "again" if kept else None
+    again = temi.TemiClusterer(3, settings=SHORT, corrections=tmp_path / "run", run=new).fit(rows)
+    learned = again.predict(rows)
+    home = np.bincount(learned[stay]).argmax()
+    assert (learned[go] == home).mean() > 0.7  # by training alone
+    assert (again.labels_[go] == home).all()
+    assert again.labels_[out] == REMOVED
+    assert again.confidence_[out] == 1
+    others = np.setdiff1d(np.arange(200), [*go, out])
+    assert (again.labels_[others] == learned[others]).all()
+    if new is not None:
+        table = FinishedRun(new / "run").assignments
+        assert table["cluster"].tolist() == again.labels_.tolist()
+        np.testing.assert_allclose(table["confidence"], again.confidence_, atol=1e-6)

@@ -12,14 +12,8 @@ import pytest
 import torch
 from photos import PhotoRun
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-    PreTrainedTokenizerFast,
-)
+from tiny_clip import write_clip
+from transformers import CLIPModel, CLIPProcessor
 
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import read_names, set_names
@@ -31,22 +25,7 @@ WORDS = ["red", "green", "blue", "a dog", "cat"]
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP of 16 numbers that knows a few words."""
-    folder = tmp_path_factory.mktemp("clip")
-    known = ["[PAD]", "[UNK]", "[END]", "a", "photo", "of", "red", "green", "blue", "dog", "cat"]
-    tokens = Tokenizer(models.WordLevel({word: number for number, word in enumerate(known)}, unk_token="[UNK]"))
-    tokens.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokens, pad_token="[PAD]", unk_token="[UNK]", eos_token="[END]", model_max_length=12
-    )
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = sizes | {"vocab_size": len(known), "max_position_embeddings": 12, "eos_token_id": 2}
-    vision = sizes | {"image_size": 28, "patch_size": 14}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-    size = {"height": 28, "width": 28}
-    CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=size), tokenizer).save_pretrained(folder)
-    return folder
+    return write_clip(tmp_path_factory.mktemp("clip"))
 
 
 def names(run: Path, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -44,7 +44,7 @@ def run_atlas(
             position: Float32[np.ndarray, "n 2"] = tensors["position"].numpy()
             return position
     position = atlas(scaled, neighbors)
-    tensors = {"position": torch.from_numpy(position), "row": torch.from_numpy(rows)}
+    tensors = {"position": torch.from_numpy(position), "row": torch.from_numpy(rows.astype(np.int64))}
     save_tensors(path, tensors, {"format": "temi-atlas-2"})
     return position
 
