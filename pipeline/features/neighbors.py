@@ -6,13 +6,15 @@ from jaxtyping import Float, Float16, Float32, Int32, Int64
 
 from temi.pipeline.device import pick_device
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.exact_search import nearest_rows
-from temi.pipeline.features.inverted_file import InvertedFile
+from temi.pipeline.features.exact_search import block_bytes, nearest_rows
+from temi.pipeline.features.inverted_file import InvertedFile, index_bytes
 from temi.pipeline.features.unit_rows import UnitRows, import_faiss, unit_rows
 from temi.pipeline.progress import Progress
 
 # Up to here every pair is compared; benchmarks/scale.md has what that takes. A GPU's limit was not measured on one.
 EXACT_ROWS, EXACT_ROWS_GPU = 30_000, 1_000_000
+COMPARED_COPIES = 1.5  # rows compared with all: at unit norm, and half of that in bfloat16
+FOUND = 24  # bytes per neighbor while a graph is found and written
 
 
 def check_count(k: int, rows: int) -> None:
@@ -27,6 +29,18 @@ def check_count(k: int, rows: int) -> None:
 def exact_rows() -> int:
     """Rows up to which every pair is compared on this machine."""
     return EXACT_ROWS_GPU if pick_device("auto").type == "cuda" else EXACT_ROWS
+
+
+def search_bytes(rows: int, width: int, k: int, device: str) -> int:
+    """Memory of a search for `k` neighbors of every row."""
+    return rows * k * FOUND + (
+        index_bytes(rows, width) if rows > exact_rows() else comparison_bytes(rows, width, device)
+    )
+
+
+def comparison_bytes(rows: int, width: int, device: str) -> int:
+    """Memory of rows that are compared with one another, and of a block of their scores."""
+    return int(COMPARED_COPIES * rows * width * torch.float32.itemsize) + block_bytes(rows, device)
 
 
 def find_neighbors(

@@ -38,7 +38,24 @@ ROOTED = ("root", "views", "joined", *POWER)
 COMPONENTS = 128  # of what is whitened
 ROOT_COMPONENTS = 256  # of the rooted part of `joined`
 PAIRED_ROWS = 4096  # images whose views are in memory at a time
+BLOCK_COPIES = 24  # bytes per value while a block is scaled: float16 read and chosen, five float32 copies
+WHITENING_COPIES = 6  # covariance and eigenvectors, float64
 FLAT = 1e-7  # of the largest variance: below it a component is rounding
+
+
+def scaled_width(kind: Kind, dim: int) -> int:
+    """Width of rows of `dim` once they are whitened; other maps are counted as if they kept it."""
+    return min(dim, COMPONENTS) if kind in POWER else dim
+
+
+def block_bytes(rows: int, dim: int) -> int:
+    """Memory of a block of so many rows while it is scaled."""
+    return rows * dim * BLOCK_COPIES
+
+
+def fitting_bytes(kinds: Iterable[Kind], dim: int) -> int:
+    """Memory that fitting these maps takes, whatever the number of rows."""
+    return WHITENING_COPIES * dim * dim * torch.float64.itemsize if POWER.keys() & set(kinds) else 0
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,11 @@ def empty_bank(
     return torch.frombuffer(memory, dtype=torch.float32).view(shape), memory
 
 
+def bank_bytes(rows: int, views: int, width: int, k: int) -> int:
+    """Memory of a bank of images with their views, and of the graph of their `k` neighbors."""
+    return rows * (1 + views) * width * torch.float32.itemsize + rows * k * torch.int32.itemsize
+
+
 class Ahead:
     """Rows of a bank that is not on the training device, gathered in a thread: those of a batch during the one before.
 

@@ -161,6 +161,12 @@ def init_heads(config: HeadConfig, dim: int, clusters: list[int], seeds: list[in
     return Heads(config.kind, weights, buffers, torch.arange(widest) < sizes[:, None])
 
 
+def head_size(config: HeadConfig, dim: int, clusters: int) -> tuple[int, int]:
+    """Weights of one head, and outputs of its widest layer."""
+    heads = init_heads(config.model_copy(update={"count": 1}), dim, [clusters], [0])
+    return sum(weight.numel() for weight in heads.weights.values()), heads.widest
+
+
 def _init_head(config: HeadConfig, dim: int, clusters: int, seed: int, head: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + head)
 

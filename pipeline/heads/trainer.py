@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from temi.pipeline.config import Config, objective_settings
+from temi.pipeline.config import Config, HeadConfig, objective_settings
 from temi.pipeline.device import keep_freed_memory, tensor_cores
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.heads import losses
@@ -26,10 +26,14 @@ from temi.pipeline.heads.objectives import Alike, PairBatch, alike
 from temi.pipeline.heads.optimizer import StackedAdamW
 from temi.pipeline.heads.processes import ALONE, Processes
 from temi.pipeline.heads.schedule import learning_rate, teacher_momentum, total_steps
-from temi.pipeline.heads.stack import LAST_LAYER, Heads, dropout_mask_, init_heads
+from temi.pipeline.heads.stack import LAST_LAYER, Heads, dropout_mask_, head_size, init_heads
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 
 MARGINAL_ROWS = 4096  # rows per block while the first marginal is summed
+HEAD_COPIES = 5  # student, teacher, two moments, best checkpoint
+WRITE_COPIES = 8  # of one trial while it is written: four tensors, as bytes and again packed
+KEPT_COPIES = 3  # teacher outputs: one in use, two that the C library keeps (measured)
+WORK_COPIES = {"linear": 4, "published": 10, "mlp-bn": 12}  # of the widest activation of a block
 BLOCK_BYTES = 2**21  # widest activation of a block on a CPU: about a core's second-level cache
 
 
@@ -318,6 +322,22 @@ def heads_per_block(config: Config, rows: int, clusters: int) -> int:
     fitting = max(1, BLOCK_BYTES // (4 * rows * width))
     count = config.heads.count
     return max(size for size in range(1, count + 1) if count % size == 0 and size <= fitting)
+
+
+def heads_bytes(config: HeadConfig, trials: int, width: int, clusters: int) -> int:
+    """Memory of the heads of `trials` trials, and of writing one of them."""
+    weights = head_size(config, width, clusters)[0]
+    return (HEAD_COPIES * trials + WRITE_COPIES) * config.count * weights * torch.float32.itemsize
+
+
+def step_bytes(config: Config, trials: int, rows: int, width: int, clusters: int, device: str) -> int:
+    """Memory of the activations of a step on a training set of `rows` rows."""
+    batch, heads = 2 * min(config.train.batch_size, rows), trials * config.heads.count
+    together = heads_per_block(config, batch, clusters) if device == "cpu" else heads
+    widest = head_size(config.heads, width, clusters)[1]
+    kept = KEPT_COPIES * heads * clusters  # what the teachers said, until the students have learned it
+    work = WORK_COPIES[config.heads.kind] * together * widest
+    return batch * (kept + work + width) * torch.float32.itemsize
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ AGREEMENT_HEADS = 8  # heads compared pairwise, or a few more: 28 pairs tell as 
 COMPARED_ROWS = 100_000  # rows that heads are compared on
 LINEAR_ROWS = 10_000  # rows that a linear classifier is tried on
 FOLDS = 3
+LINEAR_COPIES = 3  # sample of the linear classifier, float64
+SCORED = 16  # bytes of a row while scores are made: its cluster, twice, and its confidence
+COMPARED = 12  # bytes of a row and head while heads are compared: its cluster, and that in int64
 RIDGE = 1e-2  # penalty, as a share of the mean variance of a coordinate
 
 
@@ -122,3 +125,10 @@ def linear_accuracy(x: Float[Tensor, "N D"], cluster: Int64[Tensor, " N"], clust
         found = (x[fold == held_out] @ weight).argmax(1)
         right += int((found == cluster[fold == held_out]).sum())
     return right / len(x)
+
+
+def scoring_bytes(rows: int, width: int, heads: int, clusters: int) -> int:
+    """Memory of `label_free_scores`, besides that of assigning the rows."""
+    linear = min(rows, LINEAR_ROWS) * (LINEAR_COPIES * width + clusters // FOLDS) * torch.float64.itemsize
+    compared_heads = min(rows, COMPARED_ROWS) * heads * COMPARED
+    return rows * SCORED + compared_heads + linear

@@ -1,4 +1,7 @@
-"""How much memory a pass of stage two takes, said before it starts; too much is one sentence, not a killed process."""
+"""How much memory a pass of stage two takes, said before it starts; too much is one sentence, not a killed process.
+
+What allocates says how much, beside the code that does; here it is added up.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,37 +12,17 @@ from temi.cache import EmbeddingCache
 from temi.pipeline import limits
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.exact_search import block_bytes
-from temi.pipeline.features.inverted_file import index_bytes
-from temi.pipeline.features.neighbors import exact_rows
-from temi.pipeline.features.scaling import COMPONENTS, POWER
-from temi.pipeline.heads.bank import Place
-from temi.pipeline.heads.stack import init_heads
-from temi.pipeline.heads.trainer import heads_per_block
-from temi.pipeline.runs import model
-from temi.pipeline.runs.label_free import COMPARED_ROWS, FOLDS, LINEAR_ROWS
-from temi.pipeline.runs.novelty import SAMPLE
-from temi.pipeline.start.find import LARGEST
-from temi.pipeline.start.layout import ward_rows
-from temi.pipeline.start.pool import NEIGHBORS, PLAIN
+from temi.pipeline.features.neighbors import search_bytes
+from temi.pipeline.features.scaling import block_bytes, fitting_bytes, scaled_width
+from temi.pipeline.heads.bank import Place, bank_bytes
+from temi.pipeline.heads.stack import head_size
+from temi.pipeline.heads.trainer import heads_bytes, step_bytes
+from temi.pipeline.runs.label_free import scoring_bytes
+from temi.pipeline.runs.model import assigning_bytes
+from temi.pipeline.runs.novelty import novelty_bytes
+from temi.pipeline.start.find import start_bytes
 
-HALF, FLOAT, DOUBLE, INDEX = 2, 4, 8, 4  # bytes
-BLOCK_COPIES = 24  # bytes per value while a block is scaled: float16 read and chosen, five float32 copies
-WHITENING_COPIES = 6  # covariance and eigenvectors, float64
-SEARCH_COPIES = 1.5  # rows compared with all: at unit norm, and half of that in bfloat16
-FOUND = 24  # bytes per neighbor while a graph is found and written
-HEAD_COPIES = 5  # student, teacher, two moments, best checkpoint
-WRITE_COPIES = 8  # of one trial while it is written: four tensors, as bytes and again packed
-KEPT_COPIES = 3  # teacher outputs: one in use, two that the C library keeps (measured)
-WORK_COPIES = {"linear": 4, "published": 10, "mlp-bn": 12}  # of the widest activation of a block
-EDGE = 20  # bytes per neighbor of a fuzzy graph: 12 an edge, 1.6 edges a neighbor (measured)
-CUT_COPIES = 5  # labelings of all layouts: each kind, communities, matched
-WARD_COPIES = 2  # distances of all pairs of Ward's rows, float64
-ASSIGNED_COPIES = 5  # of the widest activation while rows are assigned
-LINEAR_COPIES = 3  # sample of the linear classifier, float64; held beside the table
-SCORED = 16  # bytes of a row while scores are made: its cluster, twice, and its confidence
 FORMATTED = 1200  # bytes of an image in the assignments, name included, a shard at a time
-SAMPLE_COPIES = 2  # of the sample that is cut, as stored, while near-copies are taken out of it
 GIGABYTE = 1e9
 PHASES = (("search",), ("bank", "reading"), *(("bank", "heads", own) for own in ("start", "activations", "results")))
 
@@ -102,65 +85,24 @@ def predict(
     block_rows: int = 4096,
 ) -> Footprint:
     """Peak of a pass over `rows` images of width `dim`, with `views` views each in the bank, read by `block_rows`."""
-    first, trials = configs[0], len(configs)
-    width = min(dim, COMPONENTS) if first.heads.scale in POWER else dim
-    clusters = max(config.heads.clusters for config in configs)
-    k = first.neighbors.k if "neighbors" in first.pairs.source else 0
-    block = min(rows, block_rows) * dim * BLOCK_COPIES
-    whitens = {first.heads.scale, first.neighbors.scale} & POWER.keys()
-    whitening = WHITENING_COPIES * dim * dim * DOUBLE if whitens else 0
-    compared = min(dim, COMPONENTS) if first.neighbors.scale in POWER else dim
-    per_head, widest = _head(first, width, clusters)
-    batch = 2 * min(first.train.batch_size, rows)
-    heads = trials * first.heads.count
-    together = heads_per_block(first, batch, clusters) if device.type == "cpu" else heads
-    kept = KEPT_COPIES * heads * batch * clusters  # what the teachers said, until the students have learned it
-    work = WORK_COPIES[first.heads.kind] * together * batch * widest
-    return Footprint(
-        search=_searching(rows, compared, k, device) + block + whitening if k else 0,
-        bank=rows * (1 + views) * width * FLOAT + rows * k * INDEX,
-        reading=max(1, views) * block + whitening,
-        heads=(HEAD_COPIES * trials + WRITE_COPIES) * first.heads.count * per_head * FLOAT,
-        start=_starting(configs, rows, dim, device) if first.start.kind != "random" else 0,
-        activations=(kept + work + batch * width) * FLOAT,
-        results=block + block_rows * FORMATTED + _assigning(rows, width, first.heads.count, clusters, widest, device),
-    )
-
-
-def _head(config: Config, width: int, clusters: int) -> tuple[int, int]:
-    """Weights of one head, and outputs of its widest layer."""
-    heads = init_heads(config.heads.model_copy(update={"count": 1}), width, [clusters], [0])
-    return sum(weight.numel() for weight in heads.weights.values()), heads.widest
-
-
-def _searching(rows: int, width: int, k: int, device: torch.device) -> int:
-    if rows > exact_rows():
-        return index_bytes(rows, width) + rows * k * FOUND
-    return int(SEARCH_COPIES * rows * width * FLOAT) + block_bytes(rows, device.type) + rows * k * FOUND
-
-
-def _starting(configs: Sequence[Config], rows: int, dim: int, device: torch.device) -> int:
-    """The most of: learning the cuts, and the graphs of all layouts while one is mined, laid out, or cut."""
+    first, trials, kind = configs[0], len(configs), device.type
     counts = [config.heads.clusters for config in configs]
-    spaces, loaded = len(PLAIN), 0
-    if rows > LARGEST:
-        rows, loaded = LARGEST, LARGEST * dim * HALF
-    graphs = spaces * sum(NEIGHBORS) * rows * EDGE
-    mining = _searching(rows, dim, max(NEIGHBORS), device)
-    ward = WARD_COPIES * min(rows, ward_rows(max(counts))) ** 2 // 2
-    cuts = CUT_COPIES * len(set(counts)) * spaces * (len(NEIGHBORS) + 1) * rows * DOUBLE
-    voting = rows * max(counts) * FLOAT
-    return loaded + max((SAMPLE_COPIES - 1) * loaded, graphs + max(mining, ward * DOUBLE), cuts + voting)
-
-
-def _assigning(rows: int, width: int, heads: int, clusters: int, widest: int, device: torch.device) -> int:
-    """The most of: calibrating what is novel, aligning the heads, and scoring them."""
-    sample = min(rows, SAMPLE)
-    calibrating = int((1 + SEARCH_COPIES) * sample * width * FLOAT) + block_bytes(sample, device.type)
-    block = min(rows, model.block_rows(heads * widest)) * heads * widest * FLOAT
-    linear = min(rows, LINEAR_ROWS) * (LINEAR_COPIES * width + clusters // FOLDS) * DOUBLE
-    compared = min(rows, COMPARED_ROWS) * heads * (INDEX + DOUBLE)
-    return max(calibrating, ASSIGNED_COPIES * block + rows * SCORED + compared + linear)
+    width, clusters = scaled_width(first.heads.scale, dim), max(counts)
+    k = first.neighbors.k if "neighbors" in first.pairs.source else 0
+    block = block_bytes(min(rows, block_rows), dim)
+    fitting = fitting_bytes((first.heads.scale, first.neighbors.scale), dim)
+    searching = search_bytes(rows, scaled_width(first.neighbors.scale, dim), k, kind)
+    heads, (_, widest) = first.heads.count, head_size(first.heads, width, clusters)
+    scoring = assigning_bytes(rows, heads, widest) + scoring_bytes(rows, width, heads, clusters)
+    return Footprint(
+        search=searching + block + fitting if k else 0,
+        bank=bank_bytes(rows, views, width, k),
+        reading=max(1, views) * block + fitting,
+        heads=heads_bytes(first.heads, trials, width, clusters),
+        start=start_bytes(counts, rows, dim, kind) if first.start.kind != "random" else 0,
+        activations=step_bytes(first, trials, rows, width, clusters, kind),
+        results=block + block_rows * FORMATTED + max(novelty_bytes(rows, width, kind), scoring),
+    )
 
 
 def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, device: torch.device) -> Footprint:

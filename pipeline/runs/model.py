@@ -22,6 +22,7 @@ from temi.pipeline.heads.stack import Heads
 
 BLOCK_ROWS = 8192  # rows per forward pass
 BLOCK_BYTES = 2**22  # largest activation of a forward pass
+ASSIGNED_COPIES = 5  # of the widest activation
 FORMAT = "temi-heads-3"
 GIVEN_UP = -1  # in place of an output
 
@@ -166,6 +167,12 @@ class ClusterModel:
 def block_rows(width: int) -> int:
     """Rows per forward pass where the widest activation of all heads is `width` numbers a row."""
     return max(1, min(BLOCK_ROWS, BLOCK_BYTES // (width * torch.float32.itemsize)))
+
+
+def assigning_bytes(rows: int, heads: int, widest: int) -> int:
+    """Memory of assigning rows, where the widest activation of a head is `widest` numbers a row."""
+    width = heads * widest
+    return ASSIGNED_COPIES * min(rows, block_rows(width)) * width * torch.float32.itemsize
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

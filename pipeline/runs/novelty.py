@@ -11,7 +11,7 @@ from torch import Tensor
 from temi.cache.kept import Arrays
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
-from temi.pipeline.features.neighbors import exact_neighbors, nearest
+from temi.pipeline.features.neighbors import comparison_bytes, exact_neighbors, nearest
 from temi.pipeline.runs.model import load_tensors, save_tensors
 
 NOVELTY = "novelty.safetensors"
@@ -89,3 +89,9 @@ class Novelty:
 def _among_others(rows: Float[np.ndarray, "M D"]) -> Float32[np.ndarray, " M"]:
     """Cosine of each row to the fifth nearest of the others."""
     return exact_neighbors(rows, min(NEIGHBOR, len(rows) - 1))[1][:, -1].astype(np.float32)
+
+
+def novelty_bytes(rows: int, width: int, device: str) -> int:
+    """Memory of `Novelty.fit`."""
+    sample = min(rows, SAMPLE)
+    return sample * width * torch.float32.itemsize + comparison_bytes(sample, width, device)

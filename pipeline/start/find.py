@@ -10,7 +10,7 @@ learn the kind whose cuts agree most from space to space (von Luxburg, "Clusteri
 Rows that repeat others count once.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,7 +22,7 @@ from temi.pipeline.config import StartConfig
 from temi.pipeline.features.copies import near_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.registry import STARTS
-from temi.pipeline.start.pool import KINDS, make_pool, neighbor_counts, spaces_of
+from temi.pipeline.start.pool import KINDS, make_pool, neighbor_counts, pool_bytes, spaces_of
 from temi.pipeline.start.vote import match, vote
 
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
@@ -113,6 +113,13 @@ def sample(count: int) -> Rows:
     if count <= LARGEST:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).choice(count, LARGEST, replace=False))
+
+
+def start_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
+    """Memory of `pool_start` for these numbers of clusters."""
+    loaded = LARGEST * dim * np.dtype(np.float16).itemsize if rows > LARGEST else 0
+    # While near-copies are taken out of the sample it is there twice.
+    return loaded + max(loaded, pool_bytes(counts, min(rows, LARGEST), dim, device))
 
 
 def register_start(name: str, find: FindStart) -> None:

@@ -10,6 +10,7 @@ SMALL = 3000  # rows up to which a layout gets twice the epochs
 WARD_STARTS = 3  # k-means restarts, each seeded by Ward clusters of a row sample
 WARD_ROWS = 20  # rows of that sample per cluster
 FEWEST_WARD_ROWS, MOST_WARD_ROWS = 1_000, 5_000  # the time of Ward's tree grows with their square
+WARD_COPIES = 2  # of the distances of its rows
 ROUNDS = 50  # of k-means
 
 Labeling = Int64[np.ndarray, " N"]
@@ -50,6 +51,11 @@ def even_cut(y: Layout, clusters: int, seed: int) -> Labeling:
 def ward_rows(clusters: int) -> int:
     """Rows of a layout that Ward's clusters are made of, where it has so many."""
     return max(min(WARD_ROWS * clusters, MOST_WARD_ROWS), FEWEST_WARD_ROWS, clusters)
+
+
+def cut_bytes(rows: int, clusters: int) -> int:
+    """Memory of cutting a layout into parts of similar size: the distances of all pairs of Ward's rows, float64."""
+    return WARD_COPIES * min(rows, ward_rows(clusters)) ** 2 // 2 * 8
 
 
 def _ward_centers(y: Layout, clusters: int) -> Float32[np.ndarray, "C 3"]:

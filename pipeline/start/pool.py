@@ -5,7 +5,7 @@ is laid out in three dimensions, and the layout is cut into parts of similar siz
 partition's score is its edge information, mean over the larger graphs of all spaces. There is no threshold.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,14 @@ from scipy.linalg import eigh
 
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
+from temi.pipeline.features.neighbors import search_bytes
 from temi.pipeline.features.scaling import total
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.agreement import mean_agreement, mutual_information
 from temi.pipeline.start.communities import communities
 from temi.pipeline.start.density import dense_cut
 from temi.pipeline.start.graph import fuzzy_graph
-from temi.pipeline.start.layout import EPOCHS, even_cut, layout
+from temi.pipeline.start.layout import EPOCHS, cut_bytes, even_cut, layout
 from temi.pipeline.start.score import edge_information
 
 # Spaces that rows are compared in. `joined` reads the views, too; a metric that views teach replaces the plain one.
@@ -30,6 +31,8 @@ VIEWED: tuple[Kind, ...] = ("views", "joined")
 NEIGHBORS = (10, 15)  # of the graphs of a space; the larger is the one that is laid out and that scores
 FEWEST_NEIGHBORS = 5
 AGREEMENT_ROWS = 4_000  # rows that partitions are compared on
+EDGE = 20  # bytes per neighbor of a fuzzy graph: 12 an edge, 1.6 edges a neighbor (measured)
+CUT_COPIES = 5  # labelings of all layouts: each kind, communities, matched
 COMPONENTS = 4  # principal components that a layout begins at
 
 Labeling = Int64[np.ndarray, " N"]
@@ -160,3 +163,15 @@ def leading_components(features: Features, space: Kind) -> Float32[np.ndarray, "
     last = len(covariance) - 1
     basis = eigh(covariance, subset_by_index=[max(0, last + 1 - COMPONENTS), last])[1].astype(np.float32)
     return np.concatenate([(x - mean).numpy(force=True) @ basis for x in features.scaled_blocks(space)])
+
+
+def pool_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
+    """Memory of the pools of these numbers of clusters: the most of the graphs of all spaces while one is mined or cut,
+    and of the cuts while they vote.
+    """
+    spaces = len(PLAIN)
+    graphs = spaces * sum(NEIGHBORS) * rows * EDGE
+    cuts = CUT_COPIES * len(set(counts)) * spaces * (len(NEIGHBORS) + 1) * rows * np.dtype(np.int64).itemsize
+    voting = rows * max(counts) * np.dtype(np.float32).itemsize
+    making = max(search_bytes(rows, dim, max(NEIGHBORS), device), cut_bytes(rows, max(counts)))
+    return max(graphs + making, cuts + voting)

@@ -21,6 +21,7 @@ from temi.pipeline.heads.batches import Batches, load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.runs import memory
 from temi.pipeline.runs.train import train_heads
+from temi.pipeline.start.find import LARGEST
 from temi.pipeline.start.layout import even_cut
 
 CPU = torch.device("cpu")
@@ -61,9 +62,9 @@ def test_layouts_are_counted_up_to_the_sample_that_is_cut() -> None:
     assert memory.predict([plain], 5000, 64, 0, CPU).start == 0
     one, two = (memory.predict([layouts] * trials, 5000, 64, 0, CPU).start for trials in (1, 2))
     assert 0 < one <= two
-    whole = memory.predict([layouts], memory.LARGEST, 64, 0, CPU).start
-    sampled = [memory.predict([layouts], times * memory.LARGEST, 64, 0, CPU).start for times in (2, 10)]
-    assert sampled == [whole + 2 * memory.LARGEST * 64] * 2  # the sample is held in memory, as float16
+    whole = memory.predict([layouts], LARGEST, 64, 0, CPU).start
+    sampled = [memory.predict([layouts], times * LARGEST, 64, 0, CPU).start for times in (2, 10)]
+    assert sampled == [whole + 2 * LARGEST * 64] * 2  # the sample is held in memory, as float16
 
 
 def test_the_cuts_of_many_clusters_are_counted() -> None:
