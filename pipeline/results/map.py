@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Float16, Float32, Int32, Int64
 
-from temi.pipeline.features.neighbors import exact_neighbors
+from temi.pipeline.features.neighbors import find_neighbors
+from temi.pipeline.features.unit_rows import UnitRows
 from temi.pipeline.runs.model import load_tensors, save_tensors
 from temi.pipeline.start.graph import fuzzy_graph
 from temi.pipeline.start.layout import layout
@@ -27,7 +28,7 @@ def atlas(scaled: Float32[np.ndarray, "n D"], neighbors: Graph | None = None) ->
     start = _principal(scaled)
     if len(scaled) < FEW:
         return _fitted(start)
-    index, similarity = neighbors or exact_neighbors(scaled.astype(np.float16), NEIGHBORS)
+    index, similarity = neighbors or find_neighbors(UnitRows(torch.from_numpy(scaled)), NEIGHBORS)[:2]
     index, similarity = index[:, :NEIGHBORS], similarity[:, :NEIGHBORS]
     graph = fuzzy_graph(index, 1 - similarity.astype(np.float32))
     return _fitted(layout(graph, start, 0, dimensions=2))
