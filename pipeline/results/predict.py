@@ -45,7 +45,8 @@ SCHEMA = pa.schema(
         "name": pa.string(),
         "confidence": pa.float32(),
         "similarity": pa.float32(),  # cosine to the fifth nearest training image
-        "novel": pa.bool_(),  # less similar to the training images than 99 % of them are to each other
+        "typical": pa.float32(),  # p-value of similarity and confidence together, near 0 for a stranger
+        "novel": pa.bool_(),  # less typical than 95 % of the training images
         "error": pa.string(),  # why the image could not be read; else null
     }
 )
@@ -111,6 +112,7 @@ def classify(run: FinishedRun, novelty: Novelty, block: Block) -> pa.Table:
     cluster, confidence = (column.cpu().numpy() for column in run.model.assign(embedding))
     scaled = run.model.scaling(embedding).cpu().numpy()
     cluster, similarity = route(run.corrections, cluster, scaled), novelty.similarity(scaled)
+    typical = novelty.typical(similarity, confidence)
     missing = np.zeros(len(block.keys), dtype=bool)
     missing[list(block.failures)] = True
     names = np.array(run.headings, dtype=object)[cluster]
@@ -120,7 +122,8 @@ def classify(run: FinishedRun, novelty: Novelty, block: Block) -> pa.Table:
         "name": pa.array(names, pa.string(), mask=missing),
         "confidence": pa.array(confidence, pa.float32(), mask=missing),
         "similarity": pa.array(similarity, pa.float32(), mask=missing),
-        "novel": pa.array(novelty.is_novel(similarity), mask=missing),
+        "typical": pa.array(typical.astype(np.float32), mask=missing),
+        "novel": pa.array(novelty.is_novel(typical), mask=missing),
         "error": [block.failures.get(position) for position in range(len(block.keys))],
     }
     return pa.table(columns, schema=SCHEMA)

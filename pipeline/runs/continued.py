@@ -80,7 +80,7 @@ class Before:
             known=int(known.sum()),
             moved=int((numbers[now[known]] != before[known]).sum()),
             new=int((~known).sum()),
-            unlike=int(self.novelty.is_novel(likeness).sum()),
+            unlike=int(self.novelty.unlike(likeness).sum()),
             drift=self.novelty.drift(likeness) if len(likeness) else 0.5,
             kept=tuple(sorted(kept.tolist())),
             begun=tuple(sorted(numbers[numbers >= self.clusters].tolist())),

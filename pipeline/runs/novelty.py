@@ -1,46 +1,54 @@
-"""Is there anything like this image in what was trained on? Answered by cosine to training rows, without a label."""
+"""Is there anything like this image in what was trained on? Answered without a label, by distance and by doubt.
 
-from dataclasses import dataclass
+Each sign alone misses strangers: an image of an unknown kind may lie between known ones, and one of no kind at all may
+fall deep into a cluster. Both become shares of the training images, and Fisher's method joins the two.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Float64
+from scipy.special import gammaincc
 from torch import Tensor
 
 from temi.cache.kept import Arrays
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import comparison_bytes, exact_neighbors, nearest
-from temi.pipeline.runs.model import load_tensors, save_tensors
+from temi.pipeline.runs.model import ClusterModel, load_tensors, save_tensors
 
 NOVELTY = "novelty.safetensors"
 SAMPLE = 8192  # training rows kept: at D = 768 they are 13 MB, and the run folder needs no cache to predict
 NEIGHBOR = 5  # the fifth nearest: one stray duplicate does not make an image familiar
-FAMILIAR_SHARE = 0.99  # of training images that count as familiar to the others
+NOVEL_SHARE = 0.05  # of training images that are less typical than the threshold
+UNLIKE_SHARE = 0.01  # of training rows that are unlike the others
 
 
 @dataclass(frozen=True)
 class Novelty:
-    """A sample of the training rows, and how similar to it an image is expected to be.
+    """A sample of the training rows, and how similar to each other and how sure they are.
 
     Attributes
     ----------
     rows : (M, D) scaled training embeddings
-    threshold : similarity that 99 % of the rows reach among the others
+    familiar : (M,) cosine of each to the fifth nearest of the others
+    confidence : (M,) of the model in each; none where the run was made by version 0.1
     """
 
     rows: Float[np.ndarray, "M D"]
-    threshold: float
+    familiar: Float32[np.ndarray, " M"]
+    confidence: Float32[np.ndarray, " m"]
 
     @classmethod
     def fit(cls, scaled: Float[Tensor, "n D"]) -> "Novelty":
-        """Calibrate on training rows: each is compared with the others, so nothing but the rows is needed."""
+        """Keep a sample of training rows; each is compared with the others, so nothing but the rows is needed."""
         if len(scaled) > SAMPLE:
             chosen = np.sort(np.random.default_rng(0).choice(len(scaled), SAMPLE, replace=False))
             scaled = scaled[torch.from_numpy(chosen).to(scaled.device)]
-        rows = scaled.half().cpu().numpy()
-        return cls(rows, float(np.quantile(_among_others(rows), 1 - FAMILIAR_SHARE)))
+        return cls._of_rows(scaled.half().cpu().numpy())
 
     @classmethod
     def of_features(cls, features: Features, kind: Kind, scaled: Float[Tensor, "n D"]) -> "Novelty":
@@ -49,19 +57,52 @@ class Novelty:
 
         def make() -> Arrays:
             made = cls.fit(scaled)
-            return {"rows": made.rows, "threshold": np.array([made.threshold])}
+            return {"rows": made.rows, "familiar": made.familiar}
 
-        kept = features.memo("novelty", recipe, make)
-        return cls(kept["rows"], float(kept["threshold"][0]))
+        kept = features.memo("familiar", recipe, make)
+        return cls(kept["rows"], kept["familiar"], np.zeros(0, np.float32))
+
+    @classmethod
+    def _of_rows(cls, rows: Float[np.ndarray, "M D"]) -> "Novelty":
+        similarity = exact_neighbors(rows, min(NEIGHBOR, len(rows) - 1))[1][:, -1]
+        return cls(rows, similarity.astype(np.float32), np.zeros(0, np.float32))
+
+    def sure(self, model: ClusterModel) -> "Novelty":
+        """The same with the confidence of `model`."""
+        rows = torch.from_numpy(self.rows).to(model.scaling.shift.device)
+        confidence = model.of_scaled.assign(rows)[1].float().cpu().numpy()
+        return replace(self, confidence=confidence)
 
     def similarity(self, scaled: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, " n"]:
         """Cosine of each row to the fifth nearest training row."""
         k = min(NEIGHBOR, len(self.rows) - 1)
         return np.asarray(nearest(self.rows, scaled.astype(np.float16), k)[1][:, -1], dtype=np.float32)
 
-    def is_novel(self, similarity: Float32[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
-        """Whether a row is less similar than all but 1 % of the training rows are."""
-        return similarity < self.threshold
+    def typical(
+        self, similarity: Float32[np.ndarray, " n"], confidence: Float32[np.ndarray, " n"]
+    ) -> Float64[np.ndarray, " n"]:
+        """Fisher's combined p-value of similarity and confidence, each as the share of training rows that has no more.
+
+        Near 0 for a stranger; about uniform for images like the training images.
+        """
+        shares = [_share(self.familiar, similarity)]
+        if len(self.confidence):
+            shares.append(_share(self.confidence, confidence))
+        typical: Float64[np.ndarray, " n"] = gammaincc(len(shares), -np.log(shares).sum(0))
+        return typical
+
+    @cached_property
+    def threshold(self) -> float:
+        """What all but NOVEL_SHARE of the training rows reach."""
+        return float(np.quantile(self.typical(self.familiar, self.confidence), NOVEL_SHARE))
+
+    def is_novel(self, typical: Float64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Whether a row is less typical than 95 % of the training rows are."""
+        return typical < self.threshold
+
+    def unlike(self, similarity: Float32[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Whether a row is less similar to the training rows than all but 1 % of them are to each other."""
+        return similarity < float(np.quantile(self.familiar, UNLIKE_SHARE))
 
     def drift(self, similarity: Float32[np.ndarray, " n"]) -> float:
         """Chance that a row of these lies farther from the training rows than one of them from the others.
@@ -69,26 +110,31 @@ class Novelty:
         The area under the curve that tells the two apart (Mann and Whitney 1947), ties counted half: 0.5 where new rows
         are like the old.
         """
-        among = np.sort(_among_others(self.rows))
+        among = np.sort(self.familiar)
         nearer = len(among) - np.searchsorted(among, similarity, "right")
         tied = np.searchsorted(among, similarity, "right") - np.searchsorted(among, similarity, "left")
         return float((nearer + tied / 2).mean() / len(among))
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, atomically."""
-        tensors = {"rows": torch.from_numpy(self.rows), "threshold": torch.tensor(self.threshold)}
-        save_tensors(path, tensors, {"format": "temi-novelty-1"})
+        arrays = {"rows": self.rows, "familiar": self.familiar, "confidence": self.confidence}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        save_tensors(path, tensors, {"format": "temi-novelty-2"})
 
     @classmethod
     def load(cls, path: Path) -> "Novelty":
-        """Read what `save` wrote; UserError where it is missing or damaged."""
+        """Read what `save` wrote, or version 0.1; UserError where it is missing or damaged."""
         tensors, _ = load_tensors(path)
-        return cls(tensors["rows"].numpy(), float(tensors["threshold"]))
+        if "familiar" not in tensors:
+            return cls._of_rows(tensors["rows"].numpy())
+        return cls(*(tensors[name].numpy() for name in ("rows", "familiar", "confidence")))
 
 
-def _among_others(rows: Float[np.ndarray, "M D"]) -> Float32[np.ndarray, " M"]:
-    """Cosine of each row to the fifth nearest of the others."""
-    return exact_neighbors(rows, min(NEIGHBOR, len(rows) - 1))[1][:, -1].astype(np.float32)
+def _share(reference: Float32[np.ndarray, " M"], value: Float32[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """Share of the reference that is no larger, never 0."""
+    below = np.searchsorted(np.sort(reference), value, side="right")
+    share: Float64[np.ndarray, " n"] = np.minimum((below + 1) / (len(reference) + 1), 1)
+    return share
 
 
 def novelty_bytes(rows: int, width: int, device: str) -> int:

@@ -137,8 +137,7 @@ def train_pass(
     return_freed_memory()
     for trial in trials:
         if not trial.stopped:
-            novelty.save(trial.run.folder / NOVELTY)
-            _finish(trial, cache, features, everything, began, before)
+            _finish(trial, cache, features, everything, novelty, began, before)
 
 
 def _finish(
@@ -146,6 +145,7 @@ def _finish(
     cache: EmbeddingCache,
     features: Features,
     everything: Features,
+    novelty: Novelty,
     began: float,
     before: Before | None,
 ) -> None:
@@ -158,6 +158,7 @@ def _finish(
         model, continued = before.keep_numbers(model, cache)
         write_record(run.folder / CONTINUED, continued)
     model.save(run.model)
+    novelty.sure(model).save(run.folder / NOVELTY)
     known = None
     if len(everything) == cache.ok.sum():
         one, sure = assign(model.of_scaled, rows)
