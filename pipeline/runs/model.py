@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,8 @@ class ClusterModel:
     @property
     def of_scaled(self) -> "ClusterModel":
         """The same for rows that are scaled already, such as those of a training set."""
-        return replace(self, scaling=Scaling.identity(self.scaling.width, self.scaling.shift.device))
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        return _OfScaled(**own | {"scaling": Scaling.identity(self.scaling.width, self.scaling.shift.device)})
 
     def consensus(self, probability: Float[Tensor, "H n C"]) -> Float[Tensor, "n C"]:
         """What the heads say together: the mean of their probabilities by `trust`."""
@@ -91,9 +92,13 @@ class ClusterModel:
                 f"these embeddings are {embedding.shape[1]} wide and the heads were trained on "
                 f"{len(self.scaling.shift)}{backbone}"
             )
-        for block in blocks_of(embedding, block_rows(len(self.loss) * self.heads.widest)):
-            scaled = self.scaling(block.to(self.scaling.shift.device))
+        width = max(len(self.loss) * self.heads.widest, self.scaling.width)
+        for block in blocks_of(embedding, block_rows(width)):
+            scaled = self._scaled(block.to(self.scaling.shift.device))
             yield scaled, self.probabilities(scaled)
+
+    def _scaled(self, block: Float[Tensor, "n D"]) -> Float[Tensor, "n P"]:
+        return self.scaling(block)
 
     @torch.no_grad()
     def probabilities(self, scaled: Float[Tensor, "n P"]) -> Float[Tensor, "H n C"]:
@@ -162,6 +167,13 @@ class ClusterModel:
             tensors["alignment"],
             parse(Fingerprint, made_from, path) if (made_from := json.loads(metadata["fingerprint"])) else None,
         )
+
+
+class _OfScaled(ClusterModel):
+    """A model of rows that are taken as they are: copies of every block would cost as much memory again."""
+
+    def _scaled(self, block: Float[Tensor, "n D"]) -> Float[Tensor, "n P"]:
+        return block
 
 
 def block_rows(width: int) -> int:
