@@ -24,7 +24,10 @@ class Weather:
 def serve_bucket(patch: pytest.MonkeyPatch) -> Iterator[Weather]:
     """moto's server with the bucket ``photos``, found by the standard chain, behind a proxy that makes the weather."""
     import boto3
+    import s3fs
     from moto.server import ThreadedMotoServer
+
+    s3fs.S3FileSystem.clear_instance_cache()  # connections to the server of another test
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -53,7 +53,7 @@ def test_trials_and_a_search_on_two_nodes_equal_those_of_one_process(
 
     base = tmp_path / "base.toml"
     base.write_text("[teacher]\nmomentum = 0.9\n")
-    wanted = Search({"objective.beta": Range(low=0.5, high=1.2)}, base, SHORT, 4, 2, sampler="random", halving=False)
+    wanted = Search({"objective.beta": Range(low=0.5, high=1.2)}, base, SHORT, 4, 4, sampler="random", halving=False)
     record = search(cache, wanted, tmp_path / "study", storage="journal", on=on)
     assert "search: 4/4 trial" in capsys.readouterr().err
     assert len({str(trial.settings) for trial in record.trials}) == 4
