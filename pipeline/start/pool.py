@@ -31,7 +31,7 @@ VIEWED: tuple[Kind, ...] = ("views", "joined")
 NEIGHBORS = (10, 15)  # of the graphs of a space; the larger is the one that is laid out and that scores
 FEWEST_NEIGHBORS = 5
 AGREEMENT_ROWS = 4_000  # rows that partitions are compared on
-EDGE = 20  # bytes per neighbor of a fuzzy graph: 12 an edge, 1.6 edges a neighbor (measured)
+EDGE = 40  # bytes per neighbor of a fuzzy graph: 12 an edge, 1.6 edges a neighbor; twice while laid out (measured)
 CUT_COPIES = 5  # labelings of all layouts: each kind, communities, matched
 COMPONENTS = 4  # principal components that a layout begins at
 

@@ -11,7 +11,7 @@ from grouped import cgroup, inside
 from mixtures import write_cache
 
 TEMI = Path(sys.executable).with_name("temi")
-ROWS, DIM, CLUSTERS = 200_000, 256, 20
+ROWS, DIM, CLUSTERS, DIRECTIONS = 200_000, 256, 20, 4  # rows of a cluster differ in four directions
 QUICK = ["heads.count=4", "start.steps=100", "train.epochs=0", "train.min_steps=100", "train.tensorboard=false"]
 
 
@@ -26,9 +26,10 @@ def within(group: Path, *words: object) -> str:
 def test_200_000_images_are_trained_on_assigned_and_reported_within_a_gigabyte(tmp_path: Path) -> None:
     """The limit is the system's and counts all: imports, pages of files, what is compiled."""
     random = np.random.default_rng(0)
-    center = random.standard_normal((CLUSTERS, DIM), np.float32)
+    center, direction = (random.standard_normal((count, DIM), np.float32) for count in (CLUSTERS, DIRECTIONS))
     label = np.arange(ROWS) % CLUSTERS
-    rows = (center[label] + random.standard_normal((ROWS, DIM), np.float32)).astype(np.float16)
+    rows = 0.5 * random.standard_normal((ROWS, DIRECTIONS), np.float32) @ direction / DIRECTIONS**0.5
+    rows = (rows + center[label] + 0.1 * random.standard_normal((ROWS, DIM), np.float32)).astype(np.float16)
     cache, run = write_cache(tmp_path / "cache", rows, shard_rows=4096).folder, tmp_path / "run"
     settings = ["--clusters", CLUSTERS, *(word for setting in QUICK for word in ("--set", setting))]
     with cgroup("memory", "memory.limit_in_bytes", 10**9) as group:
