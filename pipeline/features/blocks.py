@@ -9,7 +9,7 @@ from torch import Tensor
 
 from temi.cache import EmbeddingCache
 
-BLOCK_ROWS = 65_536  # rows of a tensor that are gone through at a time
+BLOCK_ROWS = 8_192  # rows of a tensor that are gone through at a time: scaling one makes five copies of it
 
 
 class CachedRows:

@@ -1,8 +1,8 @@
 """Approximate nearest rows by cosine, of more rows than memory holds: an inverted file, filled block by block.
 
 k-means on a sample of rows makes cells; a row is compared with those of the cells nearest to it. In the file a row
-takes one byte a coordinate: 1.3 GB for ten million rows of the default width, as fast as four bytes and one percent of
-recall behind (benchmarks/scale.md). As few cells are probed as find RECALL of the true neighbors of a sample.
+takes two bytes a coordinate, 2.6 GB for ten million rows of the default width, with the recall of four; one byte has a
+percent less, and errors of cosines by which relatives pass for copies (benchmarks/scale.md). As few cells are probed as find RECALL of the true neighbors of a sample.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ RECALL_QUERIES = 1000  # rows that recall is measured on
 GAIN = 0.002  # of recall: where twice the cells bring less, codes are too coarse for more, and the search ends
 TRAINING_ROWS_PER_CELL, ROUNDS = 40, 5  # of k-means; 64 rows and 10 rounds gave no more recall
 MOST_PROBES_GPU = 2048  # faiss's limit there
-CODE = "SQ8"  # faiss's name for one byte a coordinate
-BYTES_PER_ID = 8
+CODE = "SQfp16"  # faiss's name for two bytes a coordinate
+BYTES, BYTES_PER_ID = 2, 8
 
 Found = tuple[Float32[np.ndarray, "n K"], Int64[np.ndarray, "n K"]]
 """Cosines, the highest first, and positions of rows."""
@@ -82,7 +82,7 @@ def nearest_of(rows: UnitRows, queries: Float32[np.ndarray, "n P"], k: int) -> F
 def index_bytes(rows: int, width: int) -> int:
     """Memory of a file of so many rows, and of the sample that its cells are made from."""
     sample = max(TRAINING_ROWS_PER_CELL * int(rows**0.5), RECALL_QUERIES)
-    return rows * (width + BYTES_PER_ID) + 2 * sample * width * np.dtype(np.float32).itemsize
+    return rows * (BYTES * width + BYTES_PER_ID) + 2 * sample * width * np.dtype(np.float32).itemsize
 
 
 def _trained(sample: Float32[np.ndarray, "n P"], cells: int) -> Any:
