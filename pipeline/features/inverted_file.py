@@ -2,7 +2,8 @@
 
 k-means on a sample of rows makes cells; a row is compared with those of the cells nearest to it. In the file a row
 takes two bytes a coordinate, 2.6 GB for ten million rows of the default width, with the recall of four; one byte has a
-percent less, and errors of cosines by which relatives pass for copies (benchmarks/scale.md). As few cells are probed as find RECALL of the true neighbors of a sample.
+percent less, and errors of cosines by which relatives pass for copies (benchmarks/scale.md). As few cells are probed as
+find RECALL of the true neighbors of a sample.
 """
 
 from dataclasses import dataclass
