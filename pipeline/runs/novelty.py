@@ -69,7 +69,7 @@ class Novelty:
 
     def sure(self, model: ClusterModel) -> "Novelty":
         """The same with the confidence of `model`."""
-        rows = torch.from_numpy(self.rows).to(model.scaling.shift.device)
+        rows = torch.from_numpy(self.rows).to(model.scaling.shift.device).float()
         confidence = model.of_scaled.assign(rows)[1].float().cpu().numpy()
         return replace(self, confidence=confidence)
 
