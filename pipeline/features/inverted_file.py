@@ -1,7 +1,7 @@
 """Approximate nearest rows by cosine, of more rows than memory holds: an inverted file, filled block by block.
 
 k-means on a sample of rows makes cells; a row is compared with those of the cells nearest to it. In the file a row
-takes two bytes a coordinate, 2.6 GB for ten million rows of the default width, with the recall of four; one byte has a
+takes two bytes a coordinate, 2.6 GB for ten million rows of the default width, with the recall of four. One byte has a
 percent less, and errors of cosines by which relatives pass for copies (benchmarks/scale.md). As few cells are probed as
 find RECALL of the true neighbors of a sample.
 """
