@@ -40,7 +40,7 @@ def test_the_end_of_a_pipe(run: Path) -> None:
     assert full.stderr.count("temi: cannot write the output: No space left on device") == 1
     closed = shell(f"{predict} | head -1")
     assert closed.returncode == 0
-    assert closed.stdout == '"key","cluster","name","confidence","similarity","novel","error"\n'
+    assert closed.stdout == '"key","cluster","name","confidence","similarity","typical","novel","error"\n'
     table = shell(f"{TEMI} names {run} | true")
     assert table.returncode == 0
     for done in (full, closed, table):
