@@ -7,6 +7,7 @@ BIN    := $(VENV)/bin
 FAISS  := $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 DEMO   := demo
 JOBS   ?= 2
+MARK   ?= not long
 
 .PHONY: help demo test check docs bench clean
 
@@ -20,8 +21,8 @@ demo: $(VENV)/installed ## embed, train and evaluate on 1,797 digits
 
 # One thread a process: the tests' matrices are tiny, and threads that wait for each other cost more than they bring.
 # A file stays in one process, so that what its tests share is made once.
-test: $(VENV)/installed ## run the tests in JOBS processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+test: $(VENV)/installed ## run the tests in JOBS processes; MARK= runs the long ones, too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "$(MARK)"
 
 check: $(VENV)/installed ## format, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .

@@ -88,7 +88,7 @@ def test_new_images_every_day(photo_run: PhotoRun, here: Path) -> None:
     assert "moved" in continued
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bucket(bucket: pytest.MonkeyPatch, photo_run: PhotoRun, here: Path) -> None:
     for path in Path("photos").rglob("*.jpg"):
         boto3.client("s3").upload_file(str(path), "bucket", str(path))
@@ -97,7 +97,7 @@ def test_a_bucket(bucket: pytest.MonkeyPatch, photo_run: PhotoRun, here: Path) -
     assert rows_of("cache-2") == rows_of("s3://bucket/cache")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray(bucket: pytest.MonkeyPatch, photo_run: PhotoRun, here: Path) -> None:
     with ray_nodes(bucket) as cluster:
         bucket.setenv("RAY_ADDRESS", cluster.address)
@@ -108,7 +108,7 @@ def test_ray(bucket: pytest.MonkeyPatch, photo_run: PhotoRun, here: Path) -> Non
     assert "study/search.json: 3 trials" in said[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_and_torchrun(bucket: pytest.MonkeyPatch, photo_run: PhotoRun, here: Path) -> None:
     script = small_script(blocks("Slurm"), photo_run)
     for task in "01":

@@ -65,7 +65,7 @@ def lasting(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_nodes_make_the_bytes_of_one_process_when_one_of_them_is_killed(
     cluster: Any, photo_run: PhotoRun, tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ def within(group: Path, *words: object) -> str:
     return ran.stdout + ran.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_200_000_images_are_trained_on_assigned_and_reported_within_a_gigabyte_and_a_half(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     center, direction = (random.standard_normal((count, DIM), np.float32) for count in (CLUSTERS, DIRECTIONS))

@@ -34,7 +34,7 @@ def cluster() -> Iterator[Any]:
         yield nodes
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_trials_and_a_search_on_two_nodes_equal_those_of_one_process(
     cluster: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
