@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from temi.pipeline.evaluate.baselines import run_baseline
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.neighbors import exact_neighbors
-from temi.pipeline.features.scaling import Moments, Scaling
+from temi.pipeline.features.scaling import Moments, Scaling, signed_root
 from temi.pipeline.features.view_metric import view_directions
 from temi.pipeline.progress import quiet
 
@@ -44,20 +44,10 @@ def of_views(count: int) -> Callable[..., np.ndarray]:
     return lambda x, views: scaled("views")(x, views[:, :count])
 
 
-def joined(x: Tensor, views: Tensor | None) -> np.ndarray:
-    return scaled("joined")(x, views)
-
-
-def rooted(x: Tensor) -> Tensor:
-    x = x.float()
-    x = x.sign() * x.abs().sqrt()
-    return F.normalize(x - x.mean(0), dim=-1) if x.ndim == 2 else x
-
-
 def mutual(x: Tensor) -> np.ndarray:
     """(P, 2) pairs of rows that are among each other's nearest."""
     with quiet():
-        index, _ = exact_neighbors(rooted(x).numpy(), NEAR)
+        index, _ = exact_neighbors(scaled("root")(x, None), NEAR)
     one, other = np.repeat(np.arange(len(x)), NEAR), index.ravel()
     both = set(zip(other.tolist(), one.tolist(), strict=True))
     return np.array([pair for pair in zip(one.tolist(), other.tolist(), strict=True) if pair in both])
@@ -65,7 +55,7 @@ def mutual(x: Tensor) -> np.ndarray:
 
 def of_neighbors(x: Tensor, views: Tensor | None) -> np.ndarray:
     """The linear metric of views, from mutual neighbors in the place of two views."""
-    pairs, root = torch.from_numpy(mutual(x)), x.float().sign() * x.float().abs().sqrt()
+    pairs, root = torch.from_numpy(mutual(x)), signed_root(x.float())
     directions = view_directions([root[pairs]]).float()
     return F.normalize((root - root.mean(0)) @ directions, dim=-1).numpy()
 
@@ -137,7 +127,7 @@ WITH = {
     "linear, 1 view": of_views(1),
     "linear, 2 views": of_views(2),
     "linear, 3 views": of_views(3),
-    "joined (one space of the default)": joined,
+    "joined (one space of the default)": scaled("joined"),
     "InfoNCE, views": trained(info_nce, "views"),
     "VICReg, views": trained(vicreg, "views"),
 }

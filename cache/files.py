@@ -96,6 +96,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def user_cache(name: str) -> Path:
+    """Where this package keeps `name` for the user: $XDG_CACHE_HOME/temi, or ~/.cache/temi. It may be deleted."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return home.expanduser() / "temi" / name
+
+
 def make_folder(folder: Path) -> None:
     """Create `folder` and its parents if missing."""
     with os_errors(folder, "create the folder"):
@@ -182,13 +188,24 @@ class Lock:
         _held.add(self)
 
     @classmethod
-    def acquire(cls, path: Path, *, wait: bool = False) -> "Lock | None":
-        """Lock `path`, creating it; None if another writer holds it and `wait` is False."""
+    def acquire(cls, path: Path) -> "Lock | None":
+        """Lock `path`, creating it; None if another writer holds it."""
+        return cls._acquire(path, fcntl.LOCK_NB)
+
+    @classmethod
+    def wait_for(cls, path: Path) -> "Lock":
+        """Lock `path`, creating it, once no other writer holds it."""
+        lock = cls._acquire(path, 0)
+        assert lock is not None  # it waited
+        return lock
+
+    @classmethod
+    def _acquire(cls, path: Path, flags: int) -> "Lock | None":
         with os_errors(path, "lock"):
             while True:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | flags)
                     # The holder before us may have removed the file between our open and our lock: try again.
                     if _same_file(descriptor, path):
                         return cls(path, descriptor)

@@ -51,9 +51,7 @@ def save_kept(folder: Path, name: str, recipe: Recipe, arrays: Arrays) -> None:
     header = {"name": name, "recipe": dict(recipe), "xxh3_128": _digest(arrays)}
     packed = save({key: np.ascontiguousarray(values) for key, values in arrays.items()}, {HEADER: json.dumps(header)})
     make_folder(folder)
-    lock = Lock.acquire(folder / f"{path.name}{LOCK}", wait=True)
-    assert lock is not None  # it waited
-    with lock:
+    with Lock.wait_for(folder / f"{path.name}{LOCK}"):
         write_atomic(path, packed)
 
 

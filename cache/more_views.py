@@ -105,9 +105,7 @@ def take_in_views(home: Path) -> None:
 
 def _writing(home: Path) -> Lock:
     """What a process holds while it changes which files make up the cache."""
-    lock = Lock.acquire(home / f"manifest{LOCK}", wait=True)
-    assert lock is not None  # it waited
-    return lock
+    return Lock.wait_for(home / f"manifest{LOCK}")
 
 
 def forget_views(home: Path) -> None:

@@ -56,9 +56,7 @@ def save_neighbors(
         for name, values in arrays.items():
             file.create_dataset(name, data=np.ascontiguousarray(values), track_times=False)
     make_folder(folder)
-    lock = Lock.acquire(folder / f"{path.name}{LOCK}", wait=True)
-    assert lock is not None  # it waited
-    with lock:
+    with Lock.wait_for(folder / f"{path.name}{LOCK}"):
         write_atomic(path, buffer.getbuffer())
     return path
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import xxhash
 
 from temi.cache.bucket import Bucket
-from temi.cache.files import LOCK, Lock, make_folder, write_atomic
+from temi.cache.files import LOCK, Lock, make_folder, user_cache, write_atomic
 from temi.cache.manifest import Manifest, listing_name
 from temi.cache.schema import FAILURES, MANIFEST, CacheError, Progress, Shard, silent
 from temi.cache.shard import ShardFile, Sidecar
@@ -33,8 +33,7 @@ IN_USE = 60.0  # seconds after which a shard that was read may be dropped
 
 def kept_folder() -> Path:
     """Where shards of buckets are kept on this machine."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "temi" / "buckets"
+    return user_cache("buckets")
 
 
 def folder_of(url: str) -> Path:
@@ -58,9 +57,7 @@ def pull_index(bucket: Bucket, folder: Path) -> dict[str, int]:
 
 def one_at_a_time(path: Path) -> Lock:
     """Held by one process, or thread, of this machine at a time, for `path`."""
-    lock = Lock.acquire(path.with_name(path.name + LOCK), wait=True)
-    assert lock is not None  # it waited
-    return lock
+    return Lock.wait_for(path.with_name(path.name + LOCK))
 
 
 @dataclass(frozen=True)

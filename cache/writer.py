@@ -61,7 +61,7 @@ class ShardWriter:
         """
         make_folder(folder)
         _refuse_foreign_files(folder)
-        with os_errors(folder, "write to"), _lock(folder / f"manifest{LOCK}", wait=True):
+        with os_errors(folder, "write to"), Lock.wait_for(folder / f"manifest{LOCK}"):
             if overwrite:
                 _delete_cache(folder)
             begun = (folder / MANIFEST).exists()
@@ -144,7 +144,7 @@ class ShardWriter:
         """Write ``failures.csv`` and open the cache; None while other workers still owe shards."""
         if not all(self._is_done(shard) for shard in self.manifest.shards):
             return None
-        with _lock(self.folder / f"manifest{LOCK}", wait=True):
+        with Lock.wait_for(self.folder / f"manifest{LOCK}"):
             write_atomic(self.folder / FAILURES, self._failures_csv())
             self._sweep()
         return EmbeddingCache.open(self.folder)
@@ -170,7 +170,7 @@ class ShardWriter:
     def _claim(self, shard: Shard) -> None:
         if shard.index in self._claims:
             return
-        lock = _lock(self.folder / f"{shard.name}{LOCK}", wait=False)
+        lock = _lock(self.folder / f"{shard.name}{LOCK}")
         if self._is_done(shard):
             lock.release()
             raise CacheError(f"{self.folder}/{shard.name}.h5 was just written by another process; rerun to go on")
@@ -239,8 +239,8 @@ def _text(reason: str) -> str:
     return reason.encode(errors="replace").decode()
 
 
-def _lock(path: Path, *, wait: bool) -> Lock:
-    lock = Lock.acquire(path, wait=wait)
+def _lock(path: Path) -> Lock:
+    lock = Lock.acquire(path)
     if lock is None:
         raise CacheError(f"another process is writing {path.with_suffix('')}; wait for it, or stop it and rerun")
     return lock
@@ -266,7 +266,7 @@ def _refuse_differences(folder: Path, manifest: Manifest) -> None:
 def _delete_cache(folder: Path) -> None:
     """Delete the cache in `folder`, and nothing else that may be there."""
     for path in folder.glob(f"shard-*{LOCK}"):
-        _lock(path, wait=False).release()  # held: somebody is writing, so refuse
+        _lock(path).release()  # held: somebody is writing, so refuse
     # Without a manifest the rest is no cache any more, so an interruption here leaves nothing half valid.
     doomed = [folder / MANIFEST, *(path for path in folder.iterdir() if OWN_FILES.fullmatch(path.name))]
     doomed += (folder / NEIGHBORS).glob("*.h5")

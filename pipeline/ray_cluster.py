@@ -241,6 +241,11 @@ def node() -> str:
     return str(ray.util.get_node_ip_address())
 
 
+def not_seen(place: str) -> UserError:
+    """What to say of a place that this worker's node should see."""
+    return UserError(f"node {node()} does not see {place}; give a folder that all nodes share, or s3://BUCKET/NAME")
+
+
 def use_own_cores() -> None:
     """Let this worker start as many threads and processes as it was given cores: its node may have more workers."""
     import ray

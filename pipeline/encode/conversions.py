@@ -15,6 +15,8 @@ from pathlib import Path
 
 import xxhash
 
+from temi.cache.files import user_cache
+
 KEPT = 4  # conversions, each as large as its weights; the one unused for longest goes first
 MODEL = "model.xml"  # the graph; its weights are beside it, in model.bin
 
@@ -39,8 +41,7 @@ class Conversions:
     """Kept networks by what they were made from."""
 
     def __init__(self) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        self.folder = home / "temi" / "openvino"
+        self.folder = user_cache("openvino")
 
     def find(self, identity: Identity) -> Path | None:
         """The network made from what `identity` says, if it is kept."""

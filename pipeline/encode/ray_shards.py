@@ -22,7 +22,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.network import check_backbone_is_here
 from temi.pipeline.plugins import Plugin, load_text
-from temi.pipeline.ray_cluster import Handle, Workers, fetch, hand_out, node, use_own_cores, workers_on
+from temi.pipeline.ray_cluster import Handle, Workers, fetch, hand_out, node, not_seen, use_own_cores, workers_on
 
 WITNESSES = 100  # images of which the first that can be read here must be readable on every node
 
@@ -59,9 +59,7 @@ class Plan:
                 yield RemoteWriter.beside(Bucket(url), Path(folder), self.manifest)
             return
         if not Path(self.place, self.manifest.file_name).exists():
-            raise UserError(
-                f"node {node()} does not see {self.place}; give a folder that all nodes share, or s3://BUCKET/NAME"
-            )
+            raise not_seen(self.place)
         with (ViewsWriter if self.before else ShardWriter)(Path(self.place), self.manifest) as writer:
             if isinstance(writer, ViewsWriter) and self.before:
                 writer.before = EmbeddingCache.open(self.before)

@@ -59,7 +59,7 @@ class PairBatch:
     log_marginal: Float[Tensor, "g C"]
     weight: PerRow
     exists: Bool[Tensor, "g C"]
-    alike: "Alike"
+    alike: Alike
     settings: Mapping[str, PerHead]
     average: Average = losses.alone
 

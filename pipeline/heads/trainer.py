@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from temi.pipeline.config import Config, HeadConfig, objective_settings
-from temi.pipeline.device import keep_freed_memory, tensor_cores
+from temi.pipeline.config import Config, objective_settings
+from temi.pipeline.device import tensor_cores
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.batches import Batches, TrainingSet
@@ -26,7 +26,7 @@ from temi.pipeline.heads.objectives import Alike, PairBatch, alike
 from temi.pipeline.heads.optimizer import StackedAdamW
 from temi.pipeline.heads.processes import ALONE, Processes
 from temi.pipeline.heads.schedule import learning_rate, teacher_momentum, total_steps
-from temi.pipeline.heads.stack import LAST_LAYER, Heads, dropout_mask_, head_size, init_heads
+from temi.pipeline.heads.stack import LAST_LAYER, Heads, dropout_mask_, init_heads
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 
 MARGINAL_ROWS = 4096  # rows per block while the first marginal is summed
@@ -97,8 +97,6 @@ class HeadTrainer:
         self.keep: Tensor | None = None
         if self.config.heads.kind == "mlp-bn" and self.config.heads.dropout:
             self.keep = torch.empty(self.heads_per_trial, rows, self.config.heads.hidden, device=self.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self._place_hyperparameters(configs)
         decay = [configs[trial].optimizer.weight_decay for block in self.blocks for trial, _ in block.trials]
         self.optimizer = StackedAdamW(self.student.weights, decay)
@@ -324,17 +322,15 @@ def heads_per_block(config: Config, rows: int, clusters: int) -> int:
     return max(size for size in range(1, count + 1) if count % size == 0 and size <= fitting)
 
 
-def heads_bytes(config: HeadConfig, trials: int, width: int, clusters: int) -> int:
-    """Memory of the heads of `trials` trials, and of writing one of them."""
-    weights = head_size(config, width, clusters)[0]
-    return (HEAD_COPIES * trials + WRITE_COPIES) * config.count * weights * torch.float32.itemsize
+def heads_bytes(trials: int, count: int, weights: int) -> int:
+    """Memory of `trials` times `count` heads of so many weights each, and of writing one trial of them."""
+    return (HEAD_COPIES * trials + WRITE_COPIES) * count * weights * torch.float32.itemsize
 
 
-def step_bytes(config: Config, trials: int, rows: int, width: int, clusters: int, device: str) -> int:
-    """Memory of the activations of a step on a training set of `rows` rows."""
+def step_bytes(config: Config, trials: int, rows: int, width: int, widest: int, clusters: int, device: str) -> int:
+    """Memory of the activations of a step on a training set of `rows` rows; `widest` is the widest layer of a head."""
     batch, heads = 2 * min(config.train.batch_size, rows), trials * config.heads.count
     together = heads_per_block(config, batch, clusters) if device == "cpu" else heads
-    widest = head_size(config.heads, width, clusters)[1]
     kept = KEPT_COPIES * heads * clusters  # what the teachers said, until the students have learned it
     work = WORK_COPIES[config.heads.kind] * together * widest
     return batch * (kept + work + width) * torch.float32.itemsize

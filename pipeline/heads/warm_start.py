@@ -10,6 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from temi.pipeline.config import Config, StartConfig
+from temi.pipeline.device import keep_freed_memory
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.optimizer import StackedAdamW
@@ -70,7 +71,7 @@ def warm_start(
     cuts = {id(start): torch.from_numpy(start.cuts).to(device) for start in starts}
     generator = torch.Generator().manual_seed(0)
     optimizer = StackedAdamW(trainer.student.weights, [0.0] * len(trainer.blocks))
-    with Progress("warm start", total=config.steps, unit="step") as progress:
+    with keep_freed_memory(device), Progress("warm start", total=config.steps, unit="step") as progress:
         for step in range(config.steps):
             rows = torch.randint(len(known), (min(config.batch_size, len(known)),), generator=generator)
             batch = x[known[rows.to(x.device)]].to(device)

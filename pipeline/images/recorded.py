@@ -30,9 +30,7 @@ def record_origin(cache: Path, source: str, root: Path | None, images: ImageSour
     if files := _escaped_names(images):
         origin["files"] = files
     text = json.dumps(origin, indent=1) + "\n"  # ASCII: a byte of a name that is not UTF-8 becomes \\udcXX
-    lock = Lock.acquire(cache / f"{ORIGIN}{LOCK}", wait=True)  # two commands may start in one instant
-    assert lock is not None  # it waited
-    with lock:
+    with Lock.wait_for(cache / f"{ORIGIN}{LOCK}"):  # two commands may start in one instant
         write_atomic(cache / ORIGIN, text.encode())
         if images.skipped:
             write_atomic(cache / SKIPPED, skipped_csv(images.skipped))

@@ -1,6 +1,5 @@
 """torchvision's labeled data sets by name; train and test are separate row ranges of one cache."""
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
+from temi.cache.files import user_cache
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.arrays import find_idx, idx_images
 from temi.pipeline.images.decode import rgb_tensor
@@ -123,7 +123,7 @@ def _classes(part: Any, count: int) -> tuple[str, ...]:
 
 
 def _default_root() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "temi" / "datasets"
+    return user_cache("datasets")
 
 
 KIND = SourceKind(

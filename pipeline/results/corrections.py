@@ -184,9 +184,7 @@ def append_corrections(run: Path, entries: Iterable[Correction]) -> None:
 
 def correction_lock(run: Path) -> Lock:
     """Held while entries are checked against those before them and written; others wait."""
-    lock = Lock.acquire(run / f"{CORRECTIONS}{LOCK}", wait=True)
-    assert lock is not None  # it waited
-    return lock
+    return Lock.wait_for(run / f"{CORRECTIONS}{LOCK}")
 
 
 def in_force(entries: Iterable[Correction]) -> list[Correction]:

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,13 +73,10 @@ def export_folders(run: FinishedRun, out: Path, link: str, source: str | None = 
         inside(folders[cluster], key)
         for key, cluster in zip(run.assignments["key"], run.assignments["cluster"], strict=True)
     ]
-    with new_folder(out, run, f"folders, {link}"), Progress("export", len(targets), "img") as progress:
+    with new_folder(out, run, f"folders, {link}"):
         for folder in folders.values():
             folder.mkdir(exist_ok=True)
-        for row, target in zip(run.assignments["row"], targets, strict=True):
-            with os_errors(target, f"{link} an image to"):
-                put(images, row, target, LINKS[link])
-            progress.advance()
+        put_images(images, run.assignments["row"], targets, link)
     return len(targets)
 
 
@@ -91,7 +88,16 @@ def linkable(run: FinishedRun, source: str | None, link: str) -> ImageSource:
     return images
 
 
-def put(images: ImageSource, row: int, target: Path, link: Callable[[Path, Path], object]) -> None:
+def put_images(images: ImageSource, rows: Iterable[int], targets: Sequence[Path], link: str) -> None:
+    """Each of `rows` at its place in `targets`, by symlink, hardlink or copy."""
+    with Progress("export", len(targets), "img") as progress:
+        for row, target in zip(rows, targets, strict=True):
+            with os_errors(target, f"{link} an image to"):
+                _put(images, row, target, LINKS[link])
+            progress.advance()
+
+
+def _put(images: ImageSource, row: int, target: Path, link: Callable[[Path, Path], object]) -> None:
     """Image `row` at `target`, whole or not at all; nothing to do where an earlier export put it."""
     original = images.path(row)
     if original is None:

@@ -16,9 +16,8 @@ from typing import Any
 
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.errors import UserError
-from temi.pipeline.progress import Progress
 from temi.pipeline.results.corrections import REMOVED, Correction, Move, Note, Remove, Rename
-from temi.pipeline.results.export import LINKS, linkable, new_folder, put
+from temi.pipeline.results.export import linkable, new_folder, put_images
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import display_name
 
@@ -35,13 +34,9 @@ def export_fiftyone(run: FinishedRun, out: Path, link: str, source: str | None =
         `out` holds something else, the images cannot be found, or cannot be linked.
     """
     images, rows = linkable(run, source, link), run.trained["row"].tolist()
-    with new_folder(out, run, f"fiftyone, {link}"), Progress("export", len(rows), "img") as progress:
-        for row in rows:
-            original = images.path(row)
-            target = out / "data" / (_id(row) + (original.suffix if original else ""))
-            with os_errors(target, f"{link} an image to"):
-                put(images, row, target, LINKS[link])
-            progress.advance()
+    targets = [out / "data" / (_id(row) + (path.suffix if (path := images.path(row)) else "")) for row in rows]
+    with new_folder(out, run, f"fiftyone, {link}"):
+        put_images(images, rows, targets, link)
         with os_errors(out, "write to"):
             write_atomic(out / "labels.json", json.dumps(_labels(run), indent=0).encode())
     return len(rows)

@@ -99,8 +99,7 @@ class Finder:
     @cached_property
     def _spaces(self) -> list[Space]:
         made = self.run.model.made_from
-        width = self.run.embeddings.shape[1]
-        one = {"backbone": made.backbone, "revision": made.revision, "dim": width}
+        one = {"backbone": made.backbone, "revision": made.revision, "dim": self.run.rows.shape[1]}
         parts = made.preprocessing.get(SPACES, [one])
         ends = np.cumsum([0, *(part["dim"] for part in parts)]).tolist()
         return [

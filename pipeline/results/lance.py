@@ -4,12 +4,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from temi.cache.files import os_errors
 from temi.pipeline.errors import UserError
 from temi.pipeline.extras import import_extra
+from temi.pipeline.features.blocks import enumerate_blocks
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import display_name
 
@@ -31,23 +31,21 @@ def export_lance(run: FinishedRun, out: Path) -> int:
     with os_errors(out, "write"):
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(part, ignore_errors=True)  # what an interrupted export left
-        reader = pa.RecordBatchReader.from_batches(_schema(run), _batches(run))
-        lance.write_dataset(reader, str(part))
+        schema = _schema(run.rows.shape[1])
+        lance.write_dataset(pa.RecordBatchReader.from_batches(schema, _batches(run, schema)), str(part))
         part.rename(out)
     return len(run.trained)
 
 
-def _schema(run: FinishedRun) -> pa.Schema:
-    width = run.embeddings.shape[1]
+def _schema(width: int) -> pa.Schema:
     fields = {"key": pa.string(), "cluster": pa.int32(), "name": pa.string(), "confidence": pa.float32()}
     return pa.schema(fields | {"embedding": pa.list_(pa.float16(), width)})
 
 
-def _batches(run: FinishedRun) -> Iterator[pa.RecordBatch]:
-    table, schema = run.assignments, _schema(run)
-    for start in range(0, len(table), BLOCK_ROWS):
-        part = table.iloc[start : start + BLOCK_ROWS]
-        rows = np.ascontiguousarray(run.embeddings[start : start + BLOCK_ROWS])
+def _batches(run: FinishedRun, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    table = run.assignments
+    for start, block in enumerate_blocks(run.rows, BLOCK_ROWS):
+        part, rows = table.iloc[start : start + len(block)], block.numpy()
         columns = [
             pa.array(part["key"], pa.string()),
             pa.array(part["cluster"], pa.int32()),

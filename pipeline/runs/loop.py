@@ -11,6 +11,7 @@ from torch import Tensor
 
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.config import Config
+from temi.pipeline.device import keep_freed_memory
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.progress import Progress
 from temi.pipeline.runs.model import load_tensors, save_tensors
@@ -163,7 +164,10 @@ class TrainingLoop:
     def run(self) -> None:
         """All steps; afterwards each trial's `best` is what it learned."""
         settings, steps = self.settings, self.trainer.steps
-        with Progress("train", total=steps - self.first_step, unit="step") as progress:
+        with (
+            keep_freed_memory(self.trainer.device),
+            Progress("train", total=steps - self.first_step, unit="step") as progress,
+        ):
             batches = self.trainer.batches.bank_rows(self.first_step, steps)
             for done, bank_rows in enumerate(batches, start=self.first_step + 1):
                 self.trainer.step(done - 1, bank_rows)

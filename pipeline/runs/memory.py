@@ -92,15 +92,15 @@ def predict(
     block = block_bytes(min(rows, block_rows), dim)
     fitting = fitting_bytes((first.heads.scale, first.neighbors.scale), dim)
     searching = search_bytes(rows, scaled_width(first.neighbors.scale, dim), k, kind)
-    heads, (_, widest) = first.heads.count, head_size(first.heads, width, clusters)
+    heads, (weights, widest) = first.heads.count, head_size(first.heads, width, clusters)
     scoring = assigning_bytes(rows, heads, widest) + scoring_bytes(rows, width, heads, clusters)
     return Footprint(
         search=searching + block + fitting if k else 0,
         bank=bank_bytes(rows, views, width, k),
         reading=max(1, views) * block + fitting,
-        heads=heads_bytes(first.heads, trials, width, clusters),
+        heads=heads_bytes(trials, heads, weights),
         start=start_bytes(counts, rows, dim, kind) if first.start.kind != "random" else 0,
-        activations=step_bytes(first, trials, rows, width, clusters, kind),
+        activations=step_bytes(first, trials, rows, width, widest, clusters, kind),
         results=block + block_rows * FORMATTED + max(novelty_bytes(rows, width, kind), scoring),
     )
 

@@ -4,14 +4,13 @@ The bucket is right where it holds anything: what stands for it is fetched anew 
 before anything went up is gone on with on the machine that it was begun on.
 """
 
-import os
 import shutil
 from pathlib import Path, PurePosixPath
 
 import xxhash
 
 from temi.cache.bucket import Bucket
-from temi.cache.files import LOCK, PART, file_digest, make_folder, write_atomic
+from temi.cache.files import LOCK, PART, file_digest, make_folder, user_cache, write_atomic
 from temi.cache.schema import NEIGHBORS
 
 LAST = ("training.json", "trials.json")  # what says that a run is finished goes up after the rest
@@ -23,8 +22,7 @@ class Mirror:
     """The folder that stands for the run, or the trials, at `url`."""
 
     def __init__(self, url: str) -> None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.url, self.folder = url, home / "temi" / "runs" / xxhash.xxh3_64_hexdigest(url.encode())
+        self.url, self.folder = url, user_cache("runs") / xxhash.xxh3_64_hexdigest(url.encode())
         self._bucket, self._there = Bucket(url), dict[str, str]()  # digest of every object, by its name
 
     @classmethod

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config
+from temi.pipeline.device import keep_freed_memory
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import TrainingSet, load_training_set
 from temi.pipeline.heads.schedule import total_steps
@@ -123,8 +124,9 @@ class Seating:
     def train(self, first: int, stop: int) -> None:
         """Steps [first, stop) of the pass."""
         self.first_step = first
-        for number, rows in enumerate(self.trainer.batches.bank_rows(first, stop), start=first):
-            self.trainer.step(number, rows)
+        with keep_freed_memory(self.trainer.device):
+            for number, rows in enumerate(self.trainer.batches.bank_rows(first, stop), start=first):
+                self.trainer.step(number, rows)
         self.loss = self.trainer.window.means()[0].cpu()
 
     def sound(self, one: Candidate) -> bool:

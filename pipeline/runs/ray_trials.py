@@ -15,11 +15,10 @@ from temi.cache.bucket import bucket_url
 from temi.cache.files import make_folder
 from temi.cache.schema import NEIGHBORS
 from temi.pipeline.config import Config
-from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.plugins import Plugin, load_text
 from temi.pipeline.progress import Progress, quiet
-from temi.pipeline.ray_cluster import node, use_own_cores, workers_on
+from temi.pipeline.ray_cluster import node, not_seen, use_own_cores, workers_on
 from temi.pipeline.runs.mirror import Mirror, shown
 from temi.pipeline.runs.run_folder import RunFolder
 from temi.pipeline.runs.search import Search, search
@@ -56,10 +55,7 @@ class Job:
         plugins = [load_text(name, text) for name, text in self.plugins]
         cache = EmbeddingCache.open(self.cache)
         if not (bucket_url(self.out) or Path(self.out).is_dir()) or cache.digest != self.digest:
-            place = self.out if cache.digest == self.digest else self.cache
-            raise UserError(
-                f"node {node()} does not see the same {place}; give a folder that all nodes share, or s3://BUCKET/NAME"
-            )
+            raise not_seen(f"the same {self.out if cache.digest == self.digest else self.cache}")
         with quiet():
             yield cache, plugins
 

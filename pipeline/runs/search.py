@@ -177,9 +177,7 @@ def open_study(out: Path, storage: str, same: Mapping[str, str]) -> "optuna.Stud
 
 def study_lock(out: Path) -> Lock:
     """What a process holds while it asks for trials or writes results."""
-    lock = Lock.acquire(out / f"study{LOCK}", wait=True)
-    assert lock is not None  # it waited
-    return lock
+    return Lock.wait_for(out / f"study{LOCK}")
 
 
 def _storage(kind: str, out: Path) -> Any:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int32
 from temi.cache import EmbeddingCache
 from temi.cache.files import atomic_file, csv_bytes
 from temi.pipeline.config import Config
-from temi.pipeline.device import pick_device, return_freed_memory
+from temi.pipeline.device import keep_freed_memory, pick_device, return_freed_memory
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import CachedRows, Embeddings
 from temi.pipeline.features.constraints import Constraints
@@ -91,6 +91,7 @@ def train_pass(
     `told` is what a person said of images, by their names.
     """
     began = time.perf_counter()
+    return_freed_memory()
     device, processes = pick_device(configs[0].train.device), join()
     environment = replace(
         describe_environment(cache, device),
@@ -189,10 +190,11 @@ def follow() -> None:
         trainer = HeadTrainer(task.configs, data, processes, told=task.told)
         processes.take_over(trainer.state())
         batches = trainer.batches.bank_rows(task.first_step, trainer.steps)
-        for done, bank_rows in enumerate(batches, start=task.first_step + 1):
-            trainer.step(done - 1, bank_rows)
-            if settings.recorded(done, trainer.steps) and not processes.agree(True):
-                break
+        with keep_freed_memory(device):
+            for done, bank_rows in enumerate(batches, start=task.first_step + 1):
+                trainer.step(done - 1, bank_rows)
+                if settings.recorded(done, trainer.steps) and not processes.agree(True):
+                    break
     processes.leave()
 
 

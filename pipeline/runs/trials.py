@@ -178,10 +178,10 @@ def train_trials(
         train_groups(on, job, configs, [run.folder.name for run in runs], groups, told)
         if mirror := mirror_of(out):
             mirror.pull()
-        groups = []
-    for group in groups:
-        chosen = [configs[i] for i in group], [runs[i] for i in group]
-        train_pass(cache, *chosen, out / "neighbors", overwrite=overwrite, plugins=plugins, told=told)
+    else:
+        for group in groups:
+            chosen = [configs[i] for i in group], [runs[i] for i in group]
+            train_pass(cache, *chosen, out / "neighbors", overwrite=overwrite, plugins=plugins, told=told)
     trials = [
         TrialRecord(
             trial=run.folder.name,

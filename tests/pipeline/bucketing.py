@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from time import sleep
 
 import pytest
+
+from temi.cache import bucket as bucket_module
 
 
 @dataclass
@@ -49,6 +52,21 @@ def serve_bucket(patch: pytest.MonkeyPatch) -> Iterator[Weather]:
         proxy.shutdown()
         proxy.server_close()
         server.stop()
+
+
+@contextmanager
+def new_machine(server: Weather, kept: Path, patch: pytest.MonkeyPatch) -> Iterator[Weather]:
+    """Fair weather before and after, no waiting between tries, and nothing kept on this machine but in `kept`."""
+    patch.setenv("XDG_CACHE_HOME", str(kept))
+    patch.setattr(bucket_module, "FIRST_WAIT", 0.01)
+    _clear_up(server)
+    yield server
+    _clear_up(server)
+
+
+def _clear_up(server: Weather) -> None:
+    server.failing, server.seconds = 0, 0.0
+    server.seen.clear()
 
 
 def _handler(weather: Weather, host: str, port: int) -> type[BaseHTTPRequestHandler]:

@@ -1,7 +1,10 @@
 """A run on real image files, made once for all tests of what a person does with a result."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from bucketing import Weather, serve_bucket
 from photos import PhotoRun, short, write_photos
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
@@ -25,3 +28,10 @@ def photo_run(tmp_path_factory: pytest.TempPathFactory) -> PhotoRun:
     embed(str(photos), home / "cache", settings)
     train_heads(EmbeddingCache.open(home / "cache"), short(), home / "run")
     return PhotoRun(photos, home / "cache", weights, home / "run")
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[Weather]:
+    """An S3 server with the bucket ``photos``, and the weather over it."""
+    with pytest.MonkeyPatch.context() as patch, serve_bucket(patch) as weather:
+        yield weather

@@ -61,3 +61,15 @@ def write_cache(
         cache = writer.finish()
     assert cache is not None
     return cache
+
+
+SHORT_TRIALS = [
+    "heads.clusters=4",
+    "heads.count=2",
+    "neighbors.k=8",
+    "start.kind=random",
+    "train.batch_size=60",
+    "train.epochs=0",
+    "train.min_steps=18",
+]
+"""Settings of trials that take a second."""

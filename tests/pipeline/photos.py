@@ -1,13 +1,16 @@
 """Photos of three colors, and a run on them."""
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from temi.pipeline.config import Config, load_config
+from temi.pipeline.encode.forward import EmbeddedBatch, embed_rows
 
 COLORS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (20, 40, 210)}
 HOSTILE = "<img src=x onerror=alert(1)> & 'quoted' \"twice\".jpg"
@@ -21,6 +24,14 @@ class PhotoRun:
     cache: Path
     weights: Path
     run: Path
+
+
+def interrupted(*arguments: Any, **options: Any) -> Iterator[EmbeddedBatch]:
+    """`embed_rows`, until Ctrl-C at its fifth batch: of shards of three batches in the middle of the second."""
+    for count, batch in enumerate(embed_rows(*arguments, **options)):
+        if count == 4:
+            raise KeyboardInterrupt
+        yield batch
 
 
 def short(*overrides: str) -> Config:

@@ -12,11 +12,10 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pytest
-from bucketing import Weather, serve_bucket
+from bucketing import Weather, new_machine
 from photos import COLORS, PhotoRun, photo, short
 
 from temi.cache import CacheError, EmbeddingCache
-from temi.cache import bucket as bucket_module
 from temi.cache.bucket import Bucket, bucket_url
 from temi.cache.info import summarize
 from temi.cache.remote import KEPT_GB, RemoteCache, RemoteWriter, kept_folder, verify_url
@@ -31,21 +30,11 @@ URL = "s3://photos/cache"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Weather]:
-    with pytest.MonkeyPatch.context() as patch, serve_bucket(patch) as weather:
-        yield weather
-
-
 @pytest.fixture
-def weather(server: Weather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weather]:
+def weather(s3_server: Weather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weather]:
     """Fair weather over an empty bucket, and nothing kept on this machine."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
-    monkeypatch.setattr(bucket_module, "FIRST_WAIT", 0.01)
-    server.failing, server.seconds = 0, 0.0
-    server.seen.clear()
-    yield server
-    server.failing, server.seconds = 0, 0.0
+    with new_machine(s3_server, tmp_path / "kept", monkeypatch) as fair:
+        yield fair
     client = boto3.client("s3")
     for entry in client.list_objects_v2(Bucket="photos").get("Contents", []):
         client.delete_object(Bucket="photos", Key=entry["Key"])

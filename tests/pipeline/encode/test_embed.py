@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from photos import interrupted
 from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
@@ -116,12 +117,6 @@ def test_batch_size_and_workers_do_not_change_the_numbers(photos, config, tmp_pa
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(photos, config, tmp_path, monkeypatch):
     embed(str(photos), tmp_path / "whole", config)
-
-    def interrupted(*arguments, **options):
-        for count, batch in enumerate(embed_rows(*arguments, **options)):
-            if count == 4:  # in the middle of the second shard
-                raise KeyboardInterrupt
-            yield batch
 
     monkeypatch.setattr(shards_module, "embed_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from photos import interrupted
 from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
@@ -102,12 +103,6 @@ def test_an_interrupted_addition_leaves_the_cache_as_it_is_and_goes_on(
 ) -> None:
     embed(str(photos), tmp_path, config)
     there = shards(tmp_path)
-
-    def interrupted(*arguments, **options):
-        for count, batch in enumerate(embed_rows(*arguments, **options)):
-            if count == 4:  # in the middle of the second shard
-                raise KeyboardInterrupt
-            yield batch
 
     monkeypatch.setattr(module, "embed_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):

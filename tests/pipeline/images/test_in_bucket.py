@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from bucketing import Weather, serve_bucket
+from bucketing import Weather, new_machine
 from photos import PhotoRun
 
 from temi.cache import CacheError
-from temi.cache import bucket as bucket_module
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
@@ -28,27 +27,23 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::R
 
 
 @pytest.fixture(scope="module")
-def server(photo_run: PhotoRun) -> Iterator[Weather]:
+def album(photo_run: PhotoRun, s3_server: Weather) -> Weather:
     """The photos below ``album``, and what else may lie there; the same in tar and Parquet shards."""
-    with pytest.MonkeyPatch.context() as patch, serve_bucket(patch) as weather:
-        client = boto3.client("s3")
-        for path in sorted(photo_run.photos.rglob("*.jpg")):
-            client.upload_file(str(path), "photos", f"album/{path.relative_to(photo_run.photos)}")
-        for key in ("album/", "album/film.mov", "album/.hidden/1.jpg", "album/@eaDir/2.jpg"):
-            client.put_object(Bucket="photos", Key=key, Body=b"")
-        for color in ("red", "green"):
-            client.put_object(Bucket="photos", Key=f"tars/{color}.tar", Body=tarred(photo_run.photos / color))
-            client.put_object(Bucket="photos", Key=f"tables/{color}.parquet", Body=table(photo_run.photos / color))
-        yield weather
+    client = boto3.client("s3")
+    for path in sorted(photo_run.photos.rglob("*.jpg")):
+        client.upload_file(str(path), "photos", f"album/{path.relative_to(photo_run.photos)}")
+    for key in ("album/", "album/film.mov", "album/.hidden/1.jpg", "album/@eaDir/2.jpg"):
+        client.put_object(Bucket="photos", Key=key, Body=b"")
+    for color in ("red", "green"):
+        client.put_object(Bucket="photos", Key=f"tars/{color}.tar", Body=tarred(photo_run.photos / color))
+        client.put_object(Bucket="photos", Key=f"tables/{color}.parquet", Body=table(photo_run.photos / color))
+    return s3_server
 
 
 @pytest.fixture
-def weather(server: Weather, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Weather]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "kept"))
-    monkeypatch.setattr(bucket_module, "FIRST_WAIT", 0.01)
-    server.seen.clear()
-    yield server
-    server.failing, server.seconds = 0, 0.0
+def weather(album: Weather, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Weather]:
+    with new_machine(album, tmp_path / "kept", monkeypatch) as fair:
+        yield fair
 
 
 def tarred(folder: Path) -> bytes:

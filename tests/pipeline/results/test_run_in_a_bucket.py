@@ -8,12 +8,11 @@ from pathlib import Path
 
 import boto3
 import pytest
-from bucketing import Weather, serve_bucket
+from bucketing import Weather, new_machine
 from photos import PhotoRun, short
 from typer.testing import CliRunner
 
 from temi.cache import CacheError
-from temi.cache import bucket as bucket_module
 from temi.cli import app as temi_app
 from temi.pipeline.config import dump_toml
 from temi.pipeline.runs.mirror import Mirror, mirror_of, shown
@@ -23,18 +22,10 @@ URL, OTHER = "s3://photos/runs/first", "s3://photos/runs/second"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[Weather]:
-    with pytest.MonkeyPatch.context() as patch, serve_bucket(patch) as weather:
-        yield weather
-
-
 @pytest.fixture
-def weather(server: Weather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weather]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one machine"))
-    monkeypatch.setattr(bucket_module, "FIRST_WAIT", 0.01)
-    yield server
-    server.failing = 0
+def weather(s3_server: Weather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Weather]:
+    with new_machine(s3_server, tmp_path / "one machine", monkeypatch) as fair:
+        yield fair
 
 
 def temi(*words: object, machine: Path | None = None) -> subprocess.CompletedProcess[str]:

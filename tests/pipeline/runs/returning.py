@@ -6,18 +6,15 @@ buffer that is freed and asked for 20 times grows the heap by 31 MiB, by 74 wher
 through malloc. What comes between differs from process to process, so one pass of 121 MiB takes anything up to 250.
 """
 
-import ctypes
 import threading
 
-from temi.pipeline.heads import trainer
+from temi.pipeline import device
 
-TRIM_THRESHOLD, MMAP_THRESHOLD, OWN_MAPPING = -1, -3, 2**16  # of <malloc.h>; a block of so many bytes is a mapping
+OWN_MAPPING = 2**16  # bytes: a block of so many is a mapping
 
 
 def return_what_is_freed() -> None:
     """From now on a block of 64 KiB or more is a mapping of its own, and a new thread's stack takes 1 MiB, not 8."""
     threading.stack_size(2**20)
-    trainer.keep_freed_memory = lambda: None
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: None)  # a library without it returns blocks anyway
-    mallopt(TRIM_THRESHOLD, OWN_MAPPING)
-    mallopt(MMAP_THRESHOLD, OWN_MAPPING)
+    device._set_thresholds(trim=OWN_MAPPING, mapped=OWN_MAPPING)
+    device._set_thresholds = lambda **_: None

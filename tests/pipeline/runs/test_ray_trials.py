@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mixtures import mixture, write_cache
+from mixtures import SHORT_TRIALS, mixture, write_cache
 from ray_nodes import ray_nodes
 
 from temi.pipeline.config import load_config
@@ -16,16 +16,7 @@ from temi.pipeline.runs.space import Range
 from temi.pipeline.runs.train import train_heads
 from temi.pipeline.runs.trials import plan_trials, train_trials
 
-SHORT = [
-    "heads.clusters=4",
-    "heads.count=2",
-    "neighbors.k=8",
-    "start.kind=random",
-    "train.batch_size=60",
-    "train.epochs=0",
-    "train.min_steps=18",
-    "train.tensorboard=false",
-]
+SHORT = [*SHORT_TRIALS, "train.tensorboard=false"]
 
 
 @pytest.fixture(scope="module")

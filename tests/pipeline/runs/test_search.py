@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy
-from mixtures import mixture, write_cache
+from mixtures import SHORT_TRIALS, mixture, write_cache
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import load_config
@@ -25,15 +25,6 @@ from temi.pipeline.runs.search import SEARCH, Desk, Search, kept_apart, open_stu
 from temi.pipeline.runs.space import Range, check_space, point_config, read_space
 
 TEMI = Path(sys.executable).with_name("temi")
-SHORT = [
-    "heads.clusters=4",
-    "heads.count=2",
-    "neighbors.k=8",
-    "start.kind=random",
-    "train.batch_size=60",
-    "train.epochs=0",
-    "train.min_steps=18",
-]
 SPACE = {"objective.beta": Range(low=0.5, high=1.2), "optimizer.lr": Range(low=1e-4, high=1e-2, log=True)}
 SPACE_FILE = """
 [search.space]
@@ -48,7 +39,7 @@ def small_cache(folder: Path) -> EmbeddingCache:
 
 
 def wanted(**more: object) -> Search:
-    return Search(SPACE, overrides=SHORT, **{"trials": 9, "together": 4, "sampler": "random", **more})
+    return Search(SPACE, overrides=SHORT_TRIALS, **{"trials": 9, "together": 4, "sampler": "random", **more})
 
 
 def stored(out: Path) -> optuna.Study:
@@ -94,7 +85,7 @@ def test_a_study_of_other_settings_is_refused(tmp_path: Path) -> None:
     cache = small_cache(tmp_path)
     open_study_of(cache, tmp_path, wanted())
     with pytest.raises(UserError, match=r"is a study with space of its own"):
-        open_study_of(cache, tmp_path, Search({"objective.beta": [0.5, 0.6]}, overrides=SHORT))
+        open_study_of(cache, tmp_path, Search({"objective.beta": [0.5, 0.6]}, overrides=SHORT_TRIALS))
     with pytest.raises(UserError, match=r"is a study with seeds of its own"):
         open_study_of(cache, tmp_path, wanted(seeds=2))
 
@@ -151,8 +142,8 @@ class Listener:
 def test_a_candidate_trains_as_it_would_alone_whoever_leaves_and_comes(tmp_path: Path) -> None:
     cache = small_cache(tmp_path)
     features = Features.of_cache(cache, np.arange(cache.rows), tmp_path)
-    configs = [load_config(None, [*SHORT, f"objective.beta={beta}"]) for beta in (0.6, 0.8, 1.0)]
-    broken = load_config(None, [*SHORT, "optimizer.lr=1e30"])
+    configs = [load_config(None, [*SHORT_TRIALS, f"objective.beta={beta}"]) for beta in (0.6, 0.8, 1.0)]
+    broken = load_config(None, [*SHORT_TRIALS, "optimizer.lr=1e30"])
     both = Listener([Candidate(2, [configs[2]]), Candidate(3, [broken])])
     train_pack(cache, features, [Candidate(0, [configs[0]]), Candidate(1, [configs[1]])], both)
     alone = Listener([])
@@ -198,7 +189,7 @@ def test_settings_of_a_regularizer_that_a_trial_does_not_have_are_left_out() -> 
 
 def command(tmp_path: Path, *more: str) -> list[str]:
     (tmp_path / "space.toml").write_text(SPACE_FILE)
-    settings = [part for setting in SHORT for part in ("--set", setting)]
+    settings = [part for setting in SHORT_TRIALS for part in ("--set", setting)]
     chosen = ["--space", str(tmp_path / "space.toml"), "--together", "3", "--sampler", "random"]
     return [str(TEMI), "search", str(tmp_path / "cache"), "--out", str(tmp_path / "study"), *chosen, *settings, *more]
 
