@@ -31,6 +31,7 @@ import torch
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import load_config
+from temi.pipeline.device import keep_freed_memory
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
@@ -68,8 +69,9 @@ def steps_alone(cache: EmbeddingCache, settings: list[str]) -> np.ndarray:
     features = Features.of_cache(cache, training_rows(cache)).distinct()
     trainer = HeadTrainer([config], load_training_set(features, config))
     began = used()
-    for number, rows in enumerate(trainer.batches.bank_rows(0, trainer.steps)):
-        trainer.step(number, rows)
+    with keep_freed_memory(trainer.device):
+        for number, rows in enumerate(trainer.batches.bank_rows(0, trainer.steps)):
+            trainer.step(number, rows)
     return used() - began
 
 

@@ -11,6 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+from typer.testing import CliRunner
+
+from temi.cli import app
 
 TEMI = Path(sys.executable).with_name("temi")
 
@@ -105,13 +108,20 @@ def test_mistakes_are_one_sentence_and_exit_code_2(work: Path, cache: Path) -> N
         ("evaluate", work / "photos"): "is not a finished run",
     }
     for arguments, sentence in cases.items():
-        done = temi(*arguments)
-        assert done.returncode == 2, (arguments, done.stdout, done.stderr)
-        assert sentence in done.stderr, (arguments, done.stderr)
-        assert "Traceback" not in done.stderr
-        problem = [line for line in done.stderr.splitlines() if line.startswith("temi: ")]
-        assert len(problem) == 1, (arguments, done.stderr)
+        done = CliRunner().invoke(app, list(map(str, arguments)))
+        one_sentence(sentence, done.exit_code, done.stderr)
+    for arguments in {words[0]: words for words in cases}.values():  # and one of each verb by the installed script
+        script = temi(*arguments)
+        one_sentence(cases[arguments], script.returncode, script.stderr)
     assert not out.exists()  # a mistake leaves nothing behind
+
+
+def one_sentence(sentence: str, code: int, stderr: str) -> None:
+    """A mistake ended with code 2 and one line that holds `sentence`."""
+    assert code == 2, stderr
+    assert sentence in stderr
+    assert "Traceback" not in stderr
+    assert len([line for line in stderr.splitlines() if line.startswith("temi: ")]) == 1, stderr
 
 
 @pytest.mark.slow

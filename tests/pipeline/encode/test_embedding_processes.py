@@ -91,7 +91,7 @@ def test_a_content_digest_notices_an_image_that_changed_in_place(photos: Path, m
     assert recorded.partition("+content:")[0] == Manifest.read(tmp_path / "names").fingerprint.images
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_fills_a_cache_with_three_processes_and_resumes_after_a_kill(
     photos: Path, model: Path, tmp_path: Path
 ) -> None:

@@ -147,7 +147,7 @@ def test_processes_add_views_to_shards_of_their_own(
     assert shards(tmp_path) == whole
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_at_any_rename_loses_nothing(
     photos: Path, config: EmbedConfig, whole: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -87,7 +87,7 @@ def test_what_several_processes_cannot_train_is_one_sentence(tmp_path: Path, set
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_ends_all_processes_and_the_run_goes_on_later(tmp_path: Path) -> None:
     write_cache(tmp_path / "cache", mixture()[0])
     words = command(tmp_path / "cache", tmp_path / "run", "start.kind=random", "train.min_steps=3000")

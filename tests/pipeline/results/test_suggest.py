@@ -14,7 +14,9 @@ from photos import PhotoRun
 from PIL import Image
 from tiny_clip import write_clip
 from transformers import CLIPModel, CLIPProcessor
+from typer.testing import CliRunner
 
+from temi.cli import app
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import read_names, set_names
 from temi.pipeline.results.suggest import _one_to_one, _words
@@ -81,6 +83,6 @@ def test_mistakes_are_sentences(photo_run: PhotoRun, clip: Path, tmp_path: Path)
         (["--suggest", tmp_path / "empty"], "cannot be loaded as a model of images and words"),
         (["--suggest", photo_run.weights], "cannot be loaded|knows no words"),
     ]:
-        made = names(photo_run.run, *arguments)
-        assert (made.returncode, made.stdout) == (2, "")
+        made = CliRunner().invoke(app, ["names", str(photo_run.run), *map(str, arguments)])
+        assert (made.exit_code, made.stdout) == (2, "")
         assert any(part in made.stderr for part in sentence.split("|")), made.stderr

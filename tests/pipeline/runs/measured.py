@@ -17,7 +17,7 @@ from temi.pipeline.device import return_freed_memory
 from temi.pipeline.runs.run_folder import RunFolder
 from temi.pipeline.runs.train import train_pass
 
-LENGTH = ["train.epochs=0", "train.min_steps=16", "train.log_every=8", "train.checkpoint_every=8"]
+LENGTH = ["train.epochs=0", "train.min_steps=4", "train.log_every=2", "train.checkpoint_every=2"]
 PLAIN = ["start.kind=random", "train.tensorboard=false", "train.device=cpu"]
 
 

@@ -21,7 +21,7 @@ LEAST = 200 * MEBIBYTE  # a prediction that is measured here is above what libra
 TOO_LITTLE, TOO_MUCH = 1.15, 2.75  # taken per predicted, predicted per asked for: at most; measured were 1.0 and 2.5
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rows", "dim", "views", "trials", "settings"),
     [
