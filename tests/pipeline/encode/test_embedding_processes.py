@@ -76,7 +76,7 @@ def forget(cache: Path, shard: str) -> None:
     (cache / "failures.csv").unlink()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_content_digest_notices_an_image_that_changed_in_place(photos: Path, model: Path, tmp_path: Path) -> None:
     for name, options in {"content": ("--digest", "content"), "names": ()}.items():
         assert embed(photos, tmp_path / name, model, *options).returncode == 0

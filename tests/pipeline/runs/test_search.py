@@ -194,7 +194,7 @@ def command(tmp_path: Path, *more: str) -> list[str]:
     return [str(TEMI), "search", str(tmp_path / "cache"), "--out", str(tmp_path / "study"), *chosen, *settings, *more]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_and_shared_by_two_processes_no_trial_is_lost_or_told_twice(tmp_path: Path) -> None:
     small_cache(tmp_path)
     slow = ["--trials", "8", "--set", "train.min_steps=40000", "--no-halving"]
