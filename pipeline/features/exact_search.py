@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from temi.pipeline.products import product
+
 SPARE = 32  # candidates rescored in float32 beyond 2k, so few rows need the full search
 WORTHWHILE = 32  # rows per candidate; with fewer, float32 alone is as fast
 GROUP = 16  # columns per group; see benchmarks/mining.py
@@ -89,7 +91,8 @@ def block_bytes(rows: int, device: str) -> int:
 
 def _products(table: Float[Tensor, "N D"], rows: Int64[Tensor, " n"], out: Tensor | None = None) -> Tensor:
     """Inner products of `rows` with all rows, (n, N); -inf with themselves."""
-    scores = torch.mm(table[rows], table.T, out=None if out is None else out[: len(rows)])
+    own = table[rows]
+    scores = product(own, table.T) if out is None else torch.mm(own, table.T, out=out[: len(rows)])
     scores[torch.arange(len(rows), device=rows.device), rows] = -torch.inf
     return scores
 

@@ -23,6 +23,7 @@ from temi.pipeline.features.memory import Memory
 from temi.pipeline.features.neighbors import check_count, find_neighbors
 from temi.pipeline.features.scaling import Moments, Scaling
 from temi.pipeline.features.unit_rows import UnitRows
+from temi.pipeline.products import arithmetic
 
 Neighbors = tuple[Int32[np.ndarray, "N K"], Float16[np.ndarray, "N K"]]
 CPU = torch.device("cpu")
@@ -114,7 +115,7 @@ class Features:
     def scaling(self, kind: Kind) -> Scaling:
         """The map of `kind`, fitted once to these rows."""
         if kind not in self._scalings:
-            recipe = {"kind": kind, "views": self.view_count, "arithmetic": self.device.type}
+            recipe = {"kind": kind, "views": self.view_count, "arithmetic": arithmetic(self.device)}
             kept = self.memo("scaling", recipe, lambda: Scaling.fit(kind, self._moments).to_arrays())
             self._scalings[kind] = Scaling.from_arrays(kept, self.device)
         return self._scalings[kind]

@@ -32,6 +32,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, blocks_of, enumerate_blocks
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.view_metric import view_directions
+from temi.pipeline.products import product
 
 POWER = {"whiten25": 0.25, "whiten50": 0.5}
 ROOTED = ("root", "views", "joined", *POWER)
@@ -140,7 +141,7 @@ class Scaling:
     def of_rooted(self, x: Tensor) -> Tensor:
         """The rest of the map for float32 rows f(x)."""
         x = x - self.shift
-        x = x * self.weight if self.weight.ndim == 1 else x @ self.weight
+        x = x * self.weight if self.weight.ndim == 1 else product(x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
         if not self.segments:
             return x
         parts = [F.normalize(part, dim=-1) for part in torch.split(x, list(self.segments), dim=-1)]
@@ -176,7 +177,7 @@ class Moments:
     def spectrum(self) -> tuple[Float64[Tensor, " R"], Float64[Tensor, "D R"]]:
         """Variances of the signed roots above rounding, the largest first, and their directions."""
         centered = (x - self.mean(True) for x in _blocks(self.embedding, True))
-        return _spectrum(total(x.mT @ x for x in centered) / len(self.embedding))
+        return _spectrum(total(product(x.mT, x) for x in centered) / len(self.embedding))
 
     @cached_property
     def viewed(self) -> Float[Tensor, "D P"]:

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from temi.pipeline.products import product
+
 RIDGE = 0.3  # of the mean variance within images
 DIRECTIONS = 256  # reliability is small beyond
 UNRELIABLE = 1e-3  # variance between images below which a direction is left out
@@ -31,8 +33,8 @@ def view_directions(images: Iterable[Float[Tensor, "n V1 D"]]) -> Float64[Tensor
         apart = (block - mean[:, None]).flatten(0, 1)
         count, seen = count + len(block), block.shape[1]
         total = total + mean.double().sum(0)
-        between = between + (mean.mT @ mean).double()
-        within = within + (apart.mT @ apart).double()
+        between = between + product(mean.mT, mean).double()
+        within = within + product(apart.mT, apart).double()
     center = total / count
     within = within / (count * (seen - 1))
     return _directions(within, between / count - torch.outer(center, center) - within / seen)

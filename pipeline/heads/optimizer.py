@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from temi.pipeline.heads.torch_private import fused_adamw_
+from temi.pipeline.torch_private import fused_adamw_
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8

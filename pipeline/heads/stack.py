@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from temi.pipeline.config import HeadConfig
-from temi.pipeline.heads.torch_private import batch_norm_backward, gelu_backward
+from temi.pipeline.products import batched_product, product
+from temi.pipeline.torch_private import batch_norm_backward, gelu_backward
 
 BATCH_NORM_MOMENTUM = 0.1
 BATCH_NORM_EPS = 1e-5
@@ -205,9 +206,9 @@ def _shared_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """One product of (M, D) with all heads' (G, out, D): (G, M, out)."""
     heads, width, _ = weight.shape
     if width < WIDE:  # as (G, out, M): reductions over few outputs run along many rows
-        stacked = torch.mm(weight.flatten(0, 1), x.mT).add_(bias.reshape(-1, 1))
+        stacked = product(weight.flatten(0, 1), x.mT).add_(bias.reshape(-1, 1))
         return stacked.view(heads, width, -1).mT
-    stacked = torch.mm(x, weight.flatten(0, 1).mT).add_(bias.flatten())
+    stacked = product(x, weight.flatten(0, 1).mT).add_(bias.flatten())
     return stacked.view(-1, heads, width).transpose(0, 1)
 
 
@@ -218,14 +219,14 @@ def _shared_gradient(gradient: Tensor, x: Tensor) -> Tensor:
         stacked = gradient.mT.reshape(-1, rows)
     else:
         stacked = gradient.transpose(0, 1).reshape(rows, -1).mT
-    return torch.mm(stacked, x).view(heads, width, -1)
+    return product(stacked, x).view(heads, width, -1)
 
 
 def _own_linear(hidden: Tensor, weight: Tensor) -> Tensor:
     """Each head's product of its (M, in) with its (out, in): (G, M, out), in memory as from `_shared_linear`."""
     if weight.shape[1] < WIDE:
-        return torch.bmm(weight, hidden.mT).mT
-    return torch.bmm(hidden, weight.mT)
+        return batched_product(weight, hidden.mT).mT
+    return batched_product(hidden, weight.mT)
 
 
 def _linear(heads: Heads, x: Tensor, scale: Tensor, training: bool, keep: Tensor | None) -> Pass:
@@ -244,7 +245,7 @@ def _published(heads: Heads, x: Tensor, scale: Tensor, training: bool, keep: Ten
     w = heads.weights
     inner = _shared_linear(x, w["first.weight"], w["first.bias"])
     hidden = F.gelu(inner)
-    unit = torch.bmm(hidden, w["second.weight"].mT).add_(w["second.bias"][:, None])
+    unit = batched_product(hidden, w["second.weight"].mT).add_(w["second.bias"][:, None])
     norm = unit.norm(dim=-1, keepdim=True).clamp_min_(FEWEST)
     unit.div_(norm)
     last = F.normalize(w["last.direction"], dim=-1).mul_(w["last.gain"][..., None] * scale)
@@ -255,11 +256,11 @@ def _published(heads: Heads, x: Tensor, scale: Tensor, training: bool, keep: Ten
 def _published_back(heads: Heads, kept: dict[str, Tensor], gradient: Tensor, share: float) -> dict[str, Tensor]:
     w, unit = heads.weights, kept["unit"]
     # y = b / |b|: the part of the gradient along y is lost. The same for the rows v of the weight norm g v / |v|.
-    second = torch.bmm(gradient, kept["last"] * share)
+    second = batched_product(gradient, kept["last"] * share)
     along = (second * unit).sum(-1, keepdim=True)
     second.addcmul_(unit, along, value=-1).div_(kept["norm"])
-    inner = gelu_backward(torch.bmm(second, w["second.weight"]), kept["inner"])
-    last = torch.bmm(gradient.mT, unit).mul_(kept["scale"] * share)
+    inner = gelu_backward(batched_product(second, w["second.weight"]), kept["inner"])
+    last = batched_product(gradient.mT, unit).mul_(kept["scale"] * share)
     length = w["last.direction"].norm(dim=-1, keepdim=True).clamp_min_(FEWEST)
     direction = w["last.direction"] / length
     gain = (last * direction).sum(-1, keepdim=True)
@@ -267,7 +268,7 @@ def _published_back(heads: Heads, kept: dict[str, Tensor], gradient: Tensor, sha
     return {
         "first.weight": _shared_gradient(inner, kept["x"]),
         "first.bias": inner.sum(1),
-        "second.weight": torch.bmm(second.mT, kept["hidden"]),
+        "second.weight": batched_product(second.mT, kept["hidden"]),
         "second.bias": second.sum(1),
         "last.direction": last,
         "last.gain": gain.squeeze(-1),
@@ -278,7 +279,7 @@ def _mlp_bn(heads: Heads, x: Tensor, scale: Tensor, training: bool, keep: Tensor
     w, b = heads.weights, heads.buffers
     count, width, _ = w["first.weight"].shape
     # All heads are one batch norm over count * width columns.
-    inner = torch.mm(x, w["first.weight"].flatten(0, 1).mT).add_(w["first.bias"].flatten())
+    inner = product(x, w["first.weight"].flatten(0, 1).mT).add_(w["first.bias"].flatten())
     mean, var = b["norm.mean"].flatten().clone(), b["norm.var"].flatten().clone()
     gain, shift = w["norm.gain"].flatten(), w["norm.bias"].flatten()
     normal, center, spread = torch.native_batch_norm(
@@ -298,7 +299,7 @@ def _mlp_bn(heads: Heads, x: Tensor, scale: Tensor, training: bool, keep: Tensor
 def _mlp_bn_back(heads: Heads, kept: dict[str, Tensor], gradient: Tensor, share: float) -> dict[str, Tensor]:
     w, b, scale = heads.weights, heads.buffers, kept["scale"] * share
     count, width, _ = w["first.weight"].shape
-    hidden = torch.bmm(gradient, kept["last"] * share)
+    hidden = batched_product(gradient, kept["last"] * share)
     if "keep" in kept:
         hidden = hidden.view(-1, *kept["keep"].shape).mul_(kept["keep"]).flatten(0, 1)
     normal = gelu_backward(hidden.transpose(0, 1).reshape(-1, count * width), kept["normal"])
@@ -307,11 +308,11 @@ def _mlp_bn_back(heads: Heads, kept: dict[str, Tensor], gradient: Tensor, share:
         normal, kept["inner"], w["norm.gain"].flatten(), running, saved, BATCH_NORM_EPS
     )
     return {
-        "first.weight": torch.mm(inner.mT, kept["x"]).view_as(w["first.weight"]),
+        "first.weight": product(inner.mT, kept["x"]).view_as(w["first.weight"]),
         "first.bias": inner.sum(0).view(count, width),
         "norm.gain": gain.view(count, width),
         "norm.bias": shift.view(count, width),
-        "last.weight": torch.bmm(gradient.mT, kept["hidden"]).mul_(scale),
+        "last.weight": batched_product(gradient.mT, kept["hidden"]).mul_(scale),
         "last.bias": gradient.sum(1).mul_(scale[..., 0]),
     }
 

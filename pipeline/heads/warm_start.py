@@ -15,6 +15,7 @@ from temi.pipeline.features.features import Features
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.optimizer import StackedAdamW
 from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.products import arithmetic
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.find import Start
 
@@ -52,7 +53,9 @@ def _recipe(trainer: HeadTrainer, config: Config, start: Start) -> Settings:
         "heads": config.heads.model_dump_json(),
         "seed": config.train.seed,
         "temperature": config.objective.student_temperature,
-        "arithmetic": json.dumps([trainer.device.type, len(trainer.blocks[0].student.outputs), trainer.student.widest]),
+        "arithmetic": json.dumps(
+            [arithmetic(trainer.device), len(trainer.blocks[0].student.outputs), trainer.student.widest]
+        ),
     }
 
 

@@ -18,6 +18,7 @@ from temi.cache.kept import Arrays
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import comparison_bytes, exact_neighbors, nearest
+from temi.pipeline.products import arithmetic
 from temi.pipeline.runs.model import ClusterModel, load_tensors, save_tensors
 
 NOVELTY = "novelty.safetensors"
@@ -53,7 +54,7 @@ class Novelty:
     @classmethod
     def of_features(cls, features: Features, kind: Kind, scaled: Float[Tensor, "n D"]) -> "Novelty":
         """The same for the rows of `features` after the scaling `kind`; made once."""
-        recipe = {"kind": kind, "views": features.view_count, "arithmetic": features.device.type}
+        recipe = {"kind": kind, "views": features.view_count, "arithmetic": arithmetic(features.device)}
 
         def make() -> Arrays:
             made = cls.fit(scaled)

@@ -32,6 +32,7 @@ from temi.cache.files import os_errors, parse, write_atomic
 from temi.pipeline.config import Config, dump_toml, recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import Plugin
+from temi.pipeline.products import arithmetic
 from temi.pipeline.runs.model import load_metadata
 
 PACKAGES = (
@@ -73,6 +74,7 @@ class Environment:
     plugins: dict[str, str] = field(default_factory=dict)
     continues: str | None = None  # the run whose clusters it goes on with
     corrections: str = ""
+    arithmetic: str = ""  # see pipeline/products.py
 
 
 class RunFolder:
@@ -236,6 +238,7 @@ def describe_environment(cache: EmbeddingCache, device: torch.device) -> Environ
         platform=platform.platform(),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         threads=torch.get_num_threads(),
+        arithmetic=arithmetic(device),
         packages={name: found for name in PACKAGES if (found := _version(name))},
         revision=_git_revision(),
         cache=TrainedCache(

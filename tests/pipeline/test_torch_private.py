@@ -1,9 +1,10 @@
 """What is not public in torch gives what the public functions give, and the versions where that was seen are named."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from temi.pipeline.heads.torch_private import SEEN, batch_norm_backward, fused_adamw_, gelu_backward
+from temi.pipeline.torch_private import SEEN, batch_norm_backward, fused_adamw_, gelu_backward, onednn_linear
 
 
 def test_this_version_of_torch_is_named() -> None:
@@ -43,3 +44,9 @@ def test_adamw() -> None:
     torch.testing.assert_close(own, public.detach())
     fused_adamw_([own], [gradient * torch.nan], moments, [step], **settings, skip=torch.ones(()), shrink=None)
     torch.testing.assert_close(own, public.detach())
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_onednn() -> None:
+    x, weight = torch.randn(5, 3), torch.randn(4, 3)
+    torch.testing.assert_close(onednn_linear(x, weight), F.linear(x, weight))

@@ -64,3 +64,9 @@ def fused_adamw_(
         grad_scale=shrink,
         found_inf=skip,
     )
+
+
+def onednn_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``torch.nn.functional.linear(x, weight)`` of float32 matrices by oneDNN, which that calls for bfloat16 alone."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return product
