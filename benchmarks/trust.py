@@ -22,7 +22,7 @@ from sklearn.metrics import roc_auc_score
 
 from temi.pipeline.config import EmbedConfig, load_config
 from temi.pipeline.encode.backbones import Backbone, load_backbone
-from temi.pipeline.encode.embed import embed_rows
+from temi.pipeline.encode.forward import embed_rows
 from temi.pipeline.evaluate.metrics import confident_accuracy, matched_right
 from temi.pipeline.features.features import Features
 from temi.pipeline.images.arrays import ArrayImages

@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 from browsing import NEEDS_BROWSER, browsing
-from photos import PhotoRun
+from photos import PhotoRun, short
 from serving import serving
+from tiny_clip import write_clip
 
+from temi.pipeline.config import EmbedConfig
+from temi.pipeline.encode.embed import embed
 from temi.pipeline.report.pages import write_report
 from temi.pipeline.results.correct import correct, read_file
 from temi.pipeline.results.corrections import REMOVED, Rename
+from temi.pipeline.results.find import Finder
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import set_names
+from temi.pipeline.runs.train import train_heads
 
 pytestmark = NEEDS_BROWSER
 NAMELESS = """return [...document.querySelectorAll('input,select,button,a[href]')].filter((e) => !e.labels?.length
@@ -261,3 +266,19 @@ def test_a_served_page_keeps_every_correction_through_a_kill(photo_run: PhotoRun
         assert server.edit(action="rename", names={"0": "mine"})[0] == 400
     assert isinstance(FinishedRun(run).corrections[1], Rename)
     assert json.loads((run / "corrections.jsonl").read_text().splitlines()[-1])["action"] == "redo"
+
+
+def test_words_find_images_where_clip_made_the_cache(photo_run: PhotoRun, tmp_path: Path) -> None:
+    weights = write_clip(tmp_path / "weights")
+    settings = EmbedConfig(backbone=str(weights), views=0, batch_size=8, workers=0, device="cpu")
+    train_heads(embed(str(photo_run.photos), tmp_path / "cache", settings), short(), tmp_path / "run")
+    found = Finder(FinishedRun(tmp_path / "run"), str(weights), "cpu").described("a photo of red")
+    keys = FinishedRun(tmp_path / "run").trained["key"]
+    with serving(tmp_path / "run", "--backbone", weights) as server, browsing(server.address) as browser:
+        browser.find_element("id", "search").send_keys("a photo of red")
+        button = browser.find_element("id", "described")
+        assert "a photo of red" in button.text
+        button.click()
+        until(browser, "location.hash === '#like' && document.querySelectorAll('#like-images li').length > 0")
+        first = browser.find_element("css selector", "#like-images img").get_attribute("alt")
+        assert keys[found[0]] in first
