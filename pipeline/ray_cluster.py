@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,7 +156,8 @@ class Workers:
         UserError
             What a worker raised; or a piece lost its worker more than RETRIES times.
         """
-        waiting, idle, running = deque(pieces), list(self._all), dict[Any, tuple[Any, str]]()
+        waiting, idle, running = deque(pieces), list(self._all), dict[Any, tuple[Any, str, int]]()
+        told, lost = Counter[str](), Counter[str]()  # by piece: answers that were passed on, workers that vanished
         while waiting or running:
             for worker in idle:
                 if not waiting:
@@ -164,21 +165,37 @@ class Workers:
                     continue
                 name = waiting.popleft()
                 call = getattr(worker, method).options(num_returns="streaming")
-                running[call.remote(pieces[name], *arguments)] = worker, name
-            ready, _ = self._ray.wait(list(running), timeout=LOOK, fetch_local=False)
-            idle = []
+                running[call.remote(pieces[name], *arguments)] = worker, name, 0
+            ready, idle = self._ready(list(running)), []
             if time.monotonic() - self._looked > LOOK:
                 watch()
                 idle = self._more(len(waiting))
             for stream in ready:
-                worker, name = running.pop(stream)
+                worker, name, number = running.pop(stream)
                 try:
-                    answer = next(stream)
+                    answer = self._get(next(stream), name)
                 except StopIteration:
                     idle.append(worker)
                     continue
-                running[stream] = worker, name  # behind the others: a fast worker must not hide a slow one
-                yield name, self._get(answer, name)
+                except self._ray.exceptions.ActorUnavailableError as error:  # Ray does not know yet that it is lost
+                    self._dismiss(worker)
+                    waiting.appendleft(name)
+                    lost[name] += 1
+                    if lost[name] > RETRIES:
+                        raise _given_up(name, error) from None
+                    continue
+                running[stream] = worker, name, number + 1  # behind the others: a fast worker must not hide a slow one
+                if number == told[name]:  # a piece that is begun again tells the same from the start
+                    told[name] += 1
+                    yield name, answer
+
+    def _ready(self, streams: list[Any]) -> list[Any]:
+        """Those that have an answer, after LOOK seconds at most."""
+        if not streams:  # all workers were lost
+            time.sleep(LOOK)
+            return []
+        ready: list[Any] = self._ray.wait(streams, timeout=LOOK, fetch_local=False)[0]
+        return ready
 
     def _dismiss(self, worker: Any) -> None:
         self._all.remove(worker)
@@ -204,9 +221,15 @@ class Workers:
             if isinstance(error.cause, USER_ERRORS):
                 raise type(error.cause)(str(error.cause)) from None
             raise
+        except errors.ActorUnavailableError:
+            raise
         except errors.RayActorError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{name} was given up after its worker died {RETRIES + 1} times ({reason})") from None
+            raise _given_up(name, error) from None
+
+
+def _given_up(name: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"{name} was given up after its worker died {RETRIES + 1} times ({reason})")
 
 
 @contextmanager

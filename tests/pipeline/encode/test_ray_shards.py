@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ from photos import PhotoRun
 from ray_nodes import kill_node, ray_nodes
 
 from temi.cache import EmbeddingCache
+from temi.pipeline import ray_cluster
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode import ray_shards
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import open_source
-from temi.pipeline.ray_cluster import Size
+from temi.pipeline.ray_cluster import RETRIES, Size, Workers
 
 TEMI = Path(sys.executable).with_name("temi")
 
@@ -98,6 +100,51 @@ def test_a_worker_for_each_gpu_or_for_so_many_cores_as_the_smallest_node_has() -
         ([node(0)], True, Size(1, 0), 0),
     ]:
         assert (Size.of(nodes, gpus=gpus), size.places(nodes)) == (size, places)
+
+
+@pytest.mark.parametrize(("losses", "told"), [(1, True), (RETRIES + 1, False)])
+def test_a_piece_whose_worker_cannot_be_reached_is_begun_again_and_tells_nothing_twice(
+    monkeypatch: pytest.MonkeyPatch, losses: int, told: bool
+) -> None:
+    """Between the end of a node and Ray's notice of it a call fails once, and is not repeated by Ray."""
+    errors = pytest.importorskip("ray.exceptions", reason="ray is not installed: pip install ray")
+    failing = iter([True] * losses)
+
+    def answers(name: str) -> Iterator[Any]:
+        yield f"{name}1"
+        yield (
+            errors.ActorUnavailableError("connection refused", None) if name == "a" and next(failing, 0) else f"{name}2"
+        )
+        yield f"{name}3"
+
+    def get(answer: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def worker() -> Any:
+        remote = SimpleNamespace(remote=answers)
+        return SimpleNamespace(make=SimpleNamespace(options=lambda **_: remote))
+
+    workers = Workers.__new__(Workers)
+    workers._ray = SimpleNamespace(
+        wait=lambda streams, **_: (streams, []), get=get, kill=lambda worker: None, exceptions=errors
+    )
+    workers._all, workers._looked = [worker(), worker()], 0.0
+
+    def more(wanted: int) -> list[Any]:
+        new = [worker() for _ in range(wanted)]
+        workers._all += new
+        return new
+
+    monkeypatch.setattr(ray_cluster, "LOOK", 0.01)
+    monkeypatch.setattr(workers, "_more", more)
+    dealt = workers.deal("make", {"a": "a", "b": "b"})
+    if told:
+        assert sorted(answer for _, answer in dealt) == ["a1", "a2", "a3", "b1", "b2", "b3"]
+    else:
+        with pytest.raises(UserError, match="a was given up after its worker died 4 times"):
+            list(dealt)
 
 
 @pytest.mark.parametrize(
