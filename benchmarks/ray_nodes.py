@@ -7,6 +7,7 @@ turn by one node of one core and by two. Prints seconds of each, their ratio, an
 byte; then once more by two nodes of which one is killed after a quarter of the shards.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -86,7 +87,7 @@ def same(one: Path, other: Path) -> str:
     return "equal" if all((one / name).read_bytes() == (other / name).read_bytes() for name in names) else "DIFFERENT"
 
 
-def main(home: Path, images: int = 4000, pairs: int = 3) -> None:
+def main(home: Path, images: int, pairs: int) -> None:
     os.environ.update(RAY_USAGE_STATS_ENABLED="0", OMP_NUM_THREADS="1")
     make_model(home / "model")
     make_images(home / "images", images)
@@ -105,4 +106,9 @@ def main(home: Path, images: int = 4000, pairs: int = 3) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("images", type=int, nargs="?", default=4000)
+    parser.add_argument("pairs", type=int, nargs="?", default=3)
+    asked = parser.parse_args()
+    main(asked.folder, asked.images, asked.pairs)
