@@ -12,6 +12,7 @@ import torch
 
 from temi.pipeline.extras import install
 from temi.pipeline.limits import core_count, total_memory
+from temi.pipeline.products import library
 
 DEFAULT_BACKBONE = "facebook/dinov2-base"
 HUB_TIMEOUT = 5  # seconds
@@ -37,7 +38,7 @@ def examine(folder: Path) -> list[Finding]:
     return [
         Finding("python", sys.version.split()[0]),
         _device(),
-        Finding("processor", f"{core_count()} cores, {_memory():.0f} GB of memory"),
+        Finding("processor", f"{core_count()} cores, {_memory():.0f} GB of memory, products by {library()}"),
         _disk(folder),
         _package("faiss", "neighbor search", f"{install('cpu')}, or {install('gpu')} with an NVIDIA GPU", needed=True),
         _hub(),

@@ -31,7 +31,15 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_doctor_names_what_it_found(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli.app, ["doctor", str(tmp_path / "not there yet")])
     assert result.exit_code == 0, result.output
-    for words in ("python: 3.", "device: ", "cores", "GB free in", "neighbor search: faiss", "copy a model here"):
+    for words in (
+        "python: 3.",
+        "device: ",
+        "cores",
+        "products by ",
+        "GB free in",
+        "neighbor search: faiss",
+        "copy a model here",
+    ):
         assert words in result.stdout
     assert "next: temi demo" in result.stdout
 
