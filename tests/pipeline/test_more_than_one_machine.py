@@ -81,6 +81,13 @@ def here(photo_run: PhotoRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
+def test_the_readme_shows_what_the_page_explains() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    shown = re.findall(r"```\n(.*?)```", readme.partition("## More than one machine\n")[2], re.DOTALL)[0].splitlines()
+    explained = [line.partition(" #")[0].rstrip() for line in PAGE.splitlines()]
+    assert [line for line in shown if line not in explained] == []
+
+
 def test_new_images_every_day(photo_run: PhotoRun, here: Path) -> None:
     Path("photos/red/new.jpg").write_bytes(photo(COLORS["red"], np.random.default_rng(0)))
     _, new, continued = follow("New images every day", photo_run)
