@@ -68,12 +68,12 @@ def keep_freed_memory(device: torch.device) -> Iterator[None]:
 
 
 def return_freed_memory() -> None:
-    """Return to the system what the C library has kept until now, and from now on blocks of 8 MiB once they are freed.
+    """Return to the system what the C library has kept until now, and from now on blocks of 4 MiB once they are freed.
 
     Left alone it learns to keep blocks of up to 32 MiB, and then often misses one that torch asks for again (glibc bug
     14581): a search among 30,000 rows of 512 took 265 MiB instead of 150 to 190.
     """
-    _set_thresholds(trim=2**23, mapped=2**23)
+    _set_thresholds(trim=2**22, mapped=2**22)
     _c_function("malloc_trim")(0)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
-import sqlalchemy
 from mixtures import SHORT_TRIALS, mixture, write_cache
 
 from temi.cache import EmbeddingCache
@@ -21,7 +20,7 @@ from temi.pipeline.plugins import load_plugin
 from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Training, read_record
-from temi.pipeline.runs.search import SEARCH, Desk, Search, kept_apart, open_study, search
+from temi.pipeline.runs.search import SEARCH, Desk, Search, kept_apart, open_study, search, study_lock
 from temi.pipeline.runs.space import Range, check_space, point_config, read_space
 
 TEMI = Path(sys.executable).with_name("temi")
@@ -51,10 +50,8 @@ def states(out: Path) -> list[str]:
 
 
 def running(out: Path) -> int:
-    try:
+    with study_lock(out):  # while a study is made, whoever opens it makes the same tables
         return states(out).count("RUNNING")
-    except (KeyError, sqlalchemy.exc.OperationalError):  # it is being made
-        return 0
 
 
 def test_every_trial_is_told_once_and_hopeless_ones_leave_early(tmp_path: Path) -> None:
