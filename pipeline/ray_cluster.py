@@ -177,12 +177,12 @@ class Workers:
                 except StopIteration:
                     idle.append(worker)
                     continue
-                except self._ray.exceptions.ActorUnavailableError as error:  # Ray does not know yet that it is lost
-                    self._dismiss(worker)
-                    waiting.appendleft(name)
+                except _Unreachable:
                     lost[name] += 1
                     if lost[name] > RETRIES:
-                        raise _given_up(name, error) from None
+                        raise
+                    self._dismiss(worker)
+                    waiting.appendleft(name)
                     continue
                 running[stream] = worker, name, number + 1  # behind the others: a fast worker must not hide a slow one
                 if number == told[name]:  # a piece that is begun again tells the same from the start
@@ -221,15 +221,14 @@ class Workers:
             if isinstance(error.cause, USER_ERRORS):
                 raise type(error.cause)(str(error.cause)) from None
             raise
-        except errors.ActorUnavailableError:
-            raise
         except errors.RayActorError as error:
-            raise _given_up(name, error) from None
+            kind = _Unreachable if isinstance(error, errors.ActorUnavailableError) else UserError
+            reason = " ".join(str(error).split())[:300]
+            raise kind(f"{name} was given up after its worker died {RETRIES + 1} times ({reason})") from None
 
 
-def _given_up(name: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300]
-    return UserError(f"{name} was given up after its worker died {RETRIES + 1} times ({reason})")
+class _Unreachable(UserError):
+    """A call failed and Ray does not repeat it: it does not know yet that the worker's node is lost."""
 
 
 @contextmanager

@@ -133,7 +133,6 @@ def train_pass(
     processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
     processes.take_over(trainer.state())
     TrainingLoop(trials, trainer, first_step).run()
-    return_freed_memory()
     novelty = Novelty.of_features(features, configs[0].heads.scale, data.originals)
     return_freed_memory()
     for trial in trials:

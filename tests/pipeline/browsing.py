@@ -41,3 +41,26 @@ def browsing(page: Path | str, downloads: Path | None = None) -> Iterator[Any]:
         assert complaints == []
     finally:
         driver.quit()
+
+
+def until(browser: Any, script: str) -> None:
+    """Wait until what `script` returns is true."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 90).until(lambda driver: driver.execute_script(f"return {script}"))
+
+
+def visit(browser: Any, view: str) -> None:
+    browser.execute_script(f"location.hash = '#{view}'; dispatchEvent(new Event('hashchange'))")
+
+
+def draw_around(browser: Any, chart: Any, wide: int, high: int) -> int:
+    """Draw a rectangle around the middle of `chart`, by half its sides; how many images are selected then."""
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
+    pointer = ActionChains(browser, duration=20).move_to_element_with_offset(chart, -wide, -high).click_and_hold()
+    for x, y in ((2 * wide, 0), (0, 2 * high), (-2 * wide, 0)):
+        pointer.move_by_offset(x, y)
+    pointer.release().perform()
+    return int(browser.execute_script("return gallery.selected.size"))

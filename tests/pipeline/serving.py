@@ -44,6 +44,11 @@ class Server:
         finally:
             connection.close()
 
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
     def edit(self, **action: Any) -> tuple[int, dict[str, Any]]:
         """Make a correction."""
         status, body = self.ask("edit", "POST", json.dumps(action).encode(), content_type="application/json")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from browsing import NEEDS_BROWSER, browsing
+from browsing import NEEDS_BROWSER, browsing, draw_around, until, visit
 from mixtures import mixture, write_cache
 from photos import PhotoRun, photo
 from serving import Server, serving
@@ -48,10 +48,10 @@ def test_what_a_person_put_right_outlives_kills_and_training(cache: Path, tmp_pa
         taken = lasso(browser)
         choose(browser, "move-to", "a new cluster")
         until(browser, "store.state.clusters === 7")
-        stop(server)
+        server.kill()
     with looking_at(run) as (browser, server):  # another browser, another server
         assert members(browser, 6) == taken
-        browser.execute_script("location.hash = '#cluster-0'")
+        visit(browser, "cluster-0")
         until(browser, "!document.getElementById('merge-with').closest('section').hidden")
         browser.find_element("css selector", "#merge-with option[value='1']").click()
         until(browser, "store.state.merged.has(1)")
@@ -59,7 +59,7 @@ def test_what_a_person_put_right_outlives_kills_and_training(cache: Path, tmp_pa
         until(browser, "!store.state.merged.has(1)")
         browser.find_element("id", "redo").click()
         until(browser, "store.state.merged.has(1)")
-        stop(server)
+        server.kill()
     with looking_at(run) as (browser, _):
         assert members(browser, 6) == taken
         assert browser.execute_script("return store.state.merged.has(1)")
@@ -94,22 +94,11 @@ def looking_at(run: Path) -> Iterator[tuple[Any, Server]]:
         yield browser, server
 
 
-def stop(server: Server) -> None:
-    server.process.kill()
-    server.process.wait()
-
-
-def until(browser: Any, script: str) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, 90).until(lambda driver: driver.execute_script(f"return {script}"))
-
-
 def open_large(browser: Any) -> None:
     """The first picture of a cluster, as large as it is, and its successor by an arrow key."""
     from selenium.webdriver.common.keys import Keys
 
-    browser.execute_script("location.hash = '#cluster-0'")
+    visit(browser, "cluster-0")
     until(browser, "document.querySelector('#members .open')")
     browser.find_element("css selector", "#members .open").click()
     until(browser, "viewer.open")
@@ -121,20 +110,13 @@ def open_large(browser: Any) -> None:
 
 def lasso(browser: Any) -> list[int]:
     """Zoom in and draw ever wider squares around the middle of the map, until WANTED images are inside: their rows."""
-    from selenium.webdriver.common.action_chains import ActionChains
-
-    browser.execute_script("location.hash = '#map'")
+    visit(browser, "map")
     browser.find_element("id", "lasso").click()
     for _ in range(4):
         browser.find_element("id", "zoom-in").click()
     chart = browser.find_element("id", "canvas")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
     for half in range(10, chart.size["height"] // 2, 10):
-        pointer = ActionChains(browser, duration=20).move_to_element_with_offset(chart, -half, -half).click_and_hold()
-        for x, y in ((2 * half, 0), (0, 2 * half), (-2 * half, 0)):
-            pointer.move_by_offset(x, y)
-        pointer.release().perform()
-        if browser.execute_script("return gallery.selected.size") >= WANTED:
+        if draw_around(browser, chart, half, half) >= WANTED:
             break
     return sorted(browser.execute_script("return [...gallery.selected]"))
 

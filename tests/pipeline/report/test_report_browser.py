@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import NEEDS_BROWSER, browsing
+from browsing import NEEDS_BROWSER, browsing, draw_around, until, visit
 from photos import PhotoRun, short
 from serving import serving
 from tiny_clip import write_clip
@@ -52,10 +52,6 @@ def browser(page: Path, tmp_path: Path) -> Iterator[Any]:
         yield driver
 
 
-def visit(browser: Any, view: str) -> None:
-    browser.execute_script(f"location.hash = '#{view}'; dispatchEvent(new Event('hashchange'))")
-
-
 def clusters(browser: Any) -> list[str]:
     return [tile.get_attribute("data-cluster") for tile in browser.find_elements("css selector", "#mosaic > li")]
 
@@ -64,26 +60,12 @@ def assigned(browser: Any) -> list[int]:
     return browser.execute_script("return [...store.state.cluster]")
 
 
-def until(browser: Any, script: str) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, 90).until(lambda driver: driver.execute_script(f"return {script}"))
-
-
 def lasso(browser: Any) -> int:
     """Draw around everything; how many images are selected then."""
-    from selenium.webdriver.common.action_chains import ActionChains
-
     visit(browser, "map")
     browser.find_element("id", "lasso").click()
     chart = browser.find_element("id", "canvas")
-    wide, high = chart.size["width"] // 2 - 3, chart.size["height"] // 2 - 3
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", chart)
-    pointer = ActionChains(browser).move_to_element_with_offset(chart, -wide, -high).click_and_hold()
-    for x, y in ((2 * wide, 0), (0, 2 * high), (-2 * wide, 0)):
-        pointer.move_by_offset(x, y)
-    pointer.release().perform()
-    return browser.execute_script("return gallery.selected.size")
+    return draw_around(browser, chart, chart.size["width"] // 2 - 3, chart.size["height"] // 2 - 3)
 
 
 def test_the_first_screen_is_pictures_and_no_name_is_markup(browser: Any) -> None:
@@ -250,8 +232,7 @@ def test_a_served_page_keeps_every_correction_through_a_kill(photo_run: PhotoRun
         browser.find_element("id", "undo").click()
         until(browser, "!store.state.merged.has(4)")
         shown = assigned(browser)
-        server.process.kill()
-        server.process.wait()
+        server.kill()
         browser.find_element("id", "undo").click()
         until(browser, "document.getElementById('said').textContent.includes('does not answer')")
         assert assigned(browser) == shown
