@@ -32,6 +32,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "crops of at least 60 %": {"crop_scale": (0.6, 1.0)},
     "crops down to 8 %": {"crop_scale": (0.08, 1.0)},
     "no flip": {"flip": 0.0},
+    "turned": {"turn": 0.75},
     "no color": {"jitter": 0.0},
     "color alone": {"crop_scale": (1.0, 1.0), "flip": 0.0},
 }

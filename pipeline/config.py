@@ -50,6 +50,7 @@ class EmbedConfig(Section):
     views: Annotated[int, Field(ge=0)] = Field(2, description="augmented views per image, V")
     crop_scale: tuple[Fraction, Fraction] = Field((0.25, 1.0), description="area of a view's random crop")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip of a view")
+    turn: Fraction = Field(0.0, description="probability of a turn of a view by 90, 180 or 270 degrees")
     jitter: Fraction = Field(0.4, description="strength of a view's color jitter: brightness, contrast, saturation")
     seed: Annotated[int, Field(ge=0)] = Field(0, description="view v of row r depends on (seed, r, v) alone")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the forward; auto: bf16 on GPU")

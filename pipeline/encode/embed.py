@@ -194,7 +194,7 @@ def _same_engine(config: EmbedConfig, out: Path) -> EmbedConfig:
 
 def view_policy(config: EmbedConfig) -> ViewPolicy:
     """How `config` draws views."""
-    return ViewPolicy(config.views, config.seed, config.crop_scale, config.flip, config.jitter)
+    return ViewPolicy(config.views, config.seed, config.crop_scale, config.flip, config.jitter, config.turn)
 
 
 def plan_cache(

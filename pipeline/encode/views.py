@@ -1,4 +1,4 @@
-"""Augmented views: random resized crop, flip, color jitter. A view depends on (seed, row, view) alone.
+"""Augmented views: random resized crop, flip, turn, color jitter. A view depends on (seed, row, view) alone.
 
 Random numbers come from the raw output of PCG64, which numpy promises never to change, and not from a sampling
 function, which it may improve: a cache continued years later gets the same views.
@@ -17,7 +17,7 @@ GRAY = (0.2989, 0.587, 0.114)  # torchvision's luma weights
 
 
 class View(NamedTuple):
-    """Parameters of one view, independent of the size of its image; all but the last two are uniform in [0, 1)."""
+    """Parameters of one view, independent of the size of its image; the first four are uniform in [0, 1)."""
 
     area: float
     ratio: float
@@ -25,6 +25,7 @@ class View(NamedTuple):
     left: float
     flip: bool
     jitter: tuple[float, float, float]  # factors of brightness, contrast, saturation; 1 changes nothing
+    turns: int  # by 90 degrees
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class ViewPolicy:
     crop_scale: tuple[float, float]
     flip: float
     jitter: float
+    turn: float = 0.0
     first: int = 0  # view to begin at: those before it, and the images themselves, are embedded already
 
     def describe(self) -> dict[str, Any]:
         """What changes the numbers besides seed and count, as JSON for the fingerprint; {} without views."""
         settings = {"crop_ratio": RATIO, **asdict(self)}
-        return (
-            {key: value for key, value in settings.items() if key not in ("count", "seed", "first")}
-            if self.count
-            else {}
-        )
+        untold = {"count", "seed", "first"}
+        if not self.turn:
+            untold.add("turn")  # a cache of version 0.1 goes on: its views could not be turned
+        return {key: value for key, value in settings.items() if key not in untold} if self.count else {}
 
     @property
     def originals(self) -> int:
@@ -59,10 +60,11 @@ class ViewPolicy:
 
     def draw(self, row: int, view: int) -> View:
         """Parameters of view `view` of row `row`."""
-        raw = np.random.PCG64([self.seed, row, view]).random_raw(8)
-        area, ratio, top, left, flip, *jitter = ((raw >> 11) * 2.0**-53).tolist()
+        raw = np.random.PCG64([self.seed, row, view]).random_raw(9)
+        area, ratio, top, left, flip, *jitter, turn = ((raw >> 11) * 2.0**-53).tolist()
         brightness, contrast, saturation = (1 + self.jitter * (2 * value - 1) for value in jitter)
-        return View(area, ratio, top, left, flip < self.flip, (brightness, contrast, saturation))
+        turns = 1 + int(3 * turn / self.turn) if turn < self.turn else 0
+        return View(area, ratio, top, left, flip < self.flip, (brightness, contrast, saturation), turns)
 
     def box(self, view: View, height: int, width: int) -> tuple[int, int, int, int]:
         """Crop (top, left, height, width) in an image: area uniform in `crop_scale`, log-uniform ratio, cut to fit."""

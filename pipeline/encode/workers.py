@@ -74,6 +74,7 @@ class Decoder(Dataset[DecodedBatch]):
             view = policy.draw(row, policy.first + number - originals)
             top, left, height, width = policy.box(view, *image.shape[-2:])
             crop = image[:, top : top + height, left : left + width]
+            crop = crop.rot90(view.turns, (-2, -1)) if view.turns else crop
             resized = self.preprocessing.scale(crop, self.preprocessing.crop)
             pixels[number] = resized.flip(-1) if view.flip else resized
             factors[number] = torch.tensor(view.jitter)

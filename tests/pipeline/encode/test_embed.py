@@ -95,13 +95,15 @@ def test_unreadable_images_keep_their_row_and_are_listed(photos, config, tmp_pat
 
 
 def test_views_are_those_of_their_row(photos, config, tmp_path):
+    config = config.model_copy(update={"turn": 0.75})
     cache = embed(str(photos), tmp_path, config)
     images, backbone, policy = open_source(str(photos), max_pixels=LIMIT), load_backbone(config), view_policy(config)
     for row, number in ((3, 0), (3, 1), (21, 1)):
         image = images.read(row)
         view = policy.draw(row, number)
         top, left, height, width = policy.box(view, *image.shape[-2:])
-        crop = backbone.preprocessing.scale(image[:, top : top + height, left : left + width], (28, 28))
+        turned = image[:, top : top + height, left : left + width].rot90(view.turns, (1, 2))
+        crop = backbone.preprocessing.scale(turned, (28, 28))
         crop = crop.flip(-1) if view.flip else crop
         expected = backbone(jitter(crop[None].float() / 255, torch.tensor([view.jitter])))
         np.testing.assert_allclose(cache.view_embedding(row, row + 1)[0, number], expected[0], rtol=2e-3, atol=2e-3)
@@ -152,6 +154,7 @@ REFUSED = {
     "views": (1, "views: here"),
     "crop_scale": ((0.5, 1.0), "view_policy.crop_scale: here"),
     "flip": (0.0, "view_policy.flip: here"),
+    "turn": (0.5, "view_policy.turn: here"),
     "jitter": (0.1, "view_policy.jitter: here"),
     "seed": (1, "view_seed: here"),
     "precision": ("bf16", "precision: here"),

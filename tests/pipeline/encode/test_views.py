@@ -1,5 +1,7 @@
 """Views: a function of (seed, row, view), with torchvision's arithmetic."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,14 @@ def test_parameters_are_spread_as_asked():
     assert factors.max() <= 1.4
     assert factors.std(axis=0) == pytest.approx(0.8 / np.sqrt(12), rel=0.05)
     assert np.abs(np.corrcoef(factors.T) - np.eye(3)).max() < 0.1
+
+
+def test_as_many_views_are_turned_as_asked_each_way_as_often_and_nothing_else_changes():
+    turning = replace(POLICY, turn=0.6)
+    turns = np.bincount([turning.draw(row, 0).turns for row in range(2000)], minlength=4)
+    np.testing.assert_allclose(turns / 2000, [0.4, 0.2, 0.2, 0.2], atol=0.03)
+    assert turning.draw(3, 1)._replace(turns=0) == POLICY.draw(3, 1)
+    assert turning.describe() == {**POLICY.describe(), "turn": 0.6}
 
 
 @given(row=st.integers(0, 2**40), height=st.integers(1, 5000), width=st.integers(1, 5000))
