@@ -43,7 +43,6 @@ PHASES = {
     "layouts": "start.pool:layout",
     "communities": "start.pool:communities",
     "even cuts": "start.pool:even_cut",
-    "dense cuts": "start.pool:dense_cut",
     "warm start": "heads.warm_start:warm_start",
     "steps": "runs.loop:TrainingLoop.run",
     "novelty": "runs.novelty:Novelty.fit",

@@ -81,7 +81,7 @@ class HeadConfig(Section):
     """The clustering heads of one trial."""
 
     kind: Literal["published", "linear", "mlp-bn"] = Field("linear", description="see pipeline/heads/stack.py")
-    count: Count = Field(16, description="heads, H")
+    count: Count = Field(6, description="heads, H")
     clusters: Annotated[Count, PER_TRIAL] = Field(10, description="clusters, C")
     scale: Kind = Field("whiten50", description="of the embedding that heads read; see pipeline/features/scaling.py")
     hidden: Count = Field(512, description="width of the first hidden layer (published, mlp-bn)")

@@ -29,7 +29,7 @@ def near_copies(index: Int[np.ndarray, "N K"], distance: Float[np.ndarray, "N K"
 
     Parameters
     ----------
-    index : neighbors of rows, centered and of unit norm
+    index : neighbors of rows of unit norm
     distance : one minus the cosine to each
     """
     rows, place = np.nonzero(distance < SAME * np.median(distance[:, -1]))

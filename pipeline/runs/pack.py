@@ -23,7 +23,7 @@ from temi.pipeline.runs.fit import begin_heads, build_model
 from temi.pipeline.runs.label_free import compared, head_agreement, label_free_scores
 from temi.pipeline.runs.loop import Metrics, Trial
 from temi.pipeline.runs.records import Training
-from temi.pipeline.start.pool import AGREEMENT_ROWS
+from temi.pipeline.start.agreement import AGREEMENT_ROWS
 
 RUNGS = (9, 3)  # parts of a trial's steps after which it is compared with the others
 DIVERGED = "none of its last {} steps had a finite loss and gradient"

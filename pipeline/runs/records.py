@@ -69,13 +69,13 @@ class Training(LabelFree):
 
 
 class StartRecord(Record):
-    """What heads began at, and why: the agreement of each kind of cuts, and the names of the cuts they learned.
+    """What heads began at: the names of the cuts they learned, and the edge information of each, in nats.
 
     `images` is how many were cut: of more than 100,000 a random sample.
     """
 
-    agreement: dict[str, float]
     cuts: tuple[str, ...]
+    information: tuple[float, ...]
     images: int = 0
 
 

@@ -127,8 +127,8 @@ def train_pass(
     first_step = resume_trials(trials)
     if first_step == 0:
         for run, start in zip(runs, begin_heads(trainer, features, configs, known), strict=False):
-            agreement, images = dict(start.agreement), len(start.rows)
-            write_record(run.start_file, StartRecord(agreement=agreement, cuts=start.names, images=images))
+            found = StartRecord(cuts=start.names, information=start.information, images=len(start.rows))
+            write_record(run.start_file, found)
     return_freed_memory()
     processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
     processes.take_over(trainer.state())

@@ -6,6 +6,8 @@ from itertools import combinations
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64
 
+AGREEMENT_ROWS = 4_000  # rows that partitions are compared on, where the comparison need not be exact
+
 Labeling = Int[np.ndarray, " N"]
 
 

@@ -22,10 +22,11 @@ from temi.pipeline.config import StartConfig
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import Progress
+from temi.pipeline.start.agreement import AGREEMENT_ROWS
 from temi.pipeline.start.communities import find_communities, merge_parts
 from temi.pipeline.start.find import distinct_sample
 from temi.pipeline.start.graph import edge_counts
-from temi.pipeline.start.pool import AGREEMENT_ROWS, judges
+from temi.pipeline.start.pool import judges
 
 LOWEST, HIGHEST = 2, 200  # number of clusters, where no range is given,
 ROWS_PER_CLUSTER = 10  # and no more than one for so many rows

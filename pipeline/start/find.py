@@ -3,14 +3,14 @@
 From a random start a few thousand steps of TEMI lose to k-means on small folders. So the rows are first cut into
 clusters in several ways (pool.py), and the heads learn these cuts before the first step of the objective.
 
-Cuts come in three kinds. Clusters of very different size that lie apart are found by density, overlapping ones by cuts
-that keep sizes alike, and many small ones along the graph. Which of these the data have is told by stability: heads
-learn the kind whose cuts agree most from space to space (von Luxburg, "Clustering stability", 2010).
+The heads learn those cuts that say most about where an edge of the neighbor graph ends (score.py): of many label-free
+scores, the one by which chosen cuts were best on real sets (benchmarks/RESULTS.md). More than one is learned, as the
+vote of some near the top errs less than the first of them.
 
 Rows that repeat others count once.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,12 +21,15 @@ from temi.cache.kept import Arrays, Recipe
 from temi.pipeline.config import StartConfig
 from temi.pipeline.features.copies import near_copies
 from temi.pipeline.features.features import Features
+from temi.pipeline.features.kinds import Kind
 from temi.pipeline.registry import STARTS
-from temi.pipeline.start.pool import KINDS, make_pool, neighbor_counts, pool_bytes, spaces_of
+from temi.pipeline.start.pool import make_pool, members, neighbor_counts, pool_bytes
 from temi.pipeline.start.vote import match, vote
 
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
 LARGEST = 100_000
+LEARNED = 3  # cuts: fewer than three have no majority
+COPIES: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both
 
 Rows = Int64[np.ndarray, " N"]
 
@@ -39,15 +42,15 @@ class Start:
     ----------
     rows : (M,) positions of the training rows that were cut: all, or a sample of LARGEST
     clusters : C
-    agreement : of the cuts of each kind, mean normalized mutual information of two of them
-    names : kind and space of each cut
+    names : kind, space and neighbors of each cut that heads learn, the best first
+    information : edge information of each as it was found, in nats; of none where a person's corrections are the cut
     cuts : (L, M) cluster of each row in each cut, ids matched
     """
 
     rows: Int64[np.ndarray, " M"]
     clusters: int
-    agreement: Mapping[str, float]
     names: tuple[str, ...]
+    information: tuple[float, ...]
     cuts: Int64[np.ndarray, "L M"]
 
 
@@ -57,26 +60,24 @@ FindStart = Callable[[Features, int, StartConfig], Start | None]
 
 def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     """Cut the rows in every way, and choose the cuts that heads learn; made once. Labels are not read."""
-    made_from = {"kinds": " ".join(KINDS), "spaces": " ".join(spaces_of(features))}
-    recipe: Recipe = {**made_from, "clusters": clusters, "seed": config.seed}
+    made_from: Recipe = {"members": " ".join(members(features, clusters)), "learned": LEARNED}
+    recipe = {**made_from, "clusters": clusters, "seed": config.seed}
     kept = features.memo("start", recipe, partial(_find_start, features, clusters, config))
-    agreement = dict(zip(KINDS, kept["agreement"].tolist(), strict=True))
     names = kept["names"].tobytes().decode().split("\n")
-    return Start(kept["rows"], clusters, agreement, tuple(names), kept["cuts"].astype(np.int64))
+    return Start(
+        kept["rows"], clusters, tuple(names), tuple(kept["information"].tolist()), kept["cuts"].astype(np.int64)
+    )
 
 
 def _find_start(features: Features, clusters: int, config: StartConfig) -> Arrays:
     distinct = distinct_sample(features, clusters)
-    pool = make_pool(distinct.features, clusters, config.seed)
-    agreement = {kind: pool.of(kind).agreement() for kind in KINDS}
-    chosen = pool.of(max(agreement, key=lambda kind: agreement[kind]))
-    best = chosen.labels[chosen.score.argmax()]
-    aligned = vote([best, *chosen.labels], clusters)[0]
-    cuts = np.stack([match(label, aligned, clusters)[label][distinct.group] for label in chosen.labels])
+    best = make_pool(distinct.features, clusters, config.seed).best(LEARNED)
+    aligned = vote(list(best.labels), clusters)[0]
+    cuts = np.stack([match(label, aligned, clusters)[label][distinct.group] for label in best.labels])
     return {
         "rows": distinct.rows,
-        "agreement": np.array([agreement[kind] for kind in KINDS]),
-        "names": np.frombuffer("\n".join(chosen.names).encode(), np.uint8),
+        "names": np.frombuffer("\n".join(best.names).encode(), np.uint8),
+        "information": best.score,
         "cuts": cuts.astype(np.int32),
     }
 
@@ -101,7 +102,7 @@ def distinct_sample(features: Features, clusters: int) -> Distinct:
     """Rows, at most LARGEST, that near-copies do not decide; all count where fewer than `clusters` differ."""
     rows = sample(len(features))
     cut = features if len(rows) == len(features) else features.sample(rows).loaded()
-    index, similarity = cut.neighbors(neighbor_counts(len(cut), clusters)[-1], "center")
+    index, similarity = cut.neighbors(neighbor_counts(len(cut), clusters)[-1], COPIES)
     first, group = near_copies(index, 1 - similarity.astype(np.float32))
     if len(first) < clusters:
         first, group = np.arange(len(cut)), np.arange(len(cut))

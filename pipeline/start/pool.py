@@ -1,8 +1,8 @@
 """Many partitions of the same rows at exactly C clusters, and one score that needs no label.
 
 Every space gives two fuzzy graphs, of 10 and 15 neighbors, and every graph its communities; the larger graph of a space
-is laid out in three dimensions, and the layout is cut into parts of similar size and into dense parts of any size. A
-partition's score is its edge information, mean over the larger graphs of all spaces. There is no threshold.
+is laid out in three dimensions, and the layout is cut into parts of similar size. A partition's score is its edge
+information, mean over the larger graphs of all spaces. There is no threshold.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,7 @@ from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import search_bytes
 from temi.pipeline.features.scaling import total
 from temi.pipeline.progress import Progress
-from temi.pipeline.start.agreement import mean_agreement, mutual_information
 from temi.pipeline.start.communities import communities
-from temi.pipeline.start.density import dense_cut
 from temi.pipeline.start.graph import fuzzy_graph
 from temi.pipeline.start.layout import EPOCHS, cut_bytes, even_cut, layout
 from temi.pipeline.start.score import edge_information
@@ -30,15 +28,11 @@ PLAIN: tuple[Kind, ...] = ("center", "joined")
 VIEWED: tuple[Kind, ...] = ("views", "joined")
 NEIGHBORS = (10, 15)  # of the graphs of a space; the larger is the one that is laid out and that scores
 FEWEST_NEIGHBORS = 5
-AGREEMENT_ROWS = 4_000  # rows that partitions are compared on
 EDGE = 40  # bytes per neighbor of a fuzzy graph: 12 an edge, 1.6 edges a neighbor; twice while laid out (measured)
-CUT_COPIES = 5  # labelings of all layouts: each kind, communities, matched
+CUT_COPIES = 4  # labelings of the pool: made, stacked, kept, matched
 COMPONENTS = 4  # principal components that a layout begins at
 
 Labeling = Int64[np.ndarray, " N"]
-
-
-KINDS = ("communities", "even", "dense")
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Pool:
 
     Attributes
     ----------
-    names : kind and space of each, such as "communities joined 10"
+    names : of each, as `members` has them
     labels : (P, N)
     score : edge information of each, in nats
     """
@@ -56,22 +50,16 @@ class Pool:
     labels: Int64[np.ndarray, "P N"]
     score: Float[np.ndarray, " P"]
 
-    def of(self, *kinds: str) -> "Pool":
-        """Those of these kinds."""
-        kept = [place for place, name in enumerate(self.names) if name.split()[0] in kinds]
+    def best(self, count: int) -> "Pool":
+        """Those of the highest score, the highest first; of equals the first named."""
+        kept = np.argsort(-self.score, kind="stable")[:count]
         return Pool(tuple(self.names[place] for place in kept), self.labels[kept], self.score[kept])
-
-    def agreement(self) -> float:
-        """Mean normalized mutual information of two partitions: how far they do not depend on the space."""
-        step = -(-self.labels.shape[1] // AGREEMENT_ROWS)
-        return mean_agreement(mutual_information(self.labels[:, ::step]))
 
 
 def make_pool(features: Features, clusters: int, seed: int) -> Pool:
     """All partitions of the rows into `clusters`, made once for these features."""
     spaces, counts = spaces_of(features), neighbor_counts(len(features), clusters)
-    names = [f"communities {space} {k}" for space in spaces for k in counts]
-    names += [f"{kind} {space}" for kind in ("even", "dense") for space in spaces]
+    names = members(features, clusters)
 
     def make() -> dict[str, np.ndarray]:
         graphs: dict[tuple[str, int], sp.csr_array] = {}
@@ -80,22 +68,24 @@ def make_pool(features: Features, clusters: int, seed: int) -> Pool:
         laid_out, labels = layouts(features, clusters, seed), []
         with Progress("partitions", len(names), "partition") as progress:
             for name in names:
-                kind, own, *k = name.split()
-                graph = graphs[own, int(k[0]) if k else counts[-1]]
-                match kind:
-                    case "communities":
-                        label = communities(graph, clusters, seed)
-                    case "even":
-                        label = even_cut(laid_out[own], clusters, seed)
-                    case _:
-                        label = dense_cut(laid_out[own], graph, clusters, seed)
-                labels.append(label)
+                kind, own, k = name.split()
+                if kind == "communities":
+                    labels.append(communities(graphs[own, int(k)], clusters, seed))
+                else:
+                    labels.append(even_cut(laid_out[own], clusters, seed))
                 progress.advance()
         score = [mean_information([graphs[space, counts[-1]] for space in spaces], label) for label in labels]
         return {"labels": np.stack(labels).astype(np.int32), "score": np.array(score)}
 
     kept = features.memo("pool", {"members": " ".join(names), "clusters": clusters, "seed": seed}, make)
     return Pool(tuple(names), kept["labels"].astype(np.int64), kept["score"])
+
+
+def members(features: Features, clusters: int) -> list[str]:
+    """Kind, space and neighbors of every partition of the pool, such as "even joined 15"."""
+    spaces, counts = spaces_of(features), neighbor_counts(len(features), clusters)
+    cuts = [f"communities {space} {k}" for space in spaces for k in counts]
+    return cuts + [f"even {space} {counts[-1]}" for space in spaces]
 
 
 def judges(features: Features, clusters: int) -> list[sp.csr_array]:

@@ -14,7 +14,6 @@ from temi.pipeline.heads.warm_start import _dealt, warm_start
 from temi.pipeline.runs.fit import fit_model
 from temi.pipeline.start import find, pool
 from temi.pipeline.start.communities import communities
-from temi.pipeline.start.density import dense_cut
 from temi.pipeline.start.find import Start, pool_start
 from temi.pipeline.start.graph import edge_counts, fuzzy_graph
 from temi.pipeline.start.kernels import contract, lloyd, louvain, move_nodes
@@ -126,8 +125,7 @@ def test_the_start_finds_the_clusters_and_is_made_once(tmp_path, monkeypatch: py
     found = pool_start(features, 6, config)
     assert all(hungarian_accuracy(label, cut) > 0.9 for cut in found.cuts)
     assert all((cut == found.cuts[0]).mean() > 0.9 for cut in found.cuts)  # their ids are matched
-    assert set(found.agreement) == set(pool.KINDS)
-    for part in ("layout", "communities", "even_cut", "dense_cut"):
+    for part in ("layout", "communities", "even_cut"):
         monkeypatch.setattr(pool, part, lambda *_: pytest.fail("made again"))
     again = pool_start(Features.of_cache(cache, np.arange(cache.rows)), 6, config)
     assert np.array_equal(found.cuts, again.cuts)
@@ -174,7 +172,7 @@ def test_of_many_rows_a_sample_is_cut_and_heads_know_the_rest(monkeypatch: pytes
 
 def start_of(clusters: int, *cuts: np.ndarray) -> Start:
     names = tuple(str(number) for number in range(len(cuts)))
-    return Start(np.arange(len(cuts[0])), clusters, {}, names, np.stack(cuts).astype("i8"))
+    return Start(np.arange(len(cuts[0])), clusters, names, (), np.stack(cuts).astype("i8"))
 
 
 @pytest.mark.parametrize("kind", ["linear", "published", "mlp-bn"])
@@ -207,28 +205,24 @@ def test_every_cut_is_dealt_to_a_head_and_every_head_has_one(heads: int, cuts: i
     assert {cut for hand in dealt for cut in hand} == set(range(cuts))
 
 
-def test_the_kind_that_agrees_most_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cuts_of_the_highest_edge_information_are_learned() -> None:
     random = np.random.default_rng(0)
     x, truth = blobs(random, (400, 20, 20, 20, 20, 20))
-    uneven = pool_start(Features.of_array(x), 6, StartConfig())
-    (kind,) = {name.split()[0] for name in uneven.names}
-    assert kind in ("communities", "dense")  # k-means halves the large cluster, another way in every space
-    assert uneven.agreement[kind] == max(uneven.agreement.values()) > uneven.agreement["even"]
-    assert max(hungarian_accuracy(truth, cut) for cut in uneven.cuts) > 0.97
-    monkeypatch.setattr(pool.Pool, "agreement", lambda own: float(own.names[0].startswith("even")))
-    other = pool_start(Features.of_array(x), 6, StartConfig())
-    assert {name.split()[0] for name in other.names} == {"even"}
+    features = Features.of_array(x)
+    found, made = pool_start(features, 6, StartConfig()), pool.make_pool(features, 6, 0)
+    assert len(found.names) == 3
+    assert list(found.information) == sorted(made.score, reverse=True)[:3]
+    for name, information, cut in zip(found.names, found.information, found.cuts, strict=True):
+        assert information == made.score[made.names.index(name)]
+        assert hungarian_accuracy(made.labels[made.names.index(name)], cut) == 1  # the same, but for the ids
+    assert max(hungarian_accuracy(truth, cut) for cut in found.cuts) > 0.97
 
 
-@pytest.mark.parametrize("clusters", [2, 6, 15])
-def test_dense_parts_are_merged_or_split_to_the_number_asked_for(clusters: int) -> None:
-    x, truth = blobs(np.random.default_rng(0), (40, 60, 80, 20, 50, 30), 3)
-    graph = fuzzy_graph(*neighbors(unit(x - x.mean(0)), 10))
-    found = dense_cut(x, graph, clusters, 0)
-    assert len(np.unique(found)) == clusters
-    if clusters == 6:
-        assert hungarian_accuracy(truth, found) > 0.8
-    assert dense_cut(np.ones((30, 3), np.float32), sp.csr_array((30, 30)), 3, 0).max() == 0
+def test_of_cuts_that_say_as_much_the_first_is_the_best() -> None:
+    made = pool.Pool(("a", "b", "c"), np.arange(6).reshape(3, 2), np.array([1.0, 2.0, 2.0]))
+    best = made.best(2)
+    assert best.names == ("b", "c")
+    assert best.labels.tolist() == [[2, 3], [4, 5]]
 
 
 def test_heads_are_trusted_by_their_edge_information() -> None:
