@@ -82,10 +82,14 @@ def test_the_cuts_of_many_clusters_are_counted() -> None:
 @pytest.mark.parametrize(
     ("overrides", "trials", "sentence"),
     [
-        (["heads.kind=published", "train.batch_size=10"], 1, r"lower heads.count from 16 to \d+ or less"),
+        (
+            ["heads.kind=published", "train.batch_size=10", "heads.count=16"],
+            1,
+            r"lower heads.count from 16 to \d+ or less",
+        ),
         (["heads.kind=published", "train.batch_size=10"], 4, r"train \d trials at a time instead of 4"),
         (
-            ["heads.clusters=300", "heads.hidden=8", "pairs.source=self"],
+            ["heads.clusters=300", "heads.hidden=8", "pairs.source=self", "heads.count=16"],
             1,
             r"lower train.batch_size from 512 to \d+ or less",
         ),
