@@ -25,7 +25,7 @@ TOO_LITTLE, TOO_MUCH = 1.15, 2.75  # taken per predicted, predicted per asked fo
 @pytest.mark.parametrize(
     ("rows", "dim", "views", "trials", "settings"),
     [
-        pytest.param(4000, 128, 0, 1, ["heads.clusters=1000", "pairs.source=self"], id="clusters"),
+        pytest.param(4000, 128, 0, 1, ["heads.clusters=1000", "heads.count=16", "pairs.source=self"], id="clusters"),
         pytest.param(
             2000,
             128,
