@@ -22,26 +22,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import igraph
-import leidenalg
 import numpy as np
 import scipy.sparse as sp
 import torch
 from heads import Textbook
-from scale import PHASES, Phases, warm_up
+from scale import Phases, warm_up
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
 from umap.umap_ import fuzzy_simplicial_set, simplicial_set_embedding
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config, load_config
+from temi.pipeline.evaluate.baselines import leiden_communities
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.progress import quiet
 from temi.pipeline.runs.train import train_heads
 from temi.pipeline.start import pool
-from temi.pipeline.start.communities import search_resolution
 from temi.pipeline.start.find import distinct_sample
 from temi.pipeline.start.layout import EPOCHS, NEGATIVES
 
@@ -64,18 +62,17 @@ def run(folder: Path, clusters: int) -> None:
     with quiet():
         warm_up(folder / "warm")
         phases = Phases()
-        for name, where in PHASES.items():
-            phases.watch(name, where)
         with phases.phase("other"):
             train_heads(cache, config, folder / "run")
+        ours = {name: values["seconds"] for name, values in phases.found.items()}  # now: what follows counts, too
         features = Features.of_cache(cache, np.arange(cache.rows)).loaded()
-        list(asked(features.sample(np.arange(1000)), config, 10))  # compiles
+        for _, call in asked(features.sample(np.arange(1000)), config, 10):
+            call()  # compiles
         libraries = dict.fromkeys(LIBRARIES, 0.0)
         for name, call in asked(features, config, clusters):
             began = time.perf_counter()
             call()
             libraries[name] += time.perf_counter() - began
-    ours = {name: values["seconds"] for name, values in phases.found.items()}
     print(json.dumps({"ours": ours, "libraries": libraries}))
 
 
@@ -94,7 +91,7 @@ def asked(features: Features, config: Config, clusters: int) -> Iterator[tuple[s
         for k, graph in graphs.items():
             own = {"knn_indices": index[:, : k + 1], "knn_dists": distance[:, : k + 1]}
             yield "graphs", partial(fuzzy_simplicial_set, index, k + 1, np.random, "cosine", **own)
-            yield "communities", partial(leiden, graph, clusters)
+            yield "communities", partial(leiden_communities, graph, clusters, config.start.seed)
         yield "layouts", partial(umap_layout, graphs[counts[-1]], pool.leading_components(cut, space))
         rows = pool.layouts(cut, clusters, config.start.seed)[space]
         yield "even cuts", partial(KMeans(clusters, n_init=10).fit, rows)
@@ -115,19 +112,6 @@ def search(features: Features, space: Any, k: int) -> Callable[[], Any]:
     """The nearest k of all rows, by scikit-learn."""
     rows = features.scaled(space).numpy()
     return partial(NearestNeighbors(n_neighbors=k + 1, algorithm="brute", metric="cosine").fit(rows).kneighbors, rows)
-
-
-def leiden(graph: sp.csr_array, clusters: int) -> None:
-    """As many communities as clusters, the resolution found by the same search."""
-    edges = sp.coo_array(sp.triu(graph, 1))
-    known = igraph.Graph(n=graph.shape[0], edges=np.c_[edges.row, edges.col].tolist())
-    kind, weights = leidenalg.RBConfigurationVertexPartition, edges.data.tolist()
-
-    def cut(resolution: float) -> np.ndarray:
-        found = leidenalg.find_partition(known, kind, weights=weights, resolution_parameter=resolution, seed=0)
-        return np.asarray(found.membership, np.int64)
-
-    search_resolution(cut, graph.shape[0], clusters)
 
 
 def umap_layout(graph: sp.csr_array, leading: np.ndarray) -> None:

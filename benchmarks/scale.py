@@ -53,12 +53,14 @@ PHASES = {
 
 
 class Phases:
-    """Seconds, CPU seconds and peak memory by phase; one that begins inside another interrupts it."""
+    """Seconds, CPU seconds and peak memory of the PHASES from now on; one that begins inside another interrupts it."""
 
     def __init__(self) -> None:
         self.base, self.found = resident("VmRSS"), dict[str, dict[str, float]]()
         self._open: list[str] = []
         self._since = time.perf_counter(), time.process_time()
+        for name, where in PHASES.items():
+            self._watch(name, where)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -80,7 +82,7 @@ class Phases:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         self._since = now
 
-    def watch(self, name: str, where: str) -> None:
+    def _watch(self, name: str, where: str) -> None:
         """Count the time in the function at `where` as phase `name`."""
         module, _, path = where.partition(":")
         *owners, own = path.split(".")
@@ -109,8 +111,6 @@ def run(folder: Path, rows: int, settings: list[str]) -> None:
     config = load_config(None, [f"heads.clusters={CLASSES}", *settings])
     warm_up(folder / "warm")
     phases = Phases()
-    for name, where in PHASES.items():
-        phases.watch(name, where)
     with phases.phase("write"):
         cache = write_cache(folder / "cache", make_manifest(rows, DIM))
     with phases.phase("other"):

@@ -157,17 +157,21 @@ def _neighbor_graph(embedding: Embedding) -> sp.csr_array:
 
 def leiden(embedding: Embedding, clusters: int, seed: int) -> Labeling:
     """Leiden (Traag et al. 2019) on the fuzzy 15-neighbor graph, its resolution searched, the surplus merged."""
+    return leiden_communities(_neighbor_graph(embedding), clusters, seed)
+
+
+def leiden_communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
+    """What `communities` finds by Louvain (pipeline/start/communities.py), by leidenalg."""
     igraph, leidenalg = import_extra("igraph", "leiden"), import_extra("leidenalg", "leiden")
-    neighbors = _neighbor_graph(embedding)
-    edges = sp.coo_array(sp.triu(neighbors, 1))
-    graph = igraph.Graph(n=len(embedding), edges=np.c_[edges.row, edges.col].tolist())
+    rows, edges = graph.shape[0], sp.coo_array(sp.triu(graph, 1))
+    known = igraph.Graph(n=rows, edges=np.c_[edges.row, edges.col].tolist())
     kind, weights = leidenalg.RBConfigurationVertexPartition, edges.data.tolist()
 
     def cut(resolution: float) -> Labeling:
-        found = leidenalg.find_partition(graph, kind, weights=weights, resolution_parameter=resolution, seed=seed)
+        found = leidenalg.find_partition(known, kind, weights=weights, resolution_parameter=resolution, seed=seed)
         return np.asarray(found.membership, np.int64)
 
-    return merge_parts(search_resolution(cut, len(embedding), clusters), neighbors, clusters)
+    return merge_parts(search_resolution(cut, rows, clusters), graph, clusters)
 
 
 def turtle(
