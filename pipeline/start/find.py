@@ -60,13 +60,11 @@ FindStart = Callable[[Features, int, StartConfig], Start | None]
 
 def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     """Cut the rows in every way, and choose the cuts that heads learn; made once. Labels are not read."""
-    made_from: Recipe = {"members": " ".join(members(features, clusters)), "learned": LEARNED}
-    recipe = {**made_from, "clusters": clusters, "seed": config.seed}
+    made_from = " ".join(members(features, clusters))
+    recipe: Recipe = {"members": made_from, "learned": LEARNED, "clusters": clusters, "seed": config.seed}
     kept = features.memo("start", recipe, partial(_find_start, features, clusters, config))
-    names = kept["names"].tobytes().decode().split("\n")
-    return Start(
-        kept["rows"], clusters, tuple(names), tuple(kept["information"].tolist()), kept["cuts"].astype(np.int64)
-    )
+    names, information = kept["names"].tobytes().decode().split("\n"), kept["information"].tolist()
+    return Start(kept["rows"], clusters, tuple(names), tuple(information), kept["cuts"].astype(np.int64))
 
 
 def _find_start(features: Features, clusters: int, config: StartConfig) -> Arrays:

@@ -31,14 +31,13 @@ def honored(start: Start, features: Features, told: Constraints) -> Start:
         return start
     numbers, cluster = np.unique(left, return_inverse=True)
     cluster = cluster - int(numbers[0] == NOWHERE)  # 0, 1, ... and NOWHERE
-    cuts, names, information = [*start.cuts], start.names, start.information
-    home = matched(cuts, cluster, start.clusters)
+    home = matched([*start.cuts], cluster, start.clusters)
     if len(home) == start.clusters:
-        cuts, names = [np.where(cluster == NOWHERE, NOWHERE, home[cluster])], ("as corrected",)
-        information = ()
+        corrected = np.where(cluster == NOWHERE, NOWHERE, home[cluster])
+        start = replace(start, names=("as corrected",), information=(), cuts=corrected[None])
     placed, walk = np.where(said, home[cluster], NOWHERE), _walk(features.sample(start.rows), start.clusters)
-    changed = [spread_placed(cut, placed, walk, start.clusters) for cut in cuts]
-    return replace(start, names=names, information=information, cuts=np.stack(changed))
+    changed = [spread_placed(cut, placed, walk, start.clusters) for cut in start.cuts]
+    return replace(start, cuts=np.stack(changed))
 
 
 def matched(cuts: list[Labeling], cluster: Labeling, clusters: int) -> Int64[np.ndarray, " B"]:

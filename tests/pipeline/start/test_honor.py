@@ -1,5 +1,7 @@
 """Cuts keep what a person said: placed rows stay, others like them follow, and clusters keep their numbers."""
 
+from dataclasses import replace
+
 import numpy as np
 import scipy.sparse as sp
 from mixtures import mixture
@@ -50,8 +52,6 @@ def test_placed_rows_lie_with_the_cluster_they_were_put_into() -> None:
     assert (changed.cuts[:, moved] == 2).all()
     others = np.setdiff1d(rows, moved)
     assert (changed.cuts[:, others] == label[others]).mean() > 0.9
-    more = honored(
-        Start(rows, 5, start.names, start.information, cuts), features, told
-    )  # another number: no cut is the earlier one
+    more = honored(replace(start, clusters=5), features, told)  # another number: no cut is the earlier one
     assert len(more.cuts) == 2
     assert (more.cuts[:, moved] == 2).all()
