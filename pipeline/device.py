@@ -53,6 +53,17 @@ def tensor_cores(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Inside, `count` threads share an operation of torch that this thread, or one that it starts, asks for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def keep_freed_memory(device: torch.device) -> Iterator[None]:
     """Inside, the C library keeps freed memory for the next step of a processor instead of returning it to the system.
 

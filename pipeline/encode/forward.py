@@ -19,6 +19,7 @@ from torch import Tensor
 
 from temi.cache.halves import to_halves
 from temi.pipeline.config import EmbedConfig
+from temi.pipeline.device import torch_threads
 from temi.pipeline.encode.backbone import Backbone
 from temi.pipeline.encode.views import ViewPolicy, jitter
 from temi.pipeline.encode.workers import DecodedBatch, decode_batches, default_workers, fitting_workers
@@ -93,7 +94,7 @@ def embed_rows(
     if backbone.lanes == 1:
         yield from iter(embed_next, None)
     else:
-        with single_torch_thread():
+        with torch_threads(1):  # the lanes are as many as the cores already
             yield from _in_order(embed_next, batches, backbone.lanes)
 
 
@@ -129,17 +130,6 @@ def stored(
     values = rows.numpy(force=True)
     values[[row - start for row in failures]] = 0
     return to_halves(values, lambda row: f"the embedding of {keys[start + row]} (row {start + row})", MEND)
-
-
-@contextmanager
-def single_torch_thread() -> Iterator[None]:
-    """One torch thread in this thread and those it starts: the lanes are as many as the cores already."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def batch_size(config: EmbedConfig, device: torch.device) -> int:

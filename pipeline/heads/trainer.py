@@ -5,6 +5,7 @@ at the logits, and updates all heads with their trial's own hyperparameters. A t
 finite sits the step out; the others go on.
 """
 
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Collection, Sequence
@@ -22,6 +23,7 @@ from temi.pipeline.heads import losses
 from temi.pipeline.heads.batches import Batches, TrainingSet
 from temi.pipeline.heads.constrained import ConstrainedPairs
 from temi.pipeline.heads.cuda_graph import Replay
+from temi.pipeline.heads.lanes import Lanes
 from temi.pipeline.heads.objectives import Alike, PairBatch, alike
 from temi.pipeline.heads.optimizer import StackedAdamW
 from temi.pipeline.heads.processes import ALONE, Processes
@@ -89,6 +91,7 @@ class HeadTrainer:
         self.marginal = self.student.outputs / self.student.outputs.sum(-1, keepdim=True)
         self.blocks = self._cut_into_blocks()
         rows = 2 * self.batches.size // processes.size
+        self.lanes = self._open_lanes(rows)
         self.x = torch.empty(rows, data.bank.shape[1], device=self.device)
         pairs = None if told is None else ConstrainedPairs(told, data, min(clusters), self.config.pairs.seed)
         self.told = pairs if pairs is not None and len(pairs.together) else None
@@ -128,6 +131,13 @@ class HeadTrainer:
             blocks.append(Block(span, student, teacher, inside, alike(student.outputs)))
         return blocks
 
+    def _open_lanes(self, rows: int) -> Lanes:
+        """One lane on a GPU, and where a loss waits for the other processes: they have to meet in one order."""
+        if self.device.type != "cpu" or self.processes.size > 1:
+            return Lanes(1, large=True)
+        width = activation_bytes(self.config, rows, self.student.outputs.shape[1])
+        return Lanes(len(self.blocks), large=width * len(self.blocks[0].student.outputs) >= BLOCK_BYTES)
+
     def _place_hyperparameters(self, configs: Sequence[Config]) -> None:
         """One value per head, and tables over the steps, on the device: a step waits for nothing."""
 
@@ -163,18 +173,16 @@ class HeadTrainer:
         if frozen not in self._computes:
             me = weakref.proxy(self)  # without a circle of references, a pass's bank and heads are freed when it ends
             self._computes[frozen] = self.record(partial(HeadTrainer._compute, me, frozen))
-        with tensor_cores(self.device):
+        with tensor_cores(self.device), self.lanes.own_threads():
             self._computes[frozen]()
 
     def _compute(self, frozen: Sequence[str]) -> None:
         """One step on what lies in `x`, `number` and `keep`: tensors in, tensors changed, the host waits for none."""
-        teacher, marginal, overlap = zip(*(self._teach(block) for block in self.blocks), strict=True)
+        teacher, marginal, overlap = zip(*self.lanes.each(self._teach, self.blocks), strict=True)
         seen = self.processes.average(torch.cat(marginal))  # linear in what a process saw
         weight = self._pair_weight(overlap)
-        learned = [
-            self._learn(block, known, seen[block.heads], pairs)
-            for block, known, pairs in zip(self.blocks, teacher, weight, strict=True)
-        ]
+        prior = [seen[block.heads] for block in self.blocks]
+        learned = self.lanes.each(self._learn, self.blocks, teacher, prior, weight)
         loss = torch.cat([loss for loss, _ in learned])
         gradients = [gradient for _, gradient in learned]
         self.processes.average_all_([loss, *(gradient for named in gradients for gradient in named.values())])
@@ -263,15 +271,17 @@ class HeadTrainer:
         age = (self.number - self.born)[None]
         rate, momentum = (table.gather(0, age)[0] for table in (self.rates, self.momenta))
         skip, shrink, follow = (~good).float(), (norm / self.clip).clamp_min(1), 1 - momentum
-        group = 0
-        for block, named in zip(self.blocks, gradients, strict=True):
-            for trial, inside in block.trials:
+        first = itertools.accumulate((len(block.trials) for block in self.blocks), initial=0)
+
+        def update(block: Block, named: dict[str, Tensor], start: int) -> None:
+            for group, (trial, inside) in enumerate(block.trials, start):
                 own = {name: gradient[inside] for name, gradient in named.items()}
                 divisor = shrink[trial] if self.clipped[trial] else None
                 self.optimizer.step(group, own, rate[trial], skip[trial], divisor, frozen)
                 for name, weight in block.teacher.weights.items():
                     weight[inside].lerp_(block.student.weights[name][inside], follow[trial])
-                group += 1
+
+        self.lanes.each(update, self.blocks, gradients, first)
 
     @torch.no_grad()
     def begin_at_students(self, trials: Collection[int]) -> None:
@@ -316,10 +326,15 @@ def heads_per_block(config: Config, rows: int, clusters: int) -> int:
 
     The rule is measured: ``benchmarks/heads.py --blocks``.
     """
-    width = clusters if config.heads.kind == "linear" else max(clusters, config.heads.hidden)
-    fitting = max(1, BLOCK_BYTES // (4 * rows * width))
+    fitting = max(1, BLOCK_BYTES // activation_bytes(config, rows, clusters))
     count = config.heads.count
     return max(size for size in range(1, count + 1) if count % size == 0 and size <= fitting)
+
+
+def activation_bytes(config: Config, rows: int, clusters: int) -> int:
+    """Of the widest activation of one head."""
+    width = clusters if config.heads.kind == "linear" else max(clusters, config.heads.hidden)
+    return rows * width * torch.float32.itemsize
 
 
 def heads_bytes(trials: int, count: int, weights: int) -> int:
@@ -330,9 +345,9 @@ def heads_bytes(trials: int, count: int, weights: int) -> int:
 def step_bytes(config: Config, trials: int, rows: int, width: int, widest: int, clusters: int, device: str) -> int:
     """Memory of the activations of a step on a training set of `rows` rows; `widest` is the widest layer of a head."""
     batch, heads = 2 * min(config.train.batch_size, rows), trials * config.heads.count
-    together = heads_per_block(config, batch, clusters) if device == "cpu" else heads
+    together = heads_per_block(config, batch, clusters) * torch.get_num_threads() if device == "cpu" else heads
     kept = KEPT_COPIES * heads * clusters  # what the teachers said, until the students have learned it
-    work = WORK_COPIES[config.heads.kind] * together * widest
+    work = WORK_COPIES[config.heads.kind] * min(together, heads) * widest
     return batch * (kept + work + width) * torch.float32.itemsize
 
 

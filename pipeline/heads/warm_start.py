@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from temi.pipeline.device import keep_freed_memory
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.optimizer import StackedAdamW
-from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.heads.trainer import Block, HeadTrainer
 from temi.pipeline.products import arithmetic
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.find import Start
@@ -74,18 +75,22 @@ def warm_start(
     cuts = {id(start): torch.from_numpy(start.cuts).to(device) for start in starts}
     generator = torch.Generator().manual_seed(0)
     optimizer = StackedAdamW(trainer.student.weights, [0.0] * len(trainer.blocks))
-    with keep_freed_memory(device), Progress("warm start", total=config.steps, unit="step") as progress:
+
+    def learn(batch: Tensor, wanted: Tensor, rate: float, number: int, block: Block) -> None:
+        passed = block.student.forward(batch, trainer.student_temperature[block.heads], training=True)
+        gradient, _ = losses.softmax(passed.logits)
+        gradient.scatter_add_(2, wanted[block.heads, :, None], -torch.ones_like(gradient[..., :1]))
+        gradient /= len(batch)
+        optimizer.step(number, block.student.gradients(passed, gradient), rate)
+
+    progress = Progress("warm start", total=config.steps, unit="step")
+    with keep_freed_memory(device), trainer.lanes.own_threads(), progress:
         for step in range(config.steps):
             rows = torch.randint(len(known), (min(config.batch_size, len(known)),), generator=generator)
             batch = x[known[rows.to(x.device)]].to(device)
             rows, rate = rows.to(device), config.lr * (1 - step / config.steps)
             wanted = torch.cat([_targets(cuts[id(start)], rows, heads, step) for start in starts])
-            for number, block in blocks:
-                passed = block.student.forward(batch, trainer.student_temperature[block.heads], training=True)
-                gradient, _ = losses.softmax(passed.logits)
-                gradient.scatter_add_(2, wanted[block.heads, :, None], -torch.ones_like(gradient[..., :1]))
-                gradient /= len(rows)
-                optimizer.step(number, block.student.gradients(passed, gradient), rate)
+            trainer.lanes.each(partial(learn, batch, wanted, rate), *zip(*blocks, strict=True))
             progress.advance()
     trainer.begin_at_students(chosen)
 

@@ -20,6 +20,7 @@ from temi.pipeline.config import load_config
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads import cuda_graph as graph_module
 from temi.pipeline.heads.batches import load_training_set
+from temi.pipeline.heads.lanes import Lanes
 from temi.pipeline.heads.trainer import HeadTrainer
 
 WAITING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default"}
@@ -86,6 +87,7 @@ def test_a_replayed_step_trains_as_the_step_does(tmp_path: Path, cuda: Any, sett
     data = load_training_set(Features.of_array(mixture()[0]), configs[0])
     plain, graphed = HeadTrainer(configs, data), HeadTrainer(configs, data)
     graphed.record = graph_module.Replay
+    plain.lanes = graphed.lanes = Lanes(1, large=True)  # as on a GPU
     window = graphed.window
     cuda.tensors += [*graphed.state().values(), window.loss, window.norm, window.count]
     for number, rows in enumerate(plain.batches.bank_rows(0, plain.steps)):
