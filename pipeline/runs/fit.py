@@ -20,7 +20,7 @@ from temi.pipeline.registry import STARTS
 from temi.pipeline.runs.checks import check_settings
 from temi.pipeline.runs.loop import TrainingLoop, Trial
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.start.find import Start, sample
+from temi.pipeline.start.find import Start, distinct_sample, sample
 from temi.pipeline.start.honor import honored
 from temi.pipeline.start.pool import judges, mean_information
 from temi.pipeline.start.vote import match
@@ -110,7 +110,7 @@ def build_model(
     some = rows if len(seen) == len(rows) else rows[torch.from_numpy(seen).to(rows.device)]
     labels = model.of_scaled.head_clusters(some).cpu().numpy()
     if begun:
-        model = replace(model, trust=_trust(labels, features.sample(seen), model.clusters).to(loss.device))
+        model = replace(model, trust=_trust(labels, features, model.clusters).to(loss.device))
     counted = copies if len(seen) == len(features) else np.arange(len(seen))
     model = replace(model, alignment=_aligned(labels, counted, model.selected, model.clusters).to(loss.device))
     sizes = model.of_scaled.assign(rows)[0].cpu()[copies].bincount(minlength=model.clusters)
@@ -119,9 +119,14 @@ def build_model(
 
 
 def _trust(labels: Int32[np.ndarray, "H M"], features: Features, clusters: int) -> Float[Tensor, " H"]:
-    """softmax(s_h / (TOLERANCE max s)), s_h the edge information of a head's clusters (see start/score.py)."""
-    graphs = judges(features, clusters)
-    score = torch.tensor([mean_information(graphs, own.astype(np.int64)) for own in labels])
+    """softmax(s_h / (TOLERANCE max s)), s_h the edge information of a head's clusters (see start/score.py).
+
+    `labels` are those of the rows that were cut; near-copies among them count once, as they did then.
+    """
+    distinct = distinct_sample(features, clusters)
+    first = np.unique(distinct.group, return_index=True)[1]
+    graphs = judges(distinct.features, clusters)
+    score = torch.tensor([mean_information(graphs, own[first].astype(np.int64)) for own in labels])
     scale = (TOLERANCE * score.max()).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.softmax((score - score.max()) / scale, 0).float()
 

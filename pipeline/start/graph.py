@@ -4,8 +4,6 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int, Int64
 
-BISECTIONS = 32
-
 Index = Int[np.ndarray, "N K"]
 Distance = Float[np.ndarray, "N K"]
 
@@ -16,13 +14,11 @@ def fuzzy_graph(index: Index, distance: Distance) -> sp.csr_array:
     w_ij = exp(-(d_ij - rho_i) / sigma_i) with rho_i the nearest distance and sigma_i such that row i sums to
     log2(K + 1); then w + w^T - w w^T.
     """
+    from temi.pipeline.start.kernels import scales  # compiled: what finds its graphs kept does not wait for it
+
     rows, k = index.shape
     excess = np.maximum(distance - distance[:, :1], 0).astype(np.float32)
-    low, high, sigma = np.zeros((rows, 1)), np.full((rows, 1), np.inf), np.ones((rows, 1))
-    for _ in range(BISECTIONS):
-        above = np.exp(-excess / sigma.astype(np.float32)).sum(1, keepdims=True) > np.log2(k + 1)
-        high, low = np.where(above, sigma, high), np.where(above, low, sigma)
-        sigma = np.where(np.isinf(high), 2 * sigma, (low + high) / 2)
+    sigma = scales(excess, np.log2(k + 1))[:, None]
     floor = 1e-3 * max(float(distance.mean()), 1e-12)  # a row of equal distances has no scale of its own
     weight = np.exp(-excess / np.maximum(sigma, floor))
     one_way = sp.csr_array((weight.ravel(), index.ravel(), np.arange(0, rows * k + 1, k)), shape=(rows, rows))

@@ -1,13 +1,34 @@
-"""Compiled loops of the start: Louvain's moves, UMAP's gradient, Lloyd's rounds. One thread, the same for a seed."""
+"""Compiled loops of the start: scales of a graph, Louvain's moves, UMAP's gradient, Lloyd's rounds; same for a seed."""
 
 import numba
 import numpy as np
 from numba import njit
 
+BISECTIONS, CLOSE = 64, 1e-5  # most halvings of a row's scale, and the sum's distance from its target that ends them
 PASSES = 20  # most moves of one level, per node
 TIE = 1e-12  # gain below which a node stays
 LARGEST_MOVE = 4.0  # of one coordinate by one edge, as in UMAP
 NEAR = 1e-3  # added to squared distances of repulsion, as in UMAP
+
+
+@njit(cache=True)
+def scales(excess, target):
+    """sigma of every row such that exp(-excess / sigma) sums to `target`, by bisection (UMAP's algorithm 3)."""
+    sigma = np.ones(len(excess))
+    for row in range(len(excess)):
+        low, high = 0.0, np.inf
+        for _ in range(BISECTIONS):
+            total = 0.0
+            for place in range(excess.shape[1]):
+                total += np.exp(-excess[row, place] / sigma[row])
+            if abs(total - target) < CLOSE:
+                break
+            if total > target:
+                high = sigma[row]
+            else:
+                low = sigma[row]
+            sigma[row] = 2 * sigma[row] if high == np.inf else (low + high) / 2
+    return sigma
 
 
 @njit(cache=True)

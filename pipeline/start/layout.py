@@ -59,8 +59,13 @@ def cut_bytes(rows: int, clusters: int) -> int:
 
 
 def _ward_centers(y: Layout, clusters: int) -> Float32[np.ndarray, "C 3"]:
-    from sklearn.cluster import AgglomerativeClustering
+    """Means of the parts that Ward's tree has before its last `clusters` - 1 merges."""
+    from scipy.cluster.hierarchy import ward  # scikit-learn's is this one, and takes two seconds to import
 
-    part = AgglomerativeClustering(clusters).fit_predict(y)
+    merged = ward(y)[: len(y) - clusters, :2].astype(np.int64)  # merge m makes node n + m of two nodes
+    nodes = len(y) + len(merged)
+    edges = merged.T.ravel(), np.tile(np.arange(len(y), nodes), 2)
+    linked = sp.coo_array((np.ones(len(edges[0])), edges), shape=(nodes, nodes))
+    part = sp.csgraph.connected_components(linked, directed=False)[1][: len(y)]
     centers: Float32[np.ndarray, "C 3"] = np.stack([y[part == own].mean(0) for own in range(clusters)])
     return centers.astype(np.float32)
