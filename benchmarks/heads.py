@@ -39,6 +39,7 @@ from temi.pipeline.torch_private import onednn_linear
 ROWS, NEIGHBORS = 8192, 20
 RECORDED = WARM_UP + 1  # steps a turn on a GPU, at least: the turns that do not count then hold the recording
 TURN = 0.05  # seconds that a side trains for before it is the other's turn, at least
+REST = 0.3  # seconds after numpy's product: its idle threads keep cores busy that the next side would have
 # In the order of a module's parameters; elsewhere it is the order of the stack.
 WEIGHTS = {"published": ["first.weight", "first.bias", "second.weight", "second.bias", "last.gain", "last.direction"]}
 
@@ -161,7 +162,9 @@ def peak_gflops(device: torch.device) -> Callable[[], float]:
         by += [lambda: onednn_linear(a, b), lambda: np.matmul(a.numpy(), b.numpy(), out=out.numpy())]
 
     def measure() -> float:
-        return 2 * side**3 / min(timed(call) for call in by) / 1e9
+        seconds = min(timed(call) for call in by)
+        time.sleep(REST)
+        return 2 * side**3 / seconds / 1e9
 
     return measure
 
