@@ -19,6 +19,7 @@ from typing import Any, Self
 from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.extras import import_extra
 from temi.pipeline.limits import limit_cores
+from temi.pipeline.products import CHOICE, library
 from temi.pipeline.progress import say
 
 RETRIES = 3  # times that a piece is begun again after its worker was lost
@@ -117,7 +118,7 @@ class Workers:
             max_restarts=-1,
             max_task_retries=RETRIES,
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": ENVIRONMENT},
+            runtime_env={"env_vars": ENVIRONMENT | {CHOICE: library()}},  # all nodes multiply as this process does
         )
         if not self._more(sys.maxsize):
             raise UserError("the Ray cluster has no CPU to work on; add a node with `ray start --address HOST:PORT`")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 SMALL = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 * 2**20}
-QUICK = {"health_check_failure_threshold": 3, "health_check_period_ms": 500, "health_check_initial_delay_ms": 0}
+QUICK = {"health_check_failure_threshold": 10, "health_check_period_ms": 500, "health_check_initial_delay_ms": 0}
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def ray_nodes(patch: pytest.MonkeyPatch, count: int = 2) -> Iterator[Any]:
     patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     cluster = cluster_utils.Cluster()
     try:
-        cluster.add_node(**SMALL, _system_config=QUICK)  # a lost node is noticed within two seconds
+        cluster.add_node(**SMALL, _system_config=QUICK)  # a lost node is noticed within five seconds
         for _ in range(count - 1):
             cluster.add_node(**SMALL)
     except Exception as error:
