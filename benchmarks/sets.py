@@ -45,9 +45,14 @@ def read_sets(folder: Path, names: list[str]) -> Iterator[tuple[str, np.ndarray,
 
 
 def run(method: str, features: Features, embedding: np.ndarray, clusters: int, seed: int) -> np.ndarray:
-    """Clusters of every row by the default of this package, by it with other settings, or by a baseline."""
-    if method in BASELINES:
-        return run_baseline(method, embedding, (), clusters, seed)[0][0]
+    """Clusters of every row by the default of this package, by it with other settings, or by a baseline.
+
+    BASELINE@SCALING is that baseline on the rows so scaled, such as leiden@views.
+    """
+    name, _, kind = method.partition("@")
+    if name in BASELINES:
+        rows = features.scaled(kind).numpy() if kind else embedding
+        return run_baseline(name, rows, (), clusters, seed)[0][0]
     settings = [f"heads.clusters={clusters}", *(f"{part}.seed={seed}" for part in ("start", "train", "pairs"))]
     settings += [] if method == DEFAULT else method.split()
     with quiet():

@@ -27,7 +27,7 @@ def evaluate(
         typer.Option(
             metavar="all|none|NAME,...",
             help="kmeans, spherical, umap, ward, hdbscan, plscan, evoc, spectral, louvain, leiden, turtle, "
-            "scan, published, seed-recipe, or those of a plugin",
+            "scan, published, seed-recipe, or those of a plugin; NAME@views: on the metric that views teach",
         ),
     ] = "kmeans",
     plugin: Plugins = None,

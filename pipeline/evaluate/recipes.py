@@ -4,7 +4,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast, get_args
 
+import torch
 from jaxtyping import Float16, Int64
 from numpy import ndarray
 
@@ -13,27 +15,45 @@ from temi.cache.convert.join import spaces_of
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.baselines import import_needed, run_baseline
+from temi.pipeline.features.features import Features
+from temi.pipeline.features.kinds import Kind
 from temi.pipeline.registry import BASELINES
+from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.train import assign, train_heads
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = {"scan": "SCAN", "published": "TEMI, published", "seed-recipe": "the first system's recipe"}
 
 
+ON = "@"  # between a baseline and the scaling of the rows that it clusters
+
+
 def title_of(name: str) -> str:
     """What a baseline or a recipe is called in tables."""
-    return RECIPES[name] if name in RECIPES else BASELINES[name].title
+    baseline, _, kind = name.partition(ON)
+    title = RECIPES[name] if name in RECIPES else BASELINES[baseline].title
+    return f"{title}, {kind}" if kind else title
 
 
 def parse_baselines(text: str) -> list[str]:
-    """Names of ``all``, ``none`` or a comma-separated list; what they need is imported now rather than in an hour."""
-    there = [*BASELINES, *RECIPES]
-    names = {"all": there, "none": []}.get(text, text.split(","))
-    for name in names:
-        if name not in there:
+    """Names of ``none`` or a comma-separated list; what they need is imported now rather than in an hour.
+
+    NAME is on the features as cached, NAME@SCALING on what scaling.py makes of them; ``all`` is every NAME.
+    """
+    there, names = [*BASELINES, *RECIPES], list[str]()
+    for asked in [] if text == "none" else text.split(","):
+        name, on, kind = asked.partition(ON)
+        if on and kind not in get_args(Kind):
+            raise UserError(f"--baselines {asked}: no scaling is called {kind!r}; give {', '.join(get_args(Kind))}")
+        if on and name in RECIPES:
+            raise UserError(f"--baselines {asked}: {name} trains on the cache; give it without {ON}{kind}")
+        every = list(BASELINES) if on else there
+        if name != "all" and name not in every:
             raise UserError(f"--baselines has no {name!r}; give all, none or some of {','.join(there)}")
-        if name in BASELINES:
-            import_needed(name)
+        names += [own + on + kind for own in (every if name == "all" else [name])]
+    for name in names:
+        if (baseline := name.partition(ON)[0]) in BASELINES:
+            import_needed(baseline)
     return names
 
 
@@ -54,6 +74,11 @@ def run_rival(
     cache, split : what recipes train on; its rows are the first part
     parts : embeddings that are clustered: the training rows, then held-out ones
     """
+    baseline, _, kind = name.partition(ON)
+    if kind:
+        scaling = Features.of_cache(cache, training_rows(cache, split)).scaling(cast(Kind, kind))
+        train, *others = (scaling(torch.from_numpy(part)).numpy() for part in parts)
+        return run_baseline(baseline, train, others, clusters)
     if name not in RECIPES:
         return run_baseline(name, parts[0], parts[1:], clusters, widths=spaces_of(cache))
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from temi.cli import app
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.evaluate import baselines
+from temi.pipeline.evaluate import baselines, recipes
 from temi.pipeline.evaluate.baselines import run_baseline
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.evaluate.recipes import RECIPES, load_recipe, parse_baselines
@@ -157,6 +157,43 @@ def test_names_of_baselines() -> None:
     assert parse_baselines("kmeans,scan") == ["kmeans", "scan"]
     with pytest.raises(UserError, match=r"has no 'means'; give all, none or some of kmeans,spherical"):
         parse_baselines("kmeans,means")
+
+
+def test_names_of_baselines_on_scaled_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "import_needed", lambda name: None)
+    assert parse_baselines("kmeans,ward@views") == ["kmeans", "ward@views"]
+    assert parse_baselines("all@views") == [f"{name}@views" for name in BASELINES]
+    assert parse_baselines("all") == [*BASELINES, *RECIPES]
+    assert recipes.title_of("ward@views") == "Ward, views"
+    for wrong, sentence in (
+        ("ward@view", "no scaling is called 'view'; give none, l2,"),
+        ("scan@views", "scan trains on the cache; give it without @views"),
+        ("means@views", "has no 'means'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            parse_baselines(wrong)
+
+
+def test_a_baseline_on_the_metric_of_views(tmp_path: Path) -> None:
+    """Noise that the views of an image do not share hides the clusters; the metric that they teach leaves it out."""
+    draw = np.random.default_rng(0)
+    signal, label = mixture(rows=400, clusters=4, dim=4, noise=0.1)
+
+    def seen() -> np.ndarray:
+        return np.c_[signal, 3 * draw.standard_normal((400, 8))].astype(np.float16)
+
+    views = np.stack([seen() for _ in range(3)], 1)
+    splits = {"train": (0, 300), "test": (300, 400)}
+    cache = write_cache(tmp_path / "cache", seen(), label, views=views, splits=splits)
+    parts = [cache.embedding()[:300], cache.embedding()[300:]]
+    plain = recipes.run_rival("kmeans", cache, "train", parts, 4)[0]
+    taught = recipes.run_rival("kmeans@views", cache, "train", parts, 4)[0]
+    for part, without, found in zip((label[:300], label[300:]), plain, taught, strict=True):
+        assert hungarian_accuracy(part, without) < 0.6
+        assert hungarian_accuracy(part, found) > 0.9
+    bare = write_cache(tmp_path / "bare", seen(), label, splits=splits)
+    with pytest.raises(UserError, match="needs augmented views"):
+        recipes.run_rival("kmeans@views", bare, "train", parts, 4)
 
 
 def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
