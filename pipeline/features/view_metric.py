@@ -14,17 +14,18 @@ from torch import Tensor
 
 from temi.pipeline.products import product
 
-RIDGE = 0.3  # of the mean variance within images
+RIDGE = 0.3  # of the mean variance within images; chosen by retrieval of a left-out view it is no better
 DIRECTIONS = 256  # reliability is small beyond
 UNRELIABLE = 1e-3  # variance between images below which a direction is left out
 
 
-def view_directions(images: Iterable[Float[Tensor, "n V1 D"]]) -> Float64[Tensor, "D P"]:
+def view_directions(images: Iterable[Float[Tensor, "n V1 D"]], ridge: float = RIDGE) -> Float64[Tensor, "D P"]:
     """Directions of the metric, each times its reliability.
 
     Parameters
     ----------
     images : blocks of images, each with its own embedding and those of its views
+    ridge : added to S_w, as a share of the mean variance within images
     """
     count, seen = 0, 1
     total = between = within = torch.zeros((), dtype=torch.float64)
@@ -37,13 +38,15 @@ def view_directions(images: Iterable[Float[Tensor, "n V1 D"]]) -> Float64[Tensor
         within = within + product(apart.mT, apart).double()
     center = total / count
     within = within / (count * (seen - 1))
-    return _directions(within, between / count - torch.outer(center, center) - within / seen)
+    return _directions(within, between / count - torch.outer(center, center) - within / seen, ridge)
 
 
-def _directions(within: Float64[Tensor, "D D"], between: Float64[Tensor, "D D"]) -> Float64[Tensor, "D P"]:
+def _directions(
+    within: Float64[Tensor, "D D"], between: Float64[Tensor, "D D"], ridge: float
+) -> Float64[Tensor, "D P"]:
     """Eigenvectors of `between` where `within` is white, times their reliability."""
     value, vector = torch.linalg.eigh(within)
-    floor = RIDGE * value.mean().clamp_min(torch.finfo(value.dtype).tiny)
+    floor = ridge * value.mean().clamp_min(torch.finfo(value.dtype).tiny)
     whiten = vector / (value.clamp_min(0) + floor).sqrt()
     value, vector = torch.linalg.eigh(whiten.mT @ between @ whiten)
     kept = (value > UNRELIABLE).nonzero()[:, 0].flip(0)[:DIRECTIONS]
