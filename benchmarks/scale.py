@@ -37,9 +37,11 @@ from temi.pipeline.runs.train import train_heads
 DIM = 768
 PHASES = {
     "copies": "features.features:exact_copies",
+    "scalings": "features.scaling:Scaling.fit",
     "neighbors": "features.features:find_neighbors",
     "bank": "runs.train:load_training_set",
     "graphs": "start.pool:_fuzzy_graph",
+    "components": "start.pool:leading_components",
     "layouts": "start.pool:layout",
     "communities": "start.pool:communities",
     "even cuts": "start.pool:even_cut",
