@@ -21,12 +21,12 @@ Result = TypeVar("Result")
 
 
 class Lanes:
-    """As many threads as `blocks` can use of those that torch has; results do not depend on their number.
+    """As many threads as `blocks` can use of those that torch has; how many they are changes no result.
 
     Parameters
     ----------
     blocks : pieces of work at a time
-    large : whether operations on one are long enough to be shared by the threads that are left
+    large : whether operations on one are long enough to be shared by the threads that are left (last bits may change)
     """
 
     def __init__(self, blocks: int, large: bool) -> None:
