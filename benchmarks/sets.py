@@ -24,6 +24,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from temi.pipeline.config import load_config
 from temi.pipeline.evaluate.baselines import run_baseline
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
+from temi.pipeline.evaluate.recipes import ON
 from temi.pipeline.features.features import Features
 from temi.pipeline.plugins import load_plugin
 from temi.pipeline.progress import quiet
@@ -49,7 +50,7 @@ def run(method: str, features: Features, embedding: np.ndarray, clusters: int, s
 
     BASELINE@SCALING is that baseline on the rows so scaled, such as leiden@views.
     """
-    name, _, kind = method.partition("@")
+    name, _, kind = method.partition(ON)
     if name in BASELINES:
         rows = features.scaled(kind).numpy() if kind else embedding
         return run_baseline(name, rows, (), clusters, seed)[0][0]

@@ -50,10 +50,10 @@ def parse_baselines(text: str) -> list[str]:
         every = list(BASELINES) if on else there
         if name != "all" and name not in every:
             raise UserError(f"--baselines has no {name!r}; give all, none or some of {','.join(there)}")
-        names += [own + on + kind for own in (every if name == "all" else [name])]
-    for name in names:
-        if (baseline := name.partition(ON)[0]) in BASELINES:
-            import_needed(baseline)
+        for own in every if name == "all" else [name]:
+            if own in BASELINES:
+                import_needed(own)
+            names.append(own + on + kind)
     return names
 
 

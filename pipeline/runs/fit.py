@@ -124,9 +124,8 @@ def _trust(labels: Int32[np.ndarray, "H M"], features: Features, clusters: int) 
     `labels` are those of the rows that were cut; near-copies among them count once, as they did then.
     """
     distinct = distinct_sample(features, clusters)
-    first = np.unique(distinct.group, return_index=True)[1]
     graphs = judges(distinct.features, clusters)
-    score = torch.tensor([mean_information(graphs, own[first].astype(np.int64)) for own in labels])
+    score = torch.tensor([mean_information(graphs, own[distinct.first].astype(np.int64)) for own in labels])
     scale = (TOLERANCE * score.max()).clamp_min(torch.finfo(torch.float32).tiny)
     return torch.softmax((score - score.max()) / scale, 0).float()
 

@@ -88,11 +88,13 @@ class Distinct:
     ----------
     features : of D rows that are no near-copies of one another
     rows : (M,) positions of the rows that these stand for: all, or a sample of LARGEST
+    first : (D,) which of the M each of them is
     group : (M,) which of the D each is like
     """
 
     features: Features
     rows: Int64[np.ndarray, " M"]
+    first: Int64[np.ndarray, " D"]
     group: Int64[np.ndarray, " M"]
 
 
@@ -104,7 +106,7 @@ def distinct_sample(features: Features, clusters: int) -> Distinct:
     first, group = near_copies(index, 1 - similarity.astype(np.float32))
     if len(first) < clusters:
         first, group = np.arange(len(cut)), np.arange(len(cut))
-    return Distinct(cut.sample(first), rows, group)
+    return Distinct(cut.sample(first), rows, first, group)
 
 
 def sample(count: int) -> Rows:
