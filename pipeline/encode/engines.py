@@ -51,5 +51,5 @@ def _obstacle(backbone: Backbone) -> str | None:
     if backbone.precision not in ("fp32", "bf16"):
         return f"it has no {backbone.precision}"
     if find_spec("openvino") is None:
-        return f"openvino is not installed; {install('openvino')}"
+        return f"openvino is not installed; {install('cpu')}"
     return None

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
@@ -51,7 +52,7 @@ def through_openvino(backbone: Backbone) -> OpenVinoBackbone:
         The processor lacks the precision, or the module cannot be traced, converted, or gives other numbers.
     """
     ov = _import()
-    core, version = ov.Core(), ov.__version__.partition("-")[0]
+    core, version = _core(ov), ov.__version__.partition("-")[0]
     if backbone.precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise CannotConvert("this processor has no bf16 instructions, and fp32 is faster on it (embed.precision=fp32)")
     network = _kept(core, backbone, version) or _converted(ov, core, backbone, version)
@@ -85,6 +86,18 @@ def _import() -> Any:
     except ImportError as error:
         raise CannotConvert(f"openvino cannot be imported ({_first_line(error)})") from None
     return openvino
+
+
+@cache
+def _core(ov: Any) -> Any:
+    """The only one of this process, and never let go.
+
+    The first network that a core compiles gives its thread a stack for signal handlers, and the core takes that memory
+    with it. It restores the stack of before only on that thread, and of two cores only if the second goes first;
+    else the next signal that Python handles (Ctrl-C, a child that ended) finds no stack and kills the process.
+    Seen in OpenVINO 2026.4.1.
+    """
+    return ov.Core()
 
 
 def _kept(core: Any, backbone: Backbone, version: str) -> Network | None:

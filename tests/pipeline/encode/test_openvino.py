@@ -1,5 +1,6 @@
 """Through OpenVINO: close to torch, named in the fingerprint, converted once, and torch instead with a reason."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,12 +160,33 @@ def test_auto_says_nothing_where_torch_was_asked_for_or_the_processor_is_another
 
 
 def test_bf16_is_torchs_where_the_processor_has_none(config, capsys):
-    if "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "BF16" in engine._core(ov).get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("this processor has bf16")
     backbone = load_backbone(config.model_copy(update={"engine": "auto", "precision": "bf16"}))
     assert backbone.arithmetic == "bf16"
     assert "no bf16 instructions" in capsys.readouterr().err
     assert load_backbone(config.model_copy(update={"precision": "auto"})).arithmetic.startswith("fp32, openvino")
+
+
+def test_a_signal_after_two_backbones_were_let_go_does_not_kill_the_process(folder, tmp_path):
+    code = f"""
+import gc, os, signal
+from temi.pipeline.config import EmbedConfig
+from temi.pipeline.encode.backbones import load_backbone
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+config = EmbedConfig(backbone={folder!r}, device="cpu", engine="openvino")
+first, second = load_backbone(config), load_backbone(config.model_copy(update={{"pooling": "mean"}}))
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=1800, env=environment, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, "handled\n"), run.stderr
 
 
 def test_nothing_is_reported_to_openvinos_maker():
