@@ -3,9 +3,10 @@
 From a random start a few thousand steps of TEMI lose to k-means on small folders. So the rows are first cut into
 clusters in several ways (pool.py), and the heads learn these cuts before the first step of the objective.
 
-The heads learn those cuts that say most about where an edge of the neighbor graph ends (score.py): of many label-free
-scores, the one by which chosen cuts were best on real sets (benchmarks/RESULTS.md). More than one is learned, as the
-vote of some near the top errs less than the first of them.
+Chosen are the cuts that say most about where an edge of the neighbor graph ends (score.py): of many label-free scores,
+the one by which chosen cuts were best on real sets (benchmarks/RESULTS.md). They are more than one, as the vote of some
+near the top errs less than the first of them. Their vote teaches a metric, and the heads learn cuts made in that
+(taught.py).
 
 Rows that repeat others count once.
 """
@@ -24,6 +25,7 @@ from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.registry import STARTS
 from temi.pipeline.start.pool import make_pool, members, neighbor_counts, pool_bytes
+from temi.pipeline.start.taught import ROUNDS, taught_bytes, taught_pool
 from temi.pipeline.start.vote import match, vote
 
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
@@ -42,7 +44,7 @@ class Start:
     ----------
     rows : (M,) positions of the training rows that were cut: all, or a sample of LARGEST
     clusters : C
-    names : kind, space and neighbors of each cut that heads learn, the best first
+    names : kind, space and neighbors of each cut that heads learn
     information : edge information of each as it was found, in nats; of none where a person's corrections are the cut
     cuts : (L, M) cluster of each row in each cut, ids matched
     """
@@ -61,7 +63,13 @@ FindStart = Callable[[Features, int, StartConfig], Start | None]
 def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     """Cut the rows in every way, and choose the cuts that heads learn; made once. Labels are not read."""
     made_from = " ".join(members(features, clusters))
-    recipe: Recipe = {"members": made_from, "learned": LEARNED, "clusters": clusters, "seed": config.seed}
+    recipe: Recipe = {
+        "members": made_from,
+        "learned": LEARNED,
+        "taught": ROUNDS,
+        "clusters": clusters,
+        "seed": config.seed,
+    }
     kept = features.memo("start", recipe, partial(_find_start, features, clusters, config))
     names, information = kept["names"].tobytes().decode().split("\n"), kept["information"].tolist()
     return Start(kept["rows"], clusters, tuple(names), tuple(information), kept["cuts"].astype(np.int64))
@@ -69,7 +77,8 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
 
 def _find_start(features: Features, clusters: int, config: StartConfig) -> Arrays:
     distinct = distinct_sample(features, clusters)
-    best = make_pool(distinct.features, clusters, config.seed).best(LEARNED)
+    chosen = make_pool(distinct.features, clusters, config.seed).best(LEARNED)
+    best = taught_pool(distinct.features, chosen, clusters, config.seed)
     aligned = vote(list(best.labels), clusters)[0]
     cuts = np.stack([match(label, aligned, clusters)[label][distinct.group] for label in best.labels])
     return {
@@ -119,8 +128,9 @@ def sample(count: int) -> Rows:
 def start_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
     """Memory of `pool_start` for these numbers of clusters."""
     loaded = LARGEST * dim * np.dtype(np.float16).itemsize if rows > LARGEST else 0
+    cut = min(rows, LARGEST)
     # While near-copies are taken out of the sample it is there twice.
-    return loaded + max(loaded, pool_bytes(counts, min(rows, LARGEST), dim, device))
+    return loaded + max(loaded, pool_bytes(counts, cut, dim, device), taught_bytes(cut, max(counts), device))
 
 
 def register_start(name: str, find: FindStart) -> None:

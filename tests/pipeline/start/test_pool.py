@@ -205,19 +205,6 @@ def test_every_cut_is_dealt_to_a_head_and_every_head_has_one(heads: int, cuts: i
     assert {cut for hand in dealt for cut in hand} == set(range(cuts))
 
 
-def test_the_cuts_of_the_highest_edge_information_are_learned() -> None:
-    random = np.random.default_rng(0)
-    x, truth = blobs(random, (400, 20, 20, 20, 20, 20))
-    features = Features.of_array(x)
-    found, made = pool_start(features, 6, StartConfig()), pool.make_pool(features, 6, 0)
-    assert len(found.names) == 3
-    assert list(found.information) == sorted(made.score, reverse=True)[:3]
-    for name, information, cut in zip(found.names, found.information, found.cuts, strict=True):
-        assert information == made.score[made.names.index(name)]
-        assert hungarian_accuracy(made.labels[made.names.index(name)], cut) == 1  # the same, but for the ids
-    assert max(hungarian_accuracy(truth, cut) for cut in found.cuts) > 0.97
-
-
 def test_of_cuts_that_say_as_much_the_first_is_the_best() -> None:
     made = pool.Pool(("a", "b", "c"), np.arange(6).reshape(3, 2), np.array([1.0, 2.0, 2.0]))
     best = made.best(2)
