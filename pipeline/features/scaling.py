@@ -26,6 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
+from scipy.linalg import eigh
 from torch import Tensor
 
 from temi.pipeline.errors import UserError
@@ -176,7 +177,7 @@ class Moments:
 
     @cached_property
     def spectrum(self) -> tuple[Float64[Tensor, " R"], Float64[Tensor, "D R"]]:
-        """Variances of the signed roots above rounding, the largest first, and their directions."""
+        """Largest variances of the signed roots, falling, and their directions."""
         centered = (x - self.mean(True) for x in _blocks(self.embedding, True))
         return _spectrum(total(product(x.mT, x) for x in centered) / len(self.embedding))
 
@@ -215,11 +216,13 @@ def signed_root(x: Tensor) -> Tensor:
 
 
 def _spectrum(covariance: Float64[Tensor, "D D"]) -> tuple[Float64[Tensor, " R"], Float64[Tensor, "D R"]]:
-    """Variances above rounding, the largest first, and their directions.
+    """The ROOT_COMPONENTS largest variances above rounding, falling, and their directions.
 
-    In float64: components of small variance are differences of large numbers.
+    In float64: components of small variance are differences of large numbers. torch would find all of them.
     """
-    value, vector = torch.linalg.eigh(covariance)
+    last = len(covariance) - 1
+    found = eigh(covariance.numpy(force=True), subset_by_index=[max(0, last + 1 - ROOT_COMPONENTS), last])
+    value, vector = (torch.from_numpy(part).to(covariance.device) for part in found)
     kept = value > FLAT * value[-1].clamp_min(0)
     return value[kept].flip(0), vector[:, kept].flip(1)
 

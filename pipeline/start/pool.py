@@ -10,13 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 from jaxtyping import Float, Float32, Int64
 from scipy.linalg import eigh
 
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import search_bytes
-from temi.pipeline.features.scaling import total
+from temi.pipeline.products import product
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.communities import communities
 from temi.pipeline.start.graph import fuzzy_graph
@@ -148,11 +149,18 @@ def layouts(features: Features, clusters: int, seed: int) -> dict[str, Float32[n
 
 def leading_components(features: Features, space: Kind) -> Float32[np.ndarray, "N 4"]:
     """The COMPONENTS leading principal components of the rows in `space`, or as many as there are; block by block."""
-    mean = total(x.sum(0) for x in features.scaled_blocks(space)).float() / len(features)
-    covariance = total(x.mT @ x for x in (x - mean for x in features.scaled_blocks(space))).numpy(force=True)
+    width = features.scaling(space).width
+    summed = torch.zeros(width, dtype=torch.float64, device=features.device)
+    squares = torch.zeros(width, width, dtype=torch.float64, device=features.device)
+    for x in features.scaled_blocks(space):
+        summed += x.sum(0)
+        squares += product(x.mT, x)
+    mean = summed / len(features)
+    covariance = (squares - len(features) * torch.outer(mean, mean)).numpy(force=True)
     last = len(covariance) - 1
-    basis = eigh(covariance, subset_by_index=[max(0, last + 1 - COMPONENTS), last])[1].astype(np.float32)
-    return np.concatenate([(x - mean).numpy(force=True) @ basis for x in features.scaled_blocks(space)])
+    basis = eigh(covariance, subset_by_index=[max(0, last + 1 - COMPONENTS), last])[1]
+    turn = torch.from_numpy(basis.astype(np.float32)).to(mean.device)
+    return np.concatenate([((x - mean.float()) @ turn).numpy(force=True) for x in features.scaled_blocks(space)])
 
 
 def pool_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
