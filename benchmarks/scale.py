@@ -45,6 +45,7 @@ PHASES = {
     "layouts": "start.pool:layout",
     "communities": "start.pool:communities",
     "even cuts": "start.pool:even_cut",
+    "taught cuts": "start.find:taught_pool",
     "warm start": "heads.warm_start:warm_start",
     "steps": "runs.loop:TrainingLoop.run",
     "novelty": "runs.novelty:Novelty.fit",

@@ -20,7 +20,7 @@ from temi.pipeline.products import product
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.communities import communities
 from temi.pipeline.start.graph import fuzzy_graph
-from temi.pipeline.start.pool import NEIGHBORS, Pool, judges, mean_information, neighbor_counts
+from temi.pipeline.start.pool import EDGE, NEIGHBORS, Pool, judges, mean_information, neighbor_counts
 from temi.pipeline.start.vote import vote
 
 ROUNDS = 3  # the first brings most of it
@@ -81,4 +81,5 @@ def taught_bytes(rows: int, clusters: int, device: str) -> int:
     """Memory of `taught_pool`, beside what it is given."""
     width = min(clusters, JOINED_WIDTH)
     columns = JOINED_WIDTH + COPIES * width
-    return columns * rows * np.dtype(np.float32).itemsize + search_bytes(rows, width, max(NEIGHBORS), device)
+    graphs = sum(NEIGHBORS) * rows * EDGE
+    return columns * rows * np.dtype(np.float32).itemsize + search_bytes(rows, width, max(NEIGHBORS), device) + graphs
