@@ -32,14 +32,13 @@ from torch import Tensor
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, blocks_of, enumerate_blocks
 from temi.pipeline.features.kinds import Kind
-from temi.pipeline.features.view_metric import DIRECTIONS, view_directions
+from temi.pipeline.features.view_metric import view_directions
 from temi.pipeline.products import product
 
 POWER = {"whiten25": 0.25, "whiten50": 0.5}
 ROOTED = ("root", "views", "joined", *POWER)
 COMPONENTS = 128  # of what is whitened
 ROOT_COMPONENTS = 256  # of the rooted part of `joined`
-JOINED_WIDTH = ROOT_COMPONENTS + COMPONENTS + DIRECTIONS  # of `joined`, at most
 PAIRED_ROWS = 4096  # images whose views are in memory at a time
 BLOCK_COPIES = 24  # bytes per value while a block is scaled: float16 read and chosen, five float32 copies
 WHITENING_COPIES = 6  # covariance and eigenvectors, float64

@@ -14,7 +14,7 @@ from scipy.linalg import eigh
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import find_neighbors, search_bytes
-from temi.pipeline.features.scaling import JOINED_WIDTH
+from temi.pipeline.features.scaling import COMPONENTS, ROOT_COMPONENTS
 from temi.pipeline.features.unit_rows import UnitRows
 from temi.pipeline.products import product
 from temi.pipeline.progress import Progress
@@ -24,9 +24,11 @@ from temi.pipeline.start.pool import EDGE, NEIGHBORS, Pool, judges, mean_informa
 from temi.pipeline.start.vote import vote
 
 ROUNDS = 3  # the first brings most of it
-SHRINKAGE = 0.6  # of the scatter inside clusters towards a sphere: a thousand rows do not show it in 600 directions
-SPACE: Kind = "joined"  # whose coordinates the discriminants combine
+SHRINKAGE = 0.6  # of the scatter inside clusters towards a sphere: a thousand rows do not show it in 400 directions
+PLAIN: Kind = "joined"  # the space whose coordinates the discriminants combine;
+VIEWED: Kind = "views"  # this one where there are views
 FEWEST = 2  # discriminants: along a single one, rows have no angle
+WIDEST = ROOT_COMPONENTS + COMPONENTS  # rows of either space
 COPIES = 3  # of the discriminants of all rows: made, at unit norm, compared
 
 Labeling = Int64[np.ndarray, " N"]
@@ -37,7 +39,7 @@ def taught_pool(features: Features, pool: Pool, clusters: int, seed: int) -> Poo
 
     That is so of two clusters, and of rows that do not differ.
     """
-    rows = features.scaled(SPACE).numpy(force=True)
+    rows = features.scaled(VIEWED if features.view_count else PLAIN).numpy(force=True)
     rows -= rows.mean(0)
     counts = neighbor_counts(len(features), clusters)[::-1]
     sizes = [counts[number % len(counts)] for number in range(len(pool.names))]
@@ -79,7 +81,7 @@ def discriminants(x: Float32[np.ndarray, "N P"], label: Labeling) -> Float32[np.
 
 def taught_bytes(rows: int, clusters: int, device: str) -> int:
     """Memory of `taught_pool`, beside what it is given."""
-    width = min(clusters, JOINED_WIDTH)
-    columns = JOINED_WIDTH + COPIES * width
+    width = min(clusters, WIDEST)
+    columns = WIDEST + COPIES * width
     graphs = sum(NEIGHBORS) * rows * EDGE
     return columns * rows * np.dtype(np.float32).itemsize + search_bytes(rows, width, max(NEIGHBORS), device) + graphs
