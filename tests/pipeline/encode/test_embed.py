@@ -331,7 +331,7 @@ def test_an_elongated_strip_is_unreadable_not_a_bomb(tmp_path, config):
     assert "too long a strip" in (tmp_path / "cache/failures.csv").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dinov2_base_at_full_size(photos, tmp_path):
     torch.manual_seed(0)
     encoder = Dinov2Model(Dinov2Config(image_size=518)).eval()

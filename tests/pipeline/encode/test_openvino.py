@@ -72,6 +72,7 @@ def test_an_encoder_that_returns_a_map_is_converted_too(config, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_some_stored_values_differ_from_torchs_so_the_fingerprint_names_the_engine(config, tmp_path):
     fast, plain = load_backbone(config), by_torch(config)
     apart = (fast(noise(64)).half() != plain(noise(64)).half()).float().mean()
@@ -89,6 +90,7 @@ def test_auto_goes_on_with_torch_where_torch_began(config, tmp_path):
     assert cache.manifest.fingerprint.precision == "fp32"
 
 
+@pytest.mark.long
 def test_a_second_load_does_not_convert_and_a_damaged_conversion_is_made_again(config, tmp_path, monkeypatch):
     expected = load_backbone(config)(noise(2))
     kept = tmp_path / "kept/temi/openvino"
@@ -107,6 +109,7 @@ def test_a_second_load_does_not_convert_and_a_damaged_conversion_is_made_again(c
     assert converted == [1, 1]
 
 
+@pytest.mark.long
 def test_where_nothing_can_be_kept_it_converts_each_time(config, tmp_path, monkeypatch):
     (tmp_path / "kept").write_text("a file, not a folder")
     assert load_backbone(config)(noise(2)).shape == (2, 64)
