@@ -12,11 +12,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Float32, Int64
-from scipy.linalg import eigh
 
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import search_bytes
+from temi.pipeline.features.scaling import leading_directions
 from temi.pipeline.products import product
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.communities import communities
@@ -156,11 +156,8 @@ def leading_components(features: Features, space: Kind) -> Float32[np.ndarray, "
         summed += x.sum(0)
         squares += product(x.mT, x)
     mean = summed / len(features)
-    covariance = (squares - len(features) * torch.outer(mean, mean)).numpy(force=True)
-    last = len(covariance) - 1
-    basis = eigh(covariance, subset_by_index=[max(0, last + 1 - COMPONENTS), last])[1]
-    turn = torch.from_numpy(basis.astype(np.float32)).to(mean.device)
-    return np.concatenate([((x - mean.float()) @ turn).numpy(force=True) for x in features.scaled_blocks(space)])
+    basis = leading_directions(squares - len(features) * torch.outer(mean, mean), COMPONENTS)[1].float()
+    return np.concatenate([((x - mean.float()) @ basis).numpy(force=True) for x in features.scaled_blocks(space)])
 
 
 def pool_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
