@@ -106,9 +106,7 @@ def test_the_cuts_of_the_highest_edge_information_teach_those_that_are_learned()
         assert hungarian_accuracy(label, cut) == 1  # the same, but for the ids
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the vote of the chosen cuts is uneven sets' weakness: it outvotes the right one"
-)
+@pytest.mark.xfail(strict=True, reason="the vote of the chosen cuts, which teaches the metric, outvotes the right one")
 def test_a_learned_cut_finds_clear_clusters_of_very_uneven_size() -> None:
     x, truth = uneven()
     found = pool_start(Features.of_array(x), 6, StartConfig())
