@@ -29,7 +29,7 @@ from temi.pipeline.features.unit_rows import unit_rows
 from temi.pipeline.progress import quiet
 from temi.pipeline.start.communities import find_communities
 from temi.pipeline.start.count import HIGHEST, LOWEST, ROWS_PER_CLUSTER, candidates, estimate_clusters
-from temi.pipeline.start.pool import judges
+from temi.pipeline.start.spaces import neighbor_counts, space_graphs
 
 CLOSE = 1.5  # an estimate within this ratio of the number of classes counts as near
 
@@ -67,7 +67,7 @@ def found(label: np.ndarray) -> int:
 def estimates(embedding: np.ndarray, views: np.ndarray | None) -> dict[str, Callable[[], int]]:
     """Every way to a number."""
     features, x = Features.of_array(embedding.astype(np.float32), views).distinct(), unit_rows(embedding)
-    graph = judges(features, LOWEST)[0]
+    [graph] = space_graphs(features, "center", [max(neighbor_counts(len(features), LOWEST))])
     return {
         "default": lambda: estimate_clusters(features, StartConfig()).clusters,
         "Louvain, resolution 1": lambda: found(find_communities(graph, 1.0, seed=0)),

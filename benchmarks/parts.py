@@ -2,7 +2,7 @@
 
 Every round is a process of its own. It runs the default `train-heads` on a cache whose kept results are left out, and
 times the parts from outside (the phases of scale.py). Then each part is asked of a library, as often as the run needs
-it, on this package's rows, neighbor lists, graphs and layouts. Imports and compilation are left out on both sides.
+it, on this package's rows, neighbor lists and graphs. Imports and compilation are left out on both sides.
 
     python benchmarks/parts.py CACHE --clusters 100 [--rounds 3]
 """
@@ -23,13 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from heads import Textbook
 from scale import Phases, warm_up
-from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
-from umap.umap_ import fuzzy_simplicial_set, simplicial_set_embedding
+from umap.umap_ import fuzzy_simplicial_set
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config, load_config
@@ -39,18 +37,15 @@ from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.progress import quiet
 from temi.pipeline.runs.train import train_heads
-from temi.pipeline.start import pool
-from temi.pipeline.start.find import distinct_sample
-from temi.pipeline.start.layout import EPOCHS, NEGATIVES
+from temi.pipeline.start.find import REPEATS, distinct_sample
+from temi.pipeline.start.spaces import neighbor_counts, space_graphs, spaces_of
 
 KEPT = "neighbors"  # the folder of what a cache keeps from earlier runs
 LOOP_STEPS = 20  # of the textbook loop that are timed
 LIBRARIES = {
     "neighbors": "scikit-learn, brute force",
     "graphs": "umap-learn",
-    "layouts": "umap-learn",
     "communities": "leidenalg",
-    "even cuts": "scikit-learn's k-means, 10 starts",
     "steps": "a loop over heads",
 }
 
@@ -79,22 +74,18 @@ def run(folder: Path, clusters: int) -> None:
 def asked(features: Features, config: Config, clusters: int) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every part of a run as a library does it."""
     cut = distinct_sample(features, clusters).features
-    counts = pool.neighbor_counts(len(cut), clusters)
+    space, counts = spaces_of(cut)[0], neighbor_counts(len(cut), clusters)
     yield "neighbors", search(features, "whiten50", config.neighbors.k)  # for pairs
-    for space in pool.spaces_of(cut):
-        yield "neighbors", search(cut, space, counts[-1])
-        index, similarity = cut.neighbors(counts[-1], space)
-        # umap-learn counts a row as its own first neighbor.
-        index = np.c_[np.arange(len(cut)), index].astype(np.int32)
-        distance = np.c_[np.zeros(len(cut)), 1 - similarity].astype(np.float32)
-        graphs = dict(pool.space_graphs(cut, space, counts))
-        for k, graph in graphs.items():
-            own = {"knn_indices": index[:, : k + 1], "knn_dists": distance[:, : k + 1]}
-            yield "graphs", partial(fuzzy_simplicial_set, index, k + 1, np.random, "cosine", **own)
+    yield "neighbors", search(cut, space, max(counts))
+    index, similarity = cut.neighbors(max(counts), space)
+    # umap-learn counts a row as its own first neighbor.
+    index = np.c_[np.arange(len(cut)), index].astype(np.int32)
+    distance = np.c_[np.zeros(len(cut)), 1 - similarity].astype(np.float32)
+    for k, graph in zip(counts, space_graphs(cut, space, counts), strict=True):
+        own = {"knn_indices": index[:, : k + 1], "knn_dists": distance[:, : k + 1]}
+        yield "graphs", partial(fuzzy_simplicial_set, index, k + 1, np.random, "cosine", **own)
+        for _ in range(REPEATS):
             yield "communities", partial(leiden_communities, graph, clusters, config.start.seed)
-        yield "layouts", partial(umap_layout, graphs[counts[-1]], pool.leading_components(cut, space))
-        rows = pool.layouts(cut, clusters, config.start.seed)[space]
-        yield "even cuts", partial(KMeans(clusters, n_init=10).fit, rows)
     data = load_training_set(features, config)
     trainer = HeadTrainer([config], data)
     loop, batches = Textbook(config, data, trainer.student), list(trainer.batches.bank_rows(0, LOOP_STEPS))
@@ -112,15 +103,6 @@ def search(features: Features, space: Any, k: int) -> Callable[[], Any]:
     """The nearest k of all rows, by scikit-learn."""
     rows = features.scaled(space).numpy()
     return partial(NearestNeighbors(n_neighbors=k + 1, algorithm="brute", metric="cosine").fit(rows).kneighbors, rows)
-
-
-def umap_layout(graph: sp.csr_array, leading: np.ndarray) -> None:
-    """The layout of the same graph in as many dimensions and epochs, by umap-learn."""
-    begin = (10 * leading[:, :3] / np.abs(leading).max()).astype(np.float32)
-    settings = {"n_components": 3, "initial_alpha": 1.0, "a": 1.0, "b": 1.0, "gamma": 1.0, "n_epochs": EPOCHS}
-    settings |= {"negative_sample_rate": NEGATIVES, "metric": "cosine", "metric_kwds": {}, "init": begin}
-    dense = {"densmap": False, "densmap_kwds": {}, "output_dens": False}
-    simplicial_set_embedding(leading, sp.csr_matrix(graph), random_state=np.random.RandomState(0), **settings, **dense)
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ from jaxtyping import Float16, Float32, Int32, Int64
 
 from temi.pipeline.features.neighbors import find_neighbors
 from temi.pipeline.features.unit_rows import UnitRows
+from temi.pipeline.results.layout import layout
 from temi.pipeline.runs.model import load_tensors, save_tensors
 from temi.pipeline.start.graph import fuzzy_graph
-from temi.pipeline.start.layout import layout
 
 ATLAS = "atlas.safetensors"
 NEIGHBORS = 15

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Int32, Int64
 from torch import Tensor
 
 from temi.cache import Fingerprint
@@ -20,14 +20,11 @@ from temi.pipeline.registry import STARTS
 from temi.pipeline.runs.checks import check_settings
 from temi.pipeline.runs.loop import TrainingLoop, Trial
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.start.find import Start, distinct_sample, sample
+from temi.pipeline.start.find import Start, sample
 from temi.pipeline.start.honor import honored
-from temi.pipeline.start.pool import judges, mean_information
 from temi.pipeline.start.vote import match
 
 Group = Int64[np.ndarray, " N"]
-
-TOLERANCE = 0.02  # a head whose score is lower by this share of the best weighs 1/e
 
 
 def fit_model(features: Features, config: Config, told: Constraints | None = None) -> ClusterModel:
@@ -42,12 +39,12 @@ def fit_model(features: Features, config: Config, told: Constraints | None = Non
     check_settings(config, len(distinct), features.view_count, "the array")
     known = told_of_distinct(told, features)
     trainer = HeadTrainer([config], load_training_set(distinct, config), told=known)
-    starts = begin_heads(trainer, distinct, [config], known)
+    begin_heads(trainer, distinct, [config], known)
     trial = Trial(trainer, 0, config)
     TrainingLoop([trial], trainer).run()
     if trial.stopped:
         raise UserError(trial.stopped)
-    return build_model(trial, distinct, features.copies[1], None, begun=bool(starts))
+    return build_model(trial, distinct, features.copies[1], None)
 
 
 def told_of_distinct(told: Constraints | None, features: Features) -> Constraints | None:
@@ -83,9 +80,7 @@ def _cut_by(config: Config) -> tuple[int, int]:
     return config.heads.clusters, config.start.seed
 
 
-def build_model(
-    trial: Trial, features: Features, copies: Group, fingerprint: Fingerprint | None, *, begun: bool
-) -> ClusterModel:
+def build_model(trial: Trial, features: Features, copies: Group, fingerprint: Fingerprint | None) -> ClusterModel:
     """The best checkpoint's teachers, aligned to one another, with clusters numbered by falling size.
 
     Parameters
@@ -94,7 +89,6 @@ def build_model(
     copies : which of these each row equals, copies included: clusters are counted by all rows, and matched by these,
         or of many distinct rows by the sample that was cut
     fingerprint : what the embeddings were made from; None: an array
-    begun : heads began at cuts, so that some are better than others; of heads that began at random all count alike
     """
     trainer, best = trial.trainer, trial.best
     heads = trainer.teacher.select(trainer.heads_of(trial.index))
@@ -109,25 +103,11 @@ def build_model(
     rows, seen = trainer.data.originals, sample(len(features))
     some = rows if len(seen) == len(rows) else rows[torch.from_numpy(seen).to(rows.device)]
     labels = model.of_scaled.head_clusters(some).cpu().numpy()
-    if begun:
-        model = replace(model, trust=_trust(labels, features, model.clusters).to(loss.device))
     counted = copies if len(seen) == len(features) else np.arange(len(seen))
     model = replace(model, alignment=_aligned(labels, counted, model.selected, model.clusters).to(loss.device))
     sizes = model.of_scaled.assign(rows)[0].cpu()[copies].bincount(minlength=model.clusters)
     order = sizes.argsort(descending=True, stable=True)
     return replace(model, alignment=model.alignment[:, order.to(loss.device)])
-
-
-def _trust(labels: Int32[np.ndarray, "H M"], features: Features, clusters: int) -> Float[Tensor, " H"]:
-    """softmax(s_h / (TOLERANCE max s)), s_h the edge information of a head's clusters (see start/score.py).
-
-    `labels` are those of the rows that were cut; near-copies among them count once, as they did then.
-    """
-    distinct = distinct_sample(features, clusters)
-    graphs = judges(distinct.features, clusters)
-    score = torch.tensor([mean_information(graphs, own[distinct.first].astype(np.int64)) for own in labels])
-    scale = (TOLERANCE * score.max()).clamp_min(torch.finfo(torch.float32).tiny)
-    return torch.softmax((score - score.max()) / scale, 0).float()
 
 
 def _aligned(labels: Int32[np.ndarray, "H M"], copies: Group, selected: int, clusters: int) -> Int64[Tensor, "H C"]:

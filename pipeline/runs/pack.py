@@ -119,7 +119,7 @@ class Seating:
             for place, state in zip(self._places[one.number], one.states, strict=False):
                 self.trainer.trial(place).load(state)
         fresh = [place for one in candidates if not one.states for place in self._places[one.number]]
-        self.begun = bool(begin_heads(self.trainer, features, configs, trials=fresh))
+        begin_heads(self.trainer, features, configs, trials=fresh)
 
     def train(self, first: int, stop: int) -> None:
         """Steps [first, stop) of the pass."""
@@ -164,7 +164,7 @@ class Seating:
         trial.record(steps, Metrics(self.loss[place], 0.0, self.trainer.marginal, skipped))
         trial.checkpoint(steps)
         fingerprint, data = cache.manifest.fingerprint, self.trainer.data
-        model = build_model(trial, self.features, everything.copies[1], fingerprint, begun=self.begun)
+        model = build_model(trial, self.features, everything.copies[1], fingerprint)
         scores = label_free_scores(model.of_scaled, data.originals, data.neighbors)
         return Training(
             steps=steps,

@@ -69,13 +69,12 @@ class Training(LabelFree):
 
 
 class StartRecord(Record):
-    """What heads began at: the names of the cuts they learned, and the edge information of each, in nats.
+    """What heads began at: the names of the cuts they learned, and how many images were cut.
 
-    `images` is how many were cut: of more than 100,000 a random sample.
+    Of more than 100,000 that is a random sample.
     """
 
     cuts: tuple[str, ...]
-    information: tuple[float, ...]
     images: int = 0
 
 

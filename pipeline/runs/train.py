@@ -119,7 +119,7 @@ def train_pass(
     footprint = check_memory(configs, cache, len(features), device)
     say(f"memory: about {footprint}")
     if len(features) > LARGEST and configs[0].start.kind != "random":
-        say(f"heads begin at layouts and cuts of a random {LARGEST:,} of the {len(features):,} images")
+        say(f"heads begin at cuts of a random {LARGEST:,} of the {len(features):,} images")
     data = load_training_set(features, configs[0], footprint.place, scratch)
     trainer = HeadTrainer(configs, data, processes, told=known)
     return_freed_memory()
@@ -127,7 +127,7 @@ def train_pass(
     first_step = resume_trials(trials)
     if first_step == 0:
         for run, start in zip(runs, begin_heads(trainer, features, configs, known), strict=False):
-            found = StartRecord(cuts=start.names, information=start.information, images=len(start.rows))
+            found = StartRecord(cuts=start.names, images=len(start.rows))
             write_record(run.start_file, found)
     return_freed_memory()
     processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
@@ -151,9 +151,8 @@ def _finish(
 ) -> None:
     """Leave the model of a trained trial, its assignments and its scores in its run folder."""
     trainer, run = trial.trainer, trial.run
-    begun = run.start_file.exists()
     rows, copies = trainer.data.originals, everything.copies[1]
-    model = build_model(trial, features, copies, cache.manifest.fingerprint, begun=begun)
+    model = build_model(trial, features, copies, cache.manifest.fingerprint)
     if before is not None:
         model, continued = before.keep_numbers(model, cache)
         write_record(run.folder / CONTINUED, continued)

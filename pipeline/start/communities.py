@@ -1,6 +1,6 @@
 """Communities of a graph, as many as are asked for: Louvain at the resolution that gives them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -22,6 +22,12 @@ def communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
     """Communities of high modularity, `clusters` of them; fewer where the graph does not break into so many."""
     found = search_resolution(partial(find_communities, graph, seed=seed), graph.shape[0], clusters)
     return merge_parts(found, graph, clusters)
+
+
+def cut_graphs(graphs: Sequence[sp.csr_array], clusters: int, seed: int) -> Iterator[Labeling]:
+    """Communities of every graph; of equal graphs they differ by chance."""
+    for number, graph in enumerate(graphs):
+        yield communities(graph, clusters, seed + number)
 
 
 def search_resolution(cut: Callable[[float], Labeling], rows: int, clusters: int) -> Labeling:

@@ -1,7 +1,7 @@
 """How many clusters: an estimate without labels, from the communities of several graphs of the same rows.
 
 A number of clusters suits the rows where the rows decide the clusters, and not the space that they are compared in. So
-the graph of every space (pool.py) is cut into k communities for a range of k, and two scores of these cuts are
+the graph of every space (spaces.py) is cut into k communities for a range of k, and two scores of these cuts are
 multiplied. Agreement is the mutual information of two spaces' cuts, adjusted for chance (Vinh, Epps, Bailey, JMLR
 2010), mean over their pairs: stability (von Luxburg, "Clustering stability", 2010), which a few coarse clusters reach
 easily. Modularity (Newman 2006) is low for these, and for very many clusters. The estimate is the k of the highest
@@ -26,7 +26,7 @@ from temi.pipeline.start.agreement import AGREEMENT_ROWS
 from temi.pipeline.start.communities import find_communities, merge_parts
 from temi.pipeline.start.find import distinct_sample
 from temi.pipeline.start.graph import edge_counts
-from temi.pipeline.start.pool import judges
+from temi.pipeline.start.spaces import neighbor_counts, space_graphs, spaces_of
 
 LOWEST, HIGHEST = 2, 200  # number of clusters, where no range is given,
 ROWS_PER_CLUSTER = 10  # and no more than one for so many rows
@@ -95,7 +95,8 @@ def estimate_clusters(
             f"give a range that ends at {most} or below, or a number"
         )
     distinct = distinct_sample(features, highest).features
-    graphs, numbers = judges(distinct, lowest), candidates(lowest, highest)
+    k, numbers = max(neighbor_counts(len(distinct), lowest)), candidates(lowest, highest)
+    graphs = [space_graphs(distinct, space, [k])[0] for space in spaces_of(distinct)]
     cuts = []
     with Progress("numbers of clusters", total=len(graphs), unit="space") as progress:
         for graph in graphs:

@@ -1,12 +1,8 @@
-"""Where heads begin: at partitions of a pool, chosen without a label and without a threshold.
+"""Where heads begin: at cuts of the rows into clusters, made without a label and without a threshold.
 
-From a random start a few thousand steps of TEMI lose to k-means on small folders. So the rows are first cut into
-clusters in several ways (pool.py), and the heads learn these cuts before the first step of the objective.
-
-Chosen are the cuts that say most about where an edge of the neighbor graph ends (score.py): of many label-free scores,
-the one by which chosen cuts were best on real sets (benchmarks/RESULTS.md). They are more than one, as the vote of some
-near the top errs less than the first of them. Their vote teaches a metric, and the heads learn cuts made in that
-(taught.py).
+From a random start a few thousand steps of TEMI lose to k-means on small folders. So the graphs of the rows' neighbors
+are first cut into communities; the vote of these cuts teaches a metric, and cuts made in that (taught.py) are what the
+heads learn before the first step of the objective.
 
 Rows that repeat others count once.
 """
@@ -23,14 +19,17 @@ from temi.pipeline.config import StartConfig
 from temi.pipeline.features.copies import near_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
+from temi.pipeline.features.neighbors import search_bytes
+from temi.pipeline.progress import Progress
 from temi.pipeline.registry import STARTS
-from temi.pipeline.start.pool import make_pool, members, neighbor_counts, pool_bytes
-from temi.pipeline.start.taught import ROUNDS, taught_bytes, taught_pool
+from temi.pipeline.start.communities import cut_graphs
+from temi.pipeline.start.spaces import EDGE, NEIGHBORS, neighbor_counts, space_graphs, spaces_of
+from temi.pipeline.start.taught import ROUNDS, taught_bytes, taught_cuts
 from temi.pipeline.start.vote import match, vote
 
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
 LARGEST = 100_000
-LEARNED = 3  # cuts: fewer than three have no majority
+REPEATS = 3  # cuts of every graph: they differ by chance, and their vote errs less
 COPIES: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both
 
 Rows = Int64[np.ndarray, " N"]
@@ -44,15 +43,13 @@ class Start:
     ----------
     rows : (M,) positions of the training rows that were cut: all, or a sample of LARGEST
     clusters : C
-    names : kind, space and neighbors of each cut that heads learn
-    information : edge information of each as it was found, in nats; of none where a person's corrections are the cut
+    names : what each cut is, such as "communities joined 15": of the graph of 15 neighbors in the space `joined`
     cuts : (L, M) cluster of each row in each cut, ids matched
     """
 
     rows: Int64[np.ndarray, " M"]
     clusters: int
     names: tuple[str, ...]
-    information: tuple[float, ...]
     cuts: Int64[np.ndarray, "L M"]
 
 
@@ -61,32 +58,34 @@ FindStart = Callable[[Features, int, StartConfig], Start | None]
 
 
 def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
-    """Cut the rows in every way, and choose the cuts that heads learn; made once. Labels are not read."""
-    made_from = " ".join(members(features, clusters))
+    """Cuts of these rows; made once. Labels are not read."""
+    space = spaces_of(features)[0]
     recipe: Recipe = {
-        "members": made_from,
-        "learned": LEARNED,
+        "space": space,
+        "graphs": " ".join(map(str, NEIGHBORS)),
+        "repeats": REPEATS,
         "taught": ROUNDS,
         "clusters": clusters,
         "seed": config.seed,
     }
     kept = features.memo("start", recipe, partial(_find_start, features, clusters, config))
-    names, information = kept["names"].tobytes().decode().split("\n"), kept["information"].tolist()
-    return Start(kept["rows"], clusters, tuple(names), tuple(information), kept["cuts"].astype(np.int64))
+    names = tuple(f"communities {space} {k}" for k in kept["neighbors"])
+    return Start(kept["rows"], clusters, names, kept["cuts"].astype(np.int64))
 
 
 def _find_start(features: Features, clusters: int, config: StartConfig) -> Arrays:
     distinct = distinct_sample(features, clusters)
-    chosen = make_pool(distinct.features, clusters, config.seed).best(LEARNED)
-    best = taught_pool(distinct.features, chosen, clusters, config.seed)
-    aligned = vote(list(best.labels), clusters)[0]
-    cuts = np.stack([match(label, aligned, clusters)[label][distinct.group] for label in best.labels])
-    return {
-        "rows": distinct.rows,
-        "names": np.frombuffer("\n".join(best.names).encode(), np.uint8),
-        "information": best.score,
-        "cuts": cuts.astype(np.int32),
-    }
+    own, space = distinct.features, spaces_of(features)[0]
+    counts = neighbor_counts(len(own), clusters)
+    graphs, cuts = REPEATS * space_graphs(own, space, counts), []
+    with Progress("communities", len(graphs), "cut") as progress:
+        for cut in cut_graphs(graphs, clusters, config.seed):
+            cuts.append(cut)
+            progress.advance()
+    cuts = taught_cuts(own.scaled(space).numpy(force=True), cuts, clusters, counts, config.seed)
+    voted = vote(cuts, clusters)[0]
+    aligned = np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in cuts])
+    return {"rows": distinct.rows, "neighbors": np.array(counts), "cuts": aligned.astype(np.int32)}
 
 
 @dataclass(frozen=True)
@@ -97,13 +96,11 @@ class Distinct:
     ----------
     features : of D rows that are no near-copies of one another
     rows : (M,) positions of the rows that these stand for: all, or a sample of LARGEST
-    first : (D,) which of the M each of them is
     group : (M,) which of the D each is like
     """
 
     features: Features
     rows: Int64[np.ndarray, " M"]
-    first: Int64[np.ndarray, " D"]
     group: Int64[np.ndarray, " M"]
 
 
@@ -111,11 +108,11 @@ def distinct_sample(features: Features, clusters: int) -> Distinct:
     """Rows, at most LARGEST, that near-copies do not decide; all count where fewer than `clusters` differ."""
     rows = sample(len(features))
     cut = features if len(rows) == len(features) else features.sample(rows).loaded()
-    index, similarity = cut.neighbors(neighbor_counts(len(cut), clusters)[-1], COPIES)
+    index, similarity = cut.neighbors(max(neighbor_counts(len(cut), clusters)), COPIES)
     first, group = near_copies(index, 1 - similarity.astype(np.float32))
     if len(first) < clusters:
         first, group = np.arange(len(cut)), np.arange(len(cut))
-    return Distinct(cut.sample(first), rows, first, group)
+    return Distinct(cut.sample(first), rows, group)
 
 
 def sample(count: int) -> Rows:
@@ -129,8 +126,10 @@ def start_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
     """Memory of `pool_start` for these numbers of clusters."""
     loaded = LARGEST * dim * np.dtype(np.float16).itemsize if rows > LARGEST else 0
     cut = min(rows, LARGEST)
+    graphs = sum(NEIGHBORS) * cut * EDGE
+    finding = max(graphs, search_bytes(cut, dim, max(NEIGHBORS), device))
     # While near-copies are taken out of the sample it is there twice.
-    return loaded + max(loaded, pool_bytes(counts, cut, dim, device), taught_bytes(cut, max(counts), device))
+    return loaded + max(loaded, finding, taught_bytes(cut, max(counts), device))
 
 
 def register_start(name: str, find: FindStart) -> None:

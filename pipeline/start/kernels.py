@@ -1,4 +1,4 @@
-"""Compiled loops of the start: scales of a graph, Louvain's moves, UMAP's gradient, Lloyd's rounds; same for a seed."""
+"""Compiled loops of the start: scales of a graph, Louvain's moves; the same for a seed."""
 
 import numba
 import numpy as np
@@ -7,8 +7,6 @@ from numba import njit
 BISECTIONS, CLOSE = 64, 1e-5  # most halvings of a row's scale, and the sum's distance from its target that ends them
 PASSES = 20  # most moves of one level, per node
 TIE = 1e-12  # gain below which a node stays
-LARGEST_MOVE = 4.0  # of one coordinate by one edge, as in UMAP
-NEAR = 1e-3  # added to squared distances of repulsion, as in UMAP
 
 
 @njit(cache=True)
@@ -161,73 +159,3 @@ def louvain(indptr, indices, data, resolution, rounds, seed):
             pointer, ends, sums = contract(pointer, ends, sums, outer, groups)
     renumber(label)
     return label
-
-
-@njit(cache=True, fastmath=True)
-def spread(y, head, tail, period, epochs, negatives, seed):
-    """UMAP's stochastic gradient with 1 / (1 + d^2) as similarity; `y` moves in place.
-
-    Edge e pulls both its ends in every period[e]-th epoch; each end is then repelled by `negatives` random rows.
-    """
-    count, width = y.shape
-    state = np.uint64(88172645463325252) + np.uint64(seed) * np.uint64(2654435761)
-    due = period.copy()
-    for epoch in range(epochs):
-        rate = np.float32(1.0 - epoch / epochs)
-        for edge in range(len(head)):
-            if due[edge] > epoch + 1:
-                continue
-            due[edge] += period[edge]
-            i, j = head[edge], tail[edge]
-            square = np.float32(0)
-            for axis in range(width):
-                square += (y[i, axis] - y[j, axis]) ** 2
-            pull = np.float32(-2) / (1 + square)
-            for axis in range(width):
-                step = rate * min(max(pull * (y[i, axis] - y[j, axis]), -LARGEST_MOVE), LARGEST_MOVE)
-                y[i, axis] += step
-                y[j, axis] -= step
-            for draw in range(2 * negatives):
-                one = i if draw < negatives else j
-                state ^= state << np.uint64(13)
-                state ^= state >> np.uint64(7)
-                state ^= state << np.uint64(17)
-                other = np.int64((state >> np.uint64(11)) % np.uint64(count))
-                square = np.float32(0)
-                for axis in range(width):
-                    square += (y[one, axis] - y[other, axis]) ** 2
-                push = np.float32(2) / ((NEAR + square) * (1 + square))
-                for axis in range(width):
-                    step = push * (y[one, axis] - y[other, axis])
-                    y[one, axis] += rate * min(max(step, -LARGEST_MOVE), LARGEST_MOVE)
-
-
-@njit(cache=True, fastmath=True)
-def lloyd(x, center, rounds):
-    """k-means from `center`, which moves in place; labels and inertia of the last round."""
-    count, width = x.shape
-    label, inertia = np.full(count, -1), 0.0
-    for _ in range(rounds):
-        moved, inertia = 0, 0.0
-        total, rows = np.zeros((len(center), width)), np.zeros(len(center))
-        for i in range(count):
-            best, least = 0, np.float32(np.inf)
-            for c in range(len(center)):
-                square = np.float32(0)
-                for axis in range(width):
-                    square += (x[i, axis] - center[c, axis]) ** 2
-                if square < least:
-                    best, least = c, square
-            moved += label[i] != best
-            label[i] = best
-            inertia += least
-            rows[best] += 1
-            for axis in range(width):
-                total[best, axis] += x[i, axis]
-        for c in range(len(center)):
-            if rows[c] > 0:
-                for axis in range(width):
-                    center[c, axis] = total[c, axis] / rows[c]
-        if moved == 0:
-            break
-    return label, inertia

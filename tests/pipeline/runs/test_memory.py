@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.runs import memory
 from temi.pipeline.runs.train import train_heads
 from temi.pipeline.start.find import LARGEST
-from temi.pipeline.start.layout import even_cut
 
 CPU = torch.device("cpu")
 
@@ -57,26 +55,14 @@ def test_the_peak_is_that_of_the_worst_phase() -> None:
     assert memory.Footprint(**sizes | {"reading": 32}).total == 72
 
 
-def test_layouts_are_counted_up_to_the_sample_that_is_cut() -> None:
-    plain, layouts = settings(), settings("start.kind=pool")
+def test_cuts_are_counted_up_to_the_sample_that_is_cut() -> None:
+    plain, cuts = settings(), settings("start.kind=pool")
     assert memory.predict([plain], 5000, 64, 0, CPU).start == 0
-    one, two = (memory.predict([layouts] * trials, 5000, 64, 0, CPU).start for trials in (1, 2))
+    one, two = (memory.predict([cuts] * trials, 5000, 64, 0, CPU).start for trials in (1, 2))
     assert 0 < one <= two
-    whole = memory.predict([layouts], LARGEST, 64, 0, CPU).start
-    sampled = [memory.predict([layouts], times * LARGEST, 64, 0, CPU).start for times in (2, 10)]
+    whole = memory.predict([cuts], LARGEST, 64, 0, CPU).start
+    sampled = [memory.predict([cuts], times * LARGEST, 64, 0, CPU).start for times in (2, 10)]
     assert sampled == [whole + 2 * LARGEST * 64] * 2  # the sample is held in memory, as float16
-
-
-def test_the_cuts_of_many_clusters_are_counted() -> None:
-    y = np.random.default_rng(0).normal(size=(3000, 3)).astype(np.float32)
-    tracemalloc.start()
-    even_cut(y, 150, seed=0)
-    _, seen = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    predicted = memory.predict([settings("start.kind=pool", "heads.clusters=150")], 3000, 8, 0, CPU).start
-    distances = 3000 * 2999 // 2 * 8
-    assert distances <= seen
-    assert 2 * distances <= predicted <= 3 * seen  # SciPy copies the distances once more, in memory of its own
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from temi.pipeline.start.count import (
     modularity,
     parse_clusters,
 )
-from temi.pipeline.start.pool import judges
+from temi.pipeline.start.spaces import space_graphs
 
 
 def estimate(embedding: np.ndarray, lowest: int = 2, highest: int | None = None) -> int:
@@ -65,7 +65,7 @@ def test_modularity_is_that_of_its_definition() -> None:
 
 def test_cuts_have_every_number_that_is_asked_for() -> None:
     embedding, _ = mixture(rows=300, dim=32, clusters=6, noise=0.5)
-    (graph, *_) = judges(Features.of_array(embedding), 2)
+    [graph] = space_graphs(Features.of_array(embedding), "center", [15])
     numbers = [2, 3, 6, 11, 20]
     assert [len(np.unique(label)) for label in cuts_into(graph, numbers, 0)] == numbers
 

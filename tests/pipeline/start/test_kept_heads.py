@@ -29,7 +29,7 @@ def test_another_loss_finds_its_heads_ready_and_other_cuts_do_not(
         features = Features.of_cache(cache, np.arange(cache.rows))
         configs = [load_config(None, [*BASE, *own.split()]) for own in settings]
         trainer = HeadTrainer(configs, load_training_set(features, configs[0]))
-        start = Start(np.arange(len(cut)), 4, ("given",), (), cut[None].astype("i8"))
+        start = Start(np.arange(len(cut)), 4, ("given",), cut[None].astype("i8"))
         module.begin_at_cuts(trainer, features, configs, [start] * len(configs), range(len(configs)))
         return trainer.state()
 

@@ -1,4 +1,4 @@
-"""The parts of the pool against a few lines of numpy, and the start as a whole."""
+"""The parts of the start against a few lines of numpy, and the start as a whole."""
 
 import numpy as np
 import pytest
@@ -11,14 +11,12 @@ from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import _dealt, warm_start
-from temi.pipeline.runs.fit import fit_model
-from temi.pipeline.start import find, pool
+from temi.pipeline.start import find
 from temi.pipeline.start.communities import communities
 from temi.pipeline.start.find import Start, pool_start
 from temi.pipeline.start.graph import edge_counts, fuzzy_graph
-from temi.pipeline.start.kernels import contract, lloyd, louvain, move_nodes
-from temi.pipeline.start.layout import even_cut, layout
-from temi.pipeline.start.score import edge_information
+from temi.pipeline.start.kernels import contract, louvain, move_nodes
+from temi.pipeline.start.spaces import neighbor_counts, space_graphs
 from temi.pipeline.start.vote import vote
 
 
@@ -57,17 +55,6 @@ def test_fuzzy_graph_sums_to_log2_before_the_union(random: np.random.Generator) 
     np.testing.assert_allclose(graph, one + one.T - one * one.T, atol=1e-4)
 
 
-def test_edge_information_is_that_of_the_joint_distribution(random: np.random.Generator) -> None:
-    weight = random.random((30, 30))
-    weight += weight.T
-    label = random.integers(0, 4, 30)
-    joint = (
-        np.array([[weight[np.ix_(label == a, label == b)].sum() for b in range(4)] for a in range(4)]) / weight.sum()
-    )
-    expected = (joint * np.log(joint / np.outer(joint.sum(0), joint.sum(0)))).sum()
-    assert edge_information(sp.csr_array(weight), label) == pytest.approx(expected)
-
-
 def test_contraction_sums_weights(random: np.random.Generator) -> None:
     weight = sp.random_array((20, 20), density=0.3, rng=random)
     weight = sp.csr_array(weight + weight.T)
@@ -93,15 +80,6 @@ def test_moves_never_lower_modularity(random: np.random.Generator) -> None:
     assert modularity(louvain(*arrays, 1.3, 4, 0)) >= modularity(label) - 0.02
 
 
-def test_lloyd_is_k_means(random: np.random.Generator) -> None:
-    x, _ = blobs(random, (20, 20, 20), 3)
-    center = x[[0, 20, 40]].copy()
-    label, inertia = lloyd(x, center, 50)
-    distance = ((x[:, None] - center) ** 2).sum(-1)
-    np.testing.assert_array_equal(label, distance.argmin(1))
-    assert inertia == pytest.approx(distance.min(1).sum(), rel=1e-4)
-
-
 def test_vote_matches_ids(random: np.random.Generator) -> None:
     truth = random.integers(0, 3, 90)
     noisy = [np.where(random.random(90) < 0.2, random.integers(0, 3, 90), truth) for _ in range(9)]
@@ -115,7 +93,6 @@ def test_communities_are_as_many_as_asked(random: np.random.Generator) -> None:
     x, _ = blobs(random, (40,) * 6)
     graph = fuzzy_graph(*neighbors(unit(x - x.mean(0)), 10))
     assert communities(graph, 6, 0).max() == 5
-    assert len(np.unique(even_cut(layout(graph, x[:, :4], 0), 6, 0))) == 6
 
 
 def test_the_start_finds_the_clusters_and_is_made_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +102,8 @@ def test_the_start_finds_the_clusters_and_is_made_once(tmp_path, monkeypatch: py
     found = pool_start(features, 6, config)
     assert all(hungarian_accuracy(label, cut) > 0.9 for cut in found.cuts)
     assert all((cut == found.cuts[0]).mean() > 0.9 for cut in found.cuts)  # their ids are matched
-    for part in ("layout", "communities", "even_cut"):
-        monkeypatch.setattr(pool, part, lambda *_: pytest.fail("made again"))
+    for part in ("cut_graphs", "taught_cuts"):
+        monkeypatch.setattr(find, part, lambda *_: pytest.fail("made again"))
     again = pool_start(Features.of_cache(cache, np.arange(cache.rows)), 6, config)
     assert np.array_equal(found.cuts, again.cuts)
     with pytest.raises(pytest.fail.Exception):
@@ -138,8 +115,19 @@ def test_the_metric_of_views_takes_the_place_of_the_plain_one() -> None:
     noise = np.random.default_rng(1).standard_normal((300, 2, 16)) / 8
     plain, seen = Features.of_array(embedding), Features.of_array(embedding, (embedding[:, None] + noise).astype("f2"))
     assert seen.scaled("joined").shape[1] > plain.scaled("joined").shape[1]
-    names = {name.split()[1] for name in pool.make_pool(seen, 6, 0).names}
-    assert names == {"views", "joined"}
+    for features, space in ((plain, "joined"), (seen, "views")):
+        names = pool_start(features, 6, StartConfig()).names
+        assert names == tuple(f"communities {space} {k}" for k in (15, 12, 10))
+
+
+def test_neighborhoods_are_smaller_where_clusters_have_few_rows_and_equal_graphs_are_one() -> None:
+    assert neighbor_counts(1000, 10) == [15, 12, 10]
+    assert neighbor_counts(200, 8) == [12, 12, 10]
+    assert neighbor_counts(60, 20) == [5, 5, 5]
+    assert neighbor_counts(4, 2) == [3, 3, 3]
+    one, other, smaller = space_graphs(Features.of_array(mixture(rows=60)[0]), "center", [12, 12, 10])
+    assert one is other
+    assert smaller.nnz < one.nnz
 
 
 @pytest.mark.parametrize("copies", [200, 500])
@@ -172,7 +160,7 @@ def test_of_many_rows_a_sample_is_cut_and_heads_know_the_rest(monkeypatch: pytes
 
 def start_of(clusters: int, *cuts: np.ndarray) -> Start:
     names = tuple(str(number) for number in range(len(cuts)))
-    return Start(np.arange(len(cuts[0])), clusters, names, (), np.stack(cuts).astype("i8"))
+    return Start(np.arange(len(cuts[0])), clusters, names, np.stack(cuts).astype("i8"))
 
 
 @pytest.mark.parametrize("kind", ["linear", "published", "mlp-bn"])
@@ -203,23 +191,3 @@ def test_every_cut_is_dealt_to_a_head_and_every_head_has_one(heads: int, cuts: i
     dealt = [_dealt(heads, cuts, step) for step in range(cuts)]
     assert all(len(hand) == heads for hand in dealt)
     assert {cut for hand in dealt for cut in hand} == set(range(cuts))
-
-
-def test_of_cuts_that_say_as_much_the_first_is_the_best() -> None:
-    made = pool.Pool(("a", "b", "c"), np.arange(6).reshape(3, 2), np.array([1.0, 2.0, 2.0]))
-    best = made.best(2)
-    assert best.names == ("b", "c")
-    assert best.labels.tolist() == [[2, 3], [4, 5]]
-
-
-def test_heads_are_trusted_by_their_edge_information() -> None:
-    embedding, label = mixture(rows=300, noise=0.4)
-    features = Features.of_array(embedding)
-    graphs = pool.judges(features, 6)
-    wrong = np.random.default_rng(0).permutation(label)
-    assert pool.mean_information(graphs, label.astype("i8")) > 10 * pool.mean_information(graphs, wrong.astype("i8"))
-    model = fit_model(features, load_config(None, ["heads.clusters=6", "heads.count=4", "start.steps=100"]))
-    own = model.head_clusters(features.embedding).numpy().astype("i8")
-    score = np.array([pool.mean_information(graphs, head) for head in own])
-    weight = np.exp((score - score.max()) / (0.02 * score.max()))
-    np.testing.assert_allclose(model.trust, weight / weight.sum(), rtol=1e-4)
