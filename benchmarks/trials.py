@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=10)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--start", choices=["random", "layouts"], default="random")
+    parser.add_argument("--start", choices=["random", "pool"], default="random")
     parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     chosen = {

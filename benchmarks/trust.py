@@ -69,7 +69,7 @@ def novelty(embedding: np.ndarray, label: np.ndarray, pages: dict[str, np.ndarra
     strange = np.isin(label, random.choice(classes, max(1, round(LEFT_OUT * classes)), replace=False))
     trained = ~strange & (random.random(len(label)) < 0.5)
     model = fit(embedding[trained], len(np.unique(label[trained])))
-    known = Novelty.fit(model.scaling(torch.from_numpy(embedding[trained]))).sure(model)
+    known = Novelty.fit(model.scaling(torch.from_numpy(embedding[trained]))).asked(model)
     usual = signs(model, known, embedding[~trained & ~strange])
     found = {"false alarms": float(known.is_novel(usual["both"]).mean())}
     for kind, rows in {"": embedding[strange], **pages}.items():
@@ -83,10 +83,11 @@ def novelty(embedding: np.ndarray, label: np.ndarray, pages: dict[str, np.ndarra
 
 
 def signs(model: ClusterModel, known: Novelty, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Small for strangers: similarity, confidence, and both as `predict` joins them."""
-    near = known.similarity(model.scaling(torch.from_numpy(rows)).numpy())
-    sure = model.assign(torch.from_numpy(rows))[1].numpy()
-    return {"distance": near, "doubt": sure, "both": known.typical(near, sure)}
+    """Small for strangers: similarity, how far heads put rows and neighbors together, and both as `predict` has it."""
+    near, similarity = known.look(model.scaling(torch.from_numpy(rows)).numpy())
+    probability = model.predict_proba(torch.from_numpy(rows)).numpy()
+    doubt, both = known.together(probability, near), known.typical(similarity, near, probability)
+    return {"distance": similarity, "doubt": doubt, "both": both}
 
 
 def read_pages(file: Path) -> dict[str, np.ndarray]:

@@ -109,10 +109,11 @@ def predict(
 def classify(run: FinishedRun, novelty: Novelty, block: Block) -> pa.Table:
     """A row of SCHEMA per image of `block`."""
     embedding = torch.from_numpy(block.embedding)
-    cluster, confidence = (column.cpu().numpy() for column in run.model.assign(embedding))
-    scaled = run.model.scaling(embedding).cpu().numpy()
-    cluster, similarity = route(run.corrections, cluster, scaled), novelty.similarity(scaled)
-    typical = novelty.typical(similarity, confidence)
+    probability = run.model.predict_proba(embedding).cpu().numpy()
+    confidence, scaled = probability.max(1), run.model.scaling(embedding).cpu().numpy()
+    cluster = route(run.corrections, probability.argmax(1), scaled)
+    near, similarity = novelty.look(scaled)
+    typical = novelty.typical(similarity, near, probability)
     missing = np.zeros(len(block.keys), dtype=bool)
     missing[list(block.failures)] = True
     names = np.array(run.headings, dtype=object)[cluster]

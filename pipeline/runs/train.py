@@ -157,7 +157,7 @@ def _finish(
         model, continued = before.keep_numbers(model, cache)
         write_record(run.folder / CONTINUED, continued)
     model.save(run.model)
-    novelty.sure(model).save(run.folder / NOVELTY)
+    novelty.asked(model).save(run.folder / NOVELTY)
     known = None
     if len(everything) == cache.ok.sum():
         one, sure = assign(model.of_scaled, rows)

@@ -74,16 +74,25 @@ def test_both_signs_are_shares_of_the_training_rows_joined_by_fisher(tmp_path: P
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, -2)
     fifth = np.sort(cosine, axis=1)[:, -5]
-    sure = rng.random(300, dtype=np.float32)
-    novelty = replace(Novelty.fit(torch.from_numpy(rows)), confidence=sure)
+    share = rng.dirichlet(np.ones(4), 300).astype(np.float16)
+    novelty = replace(Novelty.fit(torch.from_numpy(rows)), probability=share)
     np.testing.assert_allclose(novelty.familiar, fifth, atol=2e-3)
     np.testing.assert_allclose(novelty.similarity(-rows[:9]), np.sort(-unit @ unit[:9].T, axis=0)[-5], atol=2e-3)
-    near, doubt = np.float32([-1, 0.5, 2]), np.float32([0.5, -1, 2])
-    shares = [[(np.sum(ref <= v) + 1) / 301 for v in x] for ref, x in ((novelty.familiar, near), (sure, doubt))]
+
+    def together(probability: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+        """Chance to be in one cluster with the ten nearest."""
+        ten = np.argsort(-cosines, axis=1, kind="stable")[:, :10]
+        return np.array([share[own].astype(np.float32).mean(0) @ p for p, own in zip(probability, ten, strict=True)])
+
+    among = together(share.astype(np.float32), cosine)
+    new, said = rng.standard_normal((5, 8)).astype(np.float32), rng.dirichlet(np.ones(4), 5).astype(np.float32)
+    near, similarity = novelty.look(new)
+    mutual = together(said, new @ unit.T)
+    np.testing.assert_allclose(novelty.together(said, near), mutual, rtol=1e-3)
+    shares = [[(np.sum(ref <= v) + 1) / 301 for v in x] for ref, x in ((novelty.familiar, similarity), (among, mutual))]
     expected = combine_pvalues(np.minimum(shares, 1), method="fisher").pvalue
-    np.testing.assert_allclose(novelty.typical(near, doubt), expected, rtol=1e-6)
-    assert novelty.typical(near, doubt)[2] == 1
-    own = novelty.typical(novelty.familiar, sure)
+    np.testing.assert_allclose(novelty.typical(similarity, near, said), expected, rtol=0.05)  # float16: a rank may move
+    own = novelty.typical(novelty.familiar, novelty.near, share)
     assert novelty.is_novel(own).mean() == pytest.approx(0.05, abs=0.005)
     novelty.save(tmp_path / NOVELTY)
     assert Novelty.load(tmp_path / NOVELTY).threshold == novelty.threshold
@@ -94,8 +103,8 @@ def test_a_run_of_an_earlier_version_is_judged_by_distance(tmp_path: Path) -> No
     tensors = {"rows": torch.from_numpy(rows), "threshold": torch.tensor(0.5)}
     save_tensors(tmp_path / NOVELTY, tensors, {"format": "temi-novelty-1"})
     novelty = Novelty.load(tmp_path / NOVELTY)
-    near = np.float32([-1, 0.99])
-    assert novelty.is_novel(novelty.typical(near, np.float32([1, 0]))).tolist() == [True, False]
+    similarity, near = np.float32([-1, 0.99]), np.zeros((2, 10), int)
+    assert novelty.is_novel(novelty.typical(similarity, near, np.eye(2))).tolist() == [True, False]
 
 
 def test_drift_is_the_chance_that_a_new_row_lies_farther_off_than_an_old_one() -> None:
