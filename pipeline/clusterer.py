@@ -37,7 +37,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     settings : sequence of str, default ()
         Settings of the pipeline as ``--set`` takes them, e.g. ``("train.min_steps=500", "objective.beta=0.6")``.
     random_state : int, RandomState or None, default 0
-        Seed of layouts, heads and batches; an int gives the run that the command line gives with these seeds.
+        Seed of cuts, heads and batches; an int gives the run that the command line gives with these seeds.
     run : path or None, default None
         Folder to keep a cache (``cache``) and the run (``run``) in, e.g. for `temi report`; None: nothing is written.
     corrections : path or None, default None

@@ -115,8 +115,8 @@ class ObjectiveConfig(Section):
 class StartConfig(Section):
     """Where heads begin; see pipeline/start/find.py."""
 
-    kind: str = Field("pool", description="pool: at partitions of the rows; random; or the start of a plugin")
-    seed: Annotated[int, PER_TRIAL] = Field(0, description="of layouts and partitions")
+    kind: str = Field("pool", description="pool: at several cuts of the rows; random; or the start of a plugin")
+    seed: Annotated[int, PER_TRIAL] = Field(0, description="of the cuts")
     steps: Count = Field(200, description="in which heads learn the partitions")
     lr: Positive = Field(5e-3, description="peak learning rate of those steps")
     batch_size: Count = Field(1024, description="images per such step")

@@ -40,7 +40,7 @@ def torchrun_rank() -> tuple[int, int]:
 def tensor_cores(device: torch.device) -> Iterator[None]:
     """Products of float32 matrices inside are in TF32 on a GPU: 10 bits of mantissa, as a cached embedding has.
 
-    A step of 16 published heads on an H200 takes half the time (benchmarks/speed.md). Neighbors, layouts and
+    A step of 16 published heads on an H200 takes half the time (benchmarks/speed.md). Neighbors, cuts and
     assignments are computed outside, in full float32.
     """
     before = torch.get_float32_matmul_precision()

@@ -61,9 +61,7 @@ def _made(kept: "Made") -> str:
 @commands.command("prune")
 def cache_prune(
     folder: CacheFolder,
-    only: Annotated[
-        str, typer.Option(metavar="NAME", help="drop only this: neighbors, graph, layouts, pool or heads")
-    ] = "",
+    only: Annotated[str, typer.Option(metavar="NAME", help="drop only this: neighbors, start, heads, ...")] = "",
 ) -> None:
     """Drop what was computed from CACHE and is kept in it (see `temi cache info`); the next run makes it again."""
     with user_errors():

@@ -1,4 +1,4 @@
-"""Rows that repeat others: one stands for all in graphs, layouts, cuts and scores; the others take its cluster."""
+"""Rows that repeat others: one stands for all in graphs, cuts and scores; the others take its cluster."""
 
 import numpy as np
 import scipy.sparse as sp

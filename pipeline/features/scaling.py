@@ -1,4 +1,4 @@
-"""How embeddings are scaled before neighbors are searched, layouts are made and heads are trained.
+"""How embeddings are scaled before neighbors are searched and heads are trained.
 
 ===========  ===================================================================================================
 none         as they are

@@ -23,7 +23,7 @@ from temi.pipeline.device import pick_device, torchrun_rank
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import Constraints
 
-PREPARATION = timedelta(days=1)  # how long the others wait while rank 0 mines and makes layouts
+PREPARATION = timedelta(days=1)  # how long the others wait while rank 0 mines and cuts
 STEP = timedelta(minutes=10)  # and how long a step may wait for a process that is stuck
 
 

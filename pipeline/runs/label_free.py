@@ -91,7 +91,7 @@ def neighbor_consistency(cluster: Int64[Tensor, " N"], neighbors: Int32[Tensor, 
 
 
 def compared(heads: int) -> slice:
-    """About AGREEMENT_HEADS of so many heads, evenly spread: neighbors among them begin at layouts of one space."""
+    """About AGREEMENT_HEADS of so many heads, evenly spread."""
     return slice(None, None, max(1, heads // AGREEMENT_HEADS))
 
 
@@ -103,7 +103,7 @@ def head_agreement(clusters: Int32[Tensor, "A N"]) -> float | None:
 def stability(halves: Int32[Tensor, "2 N"]) -> float:
     """Normalized mutual information of the consensus of every other head and that of the rest.
 
-    Every head began at a layout of its own, so these are two clusterings of two resamplings.
+    Heads began at several cuts, and both halves have heads of each.
     """
     return float(mutual_information(halves.cpu().numpy())[0, 1])
 

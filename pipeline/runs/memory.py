@@ -37,7 +37,7 @@ class Footprint:
     bank : scaled embeddings, and the neighbor graph
     reading : scaling the cache block by block
     heads : weights and what is kept for each
-    start : layouts, their cuts, and learning these
+    start : graphs, their cuts, and learning these
     activations : of one step
     results : assigning every image, scores, and knowing what is unlike all of them
     place : of the bank; see pipeline/heads/bank.py

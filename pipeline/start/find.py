@@ -30,7 +30,7 @@ from temi.pipeline.start.vote import match, vote
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
 LARGEST = 100_000
 REPEATS = 3  # cuts of every graph: they differ by chance, and their vote errs less
-COPIES: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both
+PAIRED: Kind = "whiten50"  # where pairs are mined, too: that search serves near-copies and one more graph
 
 Rows = Int64[np.ndarray, " N"]
 
@@ -62,7 +62,7 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     space = spaces_of(features)[0]
     recipe: Recipe = {
         "space": space,
-        "graphs": " ".join(map(str, NEIGHBORS)),
+        "graphs": " ".join(map(str, NEIGHBORS)) + " " + PAIRED,
         "repeats": REPEATS,
         "taught": ROUNDS,
         "clusters": clusters,
@@ -76,16 +76,23 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
 def _find_start(features: Features, clusters: int, config: StartConfig) -> Arrays:
     distinct = distinct_sample(features, clusters)
     own, space = distinct.features, spaces_of(features)[0]
-    counts = neighbor_counts(len(own), clusters)
-    graphs, cuts = REPEATS * space_graphs(own, space, counts), []
-    with Progress("communities", len(graphs), "cut") as progress:
-        for cut in cut_graphs(graphs, clusters, config.seed):
-            cuts.append(cut)
-            progress.advance()
+    counts, cuts = neighbor_counts(len(own), clusters), first_cuts(own, clusters, config.seed)
     cuts = taught_cuts(own.scaled(space).numpy(force=True), cuts, clusters, counts, config.seed)
     voted = vote(cuts, clusters)[0]
     aligned = np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in cuts])
     return {"rows": distinct.rows, "neighbors": np.array(counts), "cuts": aligned.astype(np.int32)}
+
+
+def first_cuts(features: Features, clusters: int, seed: int) -> list[Rows]:
+    """Communities of the graphs of these rows, and of one among rows as pairs are mined, REPEATS of each."""
+    counts = neighbor_counts(len(features), clusters)
+    graphs = [*space_graphs(features, spaces_of(features)[0], counts), *space_graphs(features, PAIRED, counts[:1])]
+    cuts = []
+    with Progress("communities", REPEATS * len(graphs), "cut") as progress:
+        for cut in cut_graphs(REPEATS * graphs, clusters, seed):
+            cuts.append(cut)
+            progress.advance()
+    return cuts
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def distinct_sample(features: Features, clusters: int) -> Distinct:
     """Rows, at most LARGEST, that near-copies do not decide; all count where fewer than `clusters` differ."""
     rows = sample(len(features))
     cut = features if len(rows) == len(features) else features.sample(rows).loaded()
-    index, similarity = cut.neighbors(max(neighbor_counts(len(cut), clusters)), COPIES)
+    index, similarity = cut.neighbors(max(neighbor_counts(len(cut), clusters)), PAIRED)
     first, group = near_copies(index, 1 - similarity.astype(np.float32))
     if len(first) < clusters:
         first, group = np.arange(len(cut)), np.arange(len(cut))
@@ -126,7 +133,7 @@ def start_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
     """Memory of `pool_start` for these numbers of clusters."""
     loaded = LARGEST * dim * np.dtype(np.float16).itemsize if rows > LARGEST else 0
     cut = min(rows, LARGEST)
-    graphs = sum(NEIGHBORS) * cut * EDGE
+    graphs = (sum(NEIGHBORS) + max(NEIGHBORS)) * cut * EDGE
     finding = max(graphs, search_bytes(cut, dim, max(NEIGHBORS), device))
     # While near-copies are taken out of the sample it is there twice.
     return loaded + max(loaded, finding, taught_bytes(cut, max(counts), device))

@@ -24,7 +24,7 @@ from temi.pipeline.start.vote import vote
 ROUNDS = 3  # the first brings most of it
 SHRINKAGE = 0.6  # of the scatter inside clusters towards a sphere: a thousand rows do not show it in 400 directions
 FEWEST = 2  # discriminants: along a single one, rows have no angle
-WIDEST = ROOT_COMPONENTS + COMPONENTS  # rows of either space
+WIDEST = ROOT_COMPONENTS + COMPONENTS  # coordinates of a row
 COPIES = 3  # of the discriminants of all rows: made, at unit norm, compared
 
 Labeling = Int64[np.ndarray, " N"]

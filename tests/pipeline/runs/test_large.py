@@ -40,7 +40,7 @@ def test_200_000_images_are_trained_on_assigned_and_reported_within_a_gigabyte_a
         within(group, "predict", run, cache, "--out", tmp_path / "predicted.parquet")
         within(group, "report", run)
         print("most memory of the cgroup:", (group / "memory.max_usage_in_bytes").read_text())
-    assert "layouts and cuts of a random 100,000 of the 200,000 images" in said
+    assert "cuts of a random 100,000 of the 200,000 images" in said
     assert "cells probed, recall@15 0.9" in said
     trained, predicted = (
         pd.read_parquet(path) for path in (run / "assignments.parquet", tmp_path / "predicted.parquet")

@@ -1,4 +1,4 @@
-"""A cache that cannot be written is trained from: its neighbors and layouts go to the run folder."""
+"""A cache that cannot be written is trained from: its neighbors and cuts go to the run folder."""
 
 import ctypes
 import subprocess
@@ -35,6 +35,6 @@ def test_training_from_a_read_only_cache_keeps_what_trials_share_in_the_run(tmp_
         path.name.partition("-")[0] if "-" in path.name else path.suffix
         for path in (tmp_path / "run/neighbors").iterdir()
     }
-    made = {"copies", "scaling", "layouts", "pool", "graph", "start", "heads", "familiar"}
+    made = {"copies", "scaling", "start", "heads", "familiar"}
     assert kept == {*made, ".h5"}
     assert (tmp_path / "run/assignments.csv").exists()

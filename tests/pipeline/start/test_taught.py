@@ -10,7 +10,7 @@ from temi.pipeline.config import StartConfig
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.features import Features
 from temi.pipeline.start.communities import cut_graphs
-from temi.pipeline.start.find import pool_start
+from temi.pipeline.start.find import first_cuts, pool_start
 from temi.pipeline.start.spaces import space_graphs
 from temi.pipeline.start.taught import SHRINKAGE, covariance, discriminants, taught_cuts
 from temi.pipeline.start.vote import vote
@@ -90,8 +90,7 @@ def test_heads_learn_the_taught_cuts_which_are_the_same_every_time() -> None:
     found, again = (pool_start(one, 8, StartConfig()) for one in (features, Features.of_array(x)))
     assert found.names == ("communities joined 15", "communities joined 12", "communities joined 10")
     assert (found.cuts == again.cuts).all()
-    first = list(cut_graphs(3 * space_graphs(features, "joined", COUNTS), 8, 0))
-    taught = taught_cuts(features.scaled("joined").numpy(), first, 8, COUNTS, 0)
+    taught = taught_cuts(features.scaled("joined").numpy(), first_cuts(features, 8, 0), 8, COUNTS, 0)
     for label, cut in zip(taught, found.cuts, strict=True):
         assert hungarian_accuracy(label, cut) == 1  # the same, but for the ids
 
