@@ -37,7 +37,7 @@ from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.progress import quiet
 from temi.pipeline.runs.train import train_heads
-from temi.pipeline.start.find import PAIRED, REPEATS, distinct_sample
+from temi.pipeline.start.find import REPEATS, distinct_sample
 from temi.pipeline.start.spaces import neighbor_counts, space_graphs, spaces_of
 
 KEPT = "neighbors"  # the folder of what a cache keeps from earlier runs
@@ -81,8 +81,7 @@ def asked(features: Features, config: Config, clusters: int) -> Iterator[tuple[s
     # umap-learn counts a row as its own first neighbor.
     index = np.c_[np.arange(len(cut)), index].astype(np.int32)
     distance = np.c_[np.zeros(len(cut)), 1 - similarity].astype(np.float32)
-    graphs = [*space_graphs(cut, space, counts), *space_graphs(cut, PAIRED, counts[:1])]
-    for k, graph in zip([*counts, counts[0]], graphs, strict=True):
+    for k, graph in zip(counts, space_graphs(cut, space, counts), strict=True):
         own = {"knn_indices": index[:, : k + 1], "knn_dists": distance[:, : k + 1]}
         yield "graphs", partial(fuzzy_simplicial_set, index, k + 1, np.random, "cosine", **own)
         for _ in range(REPEATS):

@@ -30,7 +30,7 @@ from temi.pipeline.start.vote import match, vote
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
 LARGEST = 100_000
 REPEATS = 3  # cuts of every graph: they differ by chance, and their vote errs less
-PAIRED: Kind = "whiten50"  # where pairs are mined, too: that search serves near-copies and one more graph
+COPIES: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both
 
 Rows = Int64[np.ndarray, " N"]
 
@@ -62,7 +62,7 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     space = spaces_of(features)[0]
     recipe: Recipe = {
         "space": space,
-        "graphs": " ".join(map(str, NEIGHBORS)) + " " + PAIRED,
+        "graphs": " ".join(map(str, NEIGHBORS)),
         "repeats": REPEATS,
         "taught": ROUNDS,
         "clusters": clusters,
@@ -84,10 +84,9 @@ def _find_start(features: Features, clusters: int, config: StartConfig) -> Array
 
 
 def first_cuts(features: Features, clusters: int, seed: int) -> list[Rows]:
-    """Communities of the graphs of these rows, and of one among rows as pairs are mined, REPEATS of each."""
+    """Communities of the graphs of these rows, REPEATS of each."""
     counts = neighbor_counts(len(features), clusters)
-    graphs = [*space_graphs(features, spaces_of(features)[0], counts), *space_graphs(features, PAIRED, counts[:1])]
-    cuts = []
+    graphs, cuts = space_graphs(features, spaces_of(features)[0], counts), []
     with Progress("communities", REPEATS * len(graphs), "cut") as progress:
         for cut in cut_graphs(REPEATS * graphs, clusters, seed):
             cuts.append(cut)
@@ -115,7 +114,7 @@ def distinct_sample(features: Features, clusters: int) -> Distinct:
     """Rows, at most LARGEST, that near-copies do not decide; all count where fewer than `clusters` differ."""
     rows = sample(len(features))
     cut = features if len(rows) == len(features) else features.sample(rows).loaded()
-    index, similarity = cut.neighbors(max(neighbor_counts(len(cut), clusters)), PAIRED)
+    index, similarity = cut.neighbors(max(neighbor_counts(len(cut), clusters)), COPIES)
     first, group = near_copies(index, 1 - similarity.astype(np.float32))
     if len(first) < clusters:
         first, group = np.arange(len(cut)), np.arange(len(cut))
@@ -133,7 +132,7 @@ def start_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
     """Memory of `pool_start` for these numbers of clusters."""
     loaded = LARGEST * dim * np.dtype(np.float16).itemsize if rows > LARGEST else 0
     cut = min(rows, LARGEST)
-    graphs = (sum(NEIGHBORS) + max(NEIGHBORS)) * cut * EDGE
+    graphs = sum(NEIGHBORS) * cut * EDGE
     finding = max(graphs, search_bytes(cut, dim, max(NEIGHBORS), device))
     # While near-copies are taken out of the sample it is there twice.
     return loaded + max(loaded, finding, taught_bytes(cut, max(counts), device))
