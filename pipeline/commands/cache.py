@@ -61,7 +61,9 @@ def _made(kept: "Made") -> str:
 @commands.command("prune")
 def cache_prune(
     folder: CacheFolder,
-    only: Annotated[str, typer.Option(metavar="NAME", help="drop only this: neighbors, start, heads, ...")] = "",
+    only: Annotated[
+        str, typer.Option(metavar="NAME", help="drop only this: neighbors, copies, scaling, start, heads or familiar")
+    ] = "",
 ) -> None:
     """Drop what was computed from CACHE and is kept in it (see `temi cache info`); the next run makes it again."""
     with user_errors():

@@ -281,7 +281,7 @@ def test_start_is_open_to_a_file_of_ones_own() -> None:
 
     def rows_in_turn(features: Features, clusters: int, config: object) -> find.Start:
         cut = (np.arange(len(features)) % clusters)[None]
-        return find.Start(np.arange(len(features)), clusters, ("in turn",), (), cut)
+        return find.Start(np.arange(len(features)), clusters, ("in turn",), cut)
 
     find.register_start("in turn", rows_in_turn)
     config = load_config(None, ["heads.clusters=4", "heads.count=2", "start.kind=in turn", "start.steps=100"])
