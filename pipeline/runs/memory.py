@@ -101,7 +101,7 @@ def predict(
         heads=heads_bytes(trials, heads, weights),
         start=start_bytes(counts, rows, dim, kind) if first.start.kind != "random" else 0,
         activations=step_bytes(first, trials, rows, width, widest, clusters, kind),
-        results=block + block_rows * FORMATTED + max(novelty_bytes(rows, width, kind), scoring),
+        results=block + block_rows * FORMATTED + max(novelty_bytes(rows, width, clusters, kind), scoring),
     )
 
 

@@ -169,7 +169,8 @@ def _share(reference: Float32[np.ndarray, " M"], value: Float32[np.ndarray, " n"
     return share
 
 
-def novelty_bytes(rows: int, width: int, device: str) -> int:
-    """Memory of `Novelty.fit`."""
+def novelty_bytes(rows: int, width: int, clusters: int, device: str) -> int:
+    """Memory of `Novelty.fit`, or of asking a model what it says of the rows."""
     sample = min(rows, SAMPLE)
-    return sample * width * torch.float32.itemsize + comparison_bytes(sample, width, device)
+    asked = sample * clusters * (torch.float32.itemsize + torch.float16.itemsize)
+    return sample * width * torch.float32.itemsize + max(comparison_bytes(sample, width, device), asked)

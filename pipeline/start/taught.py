@@ -87,6 +87,7 @@ def discriminants(x: Rows, total: Float64[np.ndarray, "P P"], label: Labeling) -
 def taught_bytes(rows: int, clusters: int, device: str) -> int:
     """Memory of `taught_cuts`, beside what it is given."""
     width = min(clusters, WIDEST)
-    columns = WIDEST + COPIES * width
+    # Rows as given and of mean zero, and what is compared or votes.
+    columns = 2 * WIDEST + max(COPIES * width, clusters)
     graphs = sum(NEIGHBORS) * rows * EDGE
     return columns * rows * np.dtype(np.float32).itemsize + search_bytes(rows, width, max(NEIGHBORS), device) + graphs
