@@ -21,7 +21,7 @@ Labeling = Int64[np.ndarray, " N"]
 def communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
     """Communities of high modularity, `clusters` of them; fewer where the graph does not break into so many."""
     found = search_resolution(partial(find_communities, graph, seed=seed), graph.shape[0], clusters)
-    return merge_parts(found, graph, clusters)
+    return merge_parts(found, graph, clusters, evenly=True)
 
 
 def cut_graphs(graphs: Sequence[sp.csr_array], clusters: int, seed: int) -> Iterator[Labeling]:
@@ -62,21 +62,30 @@ def find_communities(graph: sp.csr_array, resolution: float, *, seed: int) -> La
     return label
 
 
-def merge_parts(part: Labeling, graph: sp.csr_array, clusters: int) -> Labeling:
-    """Parts of the rows, merged along the graph until `clusters` are left."""
+def merge_parts(part: Labeling, graph: sp.csr_array, clusters: int, *, evenly: bool = False) -> Labeling:
+    """Parts of the rows, merged along the graph until `clusters` are left; see `merge`."""
     if part.max() < clusters:
         return part
-    label: Labeling = merge(edge_counts(graph, part), np.bincount(part), clusters)[part]
+    label: Labeling = merge(edge_counts(graph, part), np.bincount(part), clusters, evenly=evenly)[part]
     return label
 
 
-def merge(between: Float[np.ndarray, "M M"], size: Int64[np.ndarray, " M"], clusters: int) -> Int64[np.ndarray, " M"]:
-    """Agglomerate M groups: always the pair of the largest w_ab / (n_a n_b)^LINKAGE, until `clusters` are left."""
-    weight, mass = between.copy(), np.maximum(size, 1).astype(np.float64)
+def merge(
+    between: Float[np.ndarray, "M M"], size: Int64[np.ndarray, " M"], clusters: int, *, evenly: bool
+) -> Int64[np.ndarray, " M"]:
+    """Agglomerate M groups: always the pair of the largest w_ab / (n_a n_b)^LINKAGE, until `clusters` are left.
+
+    Groups that no edge joins merge last: `evenly` the smallest first, as the first in order would swallow the others.
+    """
+    weight, mass = between.copy(), np.maximum(size, 1) / max(size.sum(), 1)
+
+    def closeness(w: Float[np.ndarray, "..."], product: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        return np.where(w > 0, w / product**LINKAGE, -product if evenly else 0)
+
     np.fill_diagonal(weight, 0)
     parent, alive = np.arange(len(mass)), np.ones(len(mass), bool)
-    score = weight / np.outer(mass, mass) ** LINKAGE
-    np.fill_diagonal(score, -1)
+    score = closeness(weight, np.outer(mass, mass))
+    np.fill_diagonal(score, -np.inf)
     for _ in range(len(mass) - clusters):
         a, b = divmod(int(score.argmax()), len(mass))
         weight[a] += weight[b]
@@ -84,8 +93,8 @@ def merge(between: Float[np.ndarray, "M M"], size: Int64[np.ndarray, " M"], clus
         mass[a] += mass[b]
         alive[b] = False
         parent[parent == b] = a
-        fresh = np.where(alive, weight[a] / (mass[a] * mass) ** LINKAGE, -1)
-        fresh[a] = -1
-        score[a], score[:, a], score[b], score[:, b] = fresh, fresh, -1, -1
+        fresh = np.where(alive, closeness(weight[a], mass[a] * mass), -np.inf)
+        fresh[a] = -np.inf
+        score[a], score[:, a], score[b], score[:, b] = fresh, fresh, -np.inf, -np.inf
     merged: Int64[np.ndarray, " M"] = np.unique(parent, return_inverse=True)[1].astype(np.int64)
     return merged

@@ -95,6 +95,15 @@ def test_communities_are_as_many_as_asked(random: np.random.Generator) -> None:
     assert communities(graph, 6, 0).max() == 5
 
 
+def test_parts_that_no_edge_joins_are_merged_evenly_and_after_those_that_one_does() -> None:
+    part = np.repeat(np.arange(12), 10)
+    weight = (part[:, None] == part).astype(float)
+    weight[0, 10] = weight[10, 0] = 1e-3
+    label = communities(sp.csr_array(weight), 6, 0)
+    assert sorted(np.bincount(label)) == [20] * 6
+    assert label[0] == label[10]
+
+
 def test_the_start_finds_the_clusters_and_is_made_once(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, label = mixture(noise=0.6)
     cache = write_cache(tmp_path / "cache", embedding)
