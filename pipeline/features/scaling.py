@@ -215,26 +215,17 @@ def signed_root(x: Tensor) -> Tensor:
 
 
 def _spectrum(covariance: Float64[Tensor, "D D"]) -> tuple[Float64[Tensor, " R"], Float64[Tensor, "D R"]]:
-    """The ROOT_COMPONENTS largest variances above rounding, falling, and their directions.
+    """The ROOT_COMPONENTS largest variances above rounding, falling, and their directions; torch would find every one.
 
-    In float64: components of small variance are differences of large numbers.
-    """
-    value, vector = leading_directions(covariance, ROOT_COMPONENTS)
-    kept = value > FLAT * value[-1].clamp_min(0)
-    return value[kept].flip(0), vector[:, kept].flip(1)
-
-
-def leading_directions(
-    covariance: Float64[Tensor, "D D"], count: int
-) -> tuple[Float64[Tensor, " R"], Float64[Tensor, "D R"]]:
-    """The `count` largest eigenvalues, or all there are, rising, and their eigenvectors; torch would find every one.
-
-    The largest entry of a vector is positive: else the last bits of a product would choose its sign.
+    In float64: components of small variance are differences of large numbers. The largest entry of a direction is
+    positive: else the last bits of a product would choose its sign.
     """
     last = len(covariance) - 1
-    value, vector = eigh(covariance.numpy(force=True), subset_by_index=[max(0, last + 1 - count), last])
-    vector *= np.sign(vector[np.abs(vector).argmax(0), np.arange(len(value))])
-    return torch.from_numpy(value).to(covariance.device), torch.from_numpy(vector).to(covariance.device)
+    found, turned = eigh(covariance.numpy(force=True), subset_by_index=[max(0, last + 1 - ROOT_COMPONENTS), last])
+    turned *= np.sign(turned[np.abs(turned).argmax(0), np.arange(len(found))])
+    value, vector = (torch.from_numpy(part).to(covariance.device) for part in (found, turned))
+    kept = value > FLAT * value[-1].clamp_min(0)
+    return value[kept].flip(0), vector[:, kept].flip(1)
 
 
 def soft_whitening(

@@ -26,7 +26,7 @@ from temi.pipeline.start.agreement import AGREEMENT_ROWS
 from temi.pipeline.start.communities import find_communities, merge_parts
 from temi.pipeline.start.find import distinct_sample
 from temi.pipeline.start.graph import edge_counts
-from temi.pipeline.start.spaces import neighbor_counts, space_graphs, spaces_of
+from temi.pipeline.start.spaces import largest_graphs
 
 LOWEST, HIGHEST = 2, 200  # number of clusters, where no range is given,
 ROWS_PER_CLUSTER = 10  # and no more than one for so many rows
@@ -95,8 +95,7 @@ def estimate_clusters(
             f"give a range that ends at {most} or below, or a number"
         )
     distinct = distinct_sample(features, highest).features
-    k, numbers = max(neighbor_counts(len(distinct), lowest)), candidates(lowest, highest)
-    graphs = [space_graphs(distinct, space, [k])[0] for space in spaces_of(distinct)]
+    graphs, numbers = largest_graphs(distinct, lowest), candidates(lowest, highest)
     cuts = []
     with Progress("numbers of clusters", total=len(graphs), unit="space") as progress:
         for graph in graphs:

@@ -11,7 +11,7 @@ from temi.pipeline.features.constraints import NOWHERE, Constraints
 from temi.pipeline.features.features import Features
 from temi.pipeline.start.agreement import contingency
 from temi.pipeline.start.find import Start
-from temi.pipeline.start.spaces import neighbor_counts, space_graphs, spaces_of
+from temi.pipeline.start.spaces import largest_graphs
 
 ROUNDS = 20  # of spreading along the graph
 HELD = 1.0  # weight of a row's own cut against all its neighbors
@@ -79,8 +79,7 @@ def _one_hot(label: Labeling, columns: Int64[np.ndarray, " c"]) -> Float32[np.nd
 
 def _walk(features: Features, clusters: int) -> sp.csr_array:
     """Random walk on the graphs of all spaces together: rows sum to one."""
-    k = max(neighbor_counts(len(features), clusters))
-    graphs = [space_graphs(features, space, [k])[0] for space in spaces_of(features)]
+    graphs = largest_graphs(features, clusters)
     whole = sum(graphs[1:], graphs[0])
     steps = sp.csr_array(sp.diags_array(1 / np.maximum(whole.sum(1), 1e-12)) @ whole)
     return steps.astype(np.float32)

@@ -28,6 +28,12 @@ def neighbor_counts(rows: int, clusters: int) -> list[int]:
     return [min(k, most) for k in NEIGHBORS]
 
 
+def largest_graphs(features: Features, clusters: int) -> list[sp.csr_array]:
+    """The graph of most neighbors of every space."""
+    k = max(neighbor_counts(len(features), clusters))
+    return [graph for space in spaces_of(features) for graph in space_graphs(features, space, [k])]
+
+
 def space_graphs(features: Features, space: Kind, counts: Sequence[int]) -> list[sp.csr_array]:
     """The fuzzy graphs of the rows in a space, of so many neighbors each."""
     index, similarity = features.neighbors(max(counts), space)
