@@ -103,10 +103,13 @@ class Kept:
         """Clusters as a person wants them.
 
         An image that a person placed and that training put elsewhere is in the cluster that holds most of the images it
-        was placed with; one that was taken out of all clusters is in none.
+        was placed with; one that was taken out of all clusters is in none. Where training made more clusters than were
+        left, it may be in any part of its own: a cluster that holds more images of it than of any other.
         """
-        inside, home, owner = self.then != REMOVED, self.home, self.shared.argmax(0)
-        strays = self.by_hand & inside & (self.now != home[self.then]) & (owner[self.now] != self.then)
+        inside, home = self.then != REMOVED, self.home
+        strays = self.by_hand & inside & (self.now != home[self.then])
+        if self.shared.any(0).sum() > self.shared.any(1).sum():
+            strays &= self.shared.argmax(0)[self.now] != self.then
         left = np.where(strays, home[self.then], self.now)
         return np.where(self.by_hand & ~inside, REMOVED, left)
 

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from mixtures import mixture, write_cache
 
 import temi
 from temi.pipeline.errors import UserError
+from temi.pipeline.results.carry import Kept
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import CORRECTIONS, REMOVED, Different, Move, Remove, Rename, Same
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.start.agreement import contingency
 
 TEMI = Path(sys.executable).with_name("temi")
 SHORT = ["heads.count=4", "neighbors.k=8", "train.epochs=0", "train.min_steps=100", "train.tensorboard=false"]
@@ -50,8 +54,8 @@ def moved(home: Path) -> list[str]:
 
 @pytest.mark.parametrize(("cache", "clusters"), [("cache", None), ("cache", 6), ("more", None)])
 def test_training_keeps_what_a_person_said(corrected: Path, tmp_path: Path, cache: str, clusters: int | None) -> None:
-    given = {"clusters": clusters, "settings": SHORT, "corrections": corrected / "run"}
-    run, before = temi.train_heads(corrected / cache, tmp_path / "run", **given), temi.open_run(corrected / "run")
+    arguments = {"clusters": clusters, "settings": SHORT, "corrections": corrected / "run"}
+    run, before = temi.train_heads(corrected / cache, tmp_path / "run", **arguments), temi.open_run(corrected / "run")
     assert run.model.clusters == (clusters or 4)
     keys, learned = moved(corrected), run.trained.set_index("key")["cluster"]
     ones = before.corrected.cluster == 1
@@ -62,17 +66,17 @@ def test_training_keeps_what_a_person_said(corrected: Path, tmp_path: Path, cach
     if clusters is None:
         assert run.names[home] == "ones"
         assert set(table[keys]) == {home}
-    again = temi.train_heads(corrected / cache, tmp_path / "run", **given)
+    again = temi.train_heads(corrected / cache, tmp_path / "run", **arguments)
     assert len(again.corrections) == len(run.corrections)  # nothing twice
 
 
 def test_the_command_says_what_it_kept_and_takes_no_other_corrections_up(corrected: Path, tmp_path: Path) -> None:
-    given = [corrected / "cache", "--out", tmp_path / "run"]
-    made = command(*given, "--corrections", corrected / "run" / CORRECTIONS)
+    arguments = [corrected / "cache", "--out", tmp_path / "run"]
+    made = command(*arguments, "--corrections", corrected / "run" / CORRECTIONS)
     assert made.returncode == 0, made.stderr
     assert "corrections: of 12 images placed by hand training put" in made.stdout
     assert "names: 2 taken along" in made.stdout
-    refused = command(*given, "--clusters", 4)
+    refused = command(*arguments, "--clusters", 4)
     assert refused.returncode == 2
     assert "was started with other corrections, or without any" in refused.stderr
 
@@ -80,13 +84,27 @@ def test_the_command_says_what_it_kept_and_takes_no_other_corrections_up(correct
 def test_a_file_that_is_no_runs_is_a_sentence(corrected: Path, tmp_path: Path) -> None:
     loose = tmp_path / "mine.jsonl"
     loose.write_text('{"action": "undo"}\n')
-    for given, sentence in [
+    for file, sentence in [
         (loose, r"mine.jsonl is not the corrections.jsonl of a run.*`temi correct RUN mine.jsonl`"),
         (tmp_path, r"is not a finished run"),
     ]:
         with pytest.raises(UserError, match=sentence):
-            temi.train_heads(corrected / "cache", tmp_path / "run", corrections=given)
+            temi.train_heads(corrected / "cache", tmp_path / "run", corrections=file)
     assert not (tmp_path / "run").exists()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(2, 9))
+def test_images_put_into_one_cluster_stay_in_one(seed: int, clusters: int, trained: int) -> None:
+    """Whatever training made of them; of more clusters than were left, in parts of that cluster."""
+    random = np.random.default_rng(seed)
+    then, now = random.integers(clusters, size=60), random.integers(trained, size=60)
+    shared = contingency(then, now, (clusters, trained))
+    kept = Kept(then, np.arange(60), random.random(60) < 0.3, now, shared)
+    divided = len(np.unique(now)) > len(np.unique(then))
+    for cluster in range(clusters):
+        for image in np.flatnonzero(kept.by_hand & (then == cluster)):
+            found = shared[:, kept.left[image]]
+            assert kept.left[image] == kept.home[cluster] or (divided and found[cluster] == found.max())
 
 
 @pytest.mark.parametrize("kept", [False, True])
