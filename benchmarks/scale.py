@@ -43,6 +43,7 @@ PHASES = {
     "graphs": "start.spaces:graphs_of",
     "communities": "start.communities:communities",
     "taught cuts": "start.find:taught_cuts",
+    "choice of cuts": "start.find:most_predictable",
     "warm start": "heads.warm_start:warm_start",
     "steps": "runs.loop:TrainingLoop.run",
     "novelty": "runs.novelty:Novelty.fit",

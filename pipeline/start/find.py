@@ -1,8 +1,9 @@
 """Where heads begin: at cuts of the rows into clusters, made without a label and without a threshold.
 
 From a random start a few thousand steps of TEMI lose to k-means on small folders. So the graphs of the rows' neighbors
-are first cut into communities; the vote of these cuts teaches a metric, and cuts made in that (taught.py) are what the
-heads learn before the first step of the objective.
+are first cut into communities; the vote of these cuts teaches a metric, and cuts are made in that (taught.py). Small
+communities teach others. The cuts that can be predicted best (choice.py) are what the heads learn before the first step
+of the objective.
 
 Rows that repeat others count once.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import scipy.sparse as sp
 from jaxtyping import Int64
 
 from temi.cache.kept import Arrays, Recipe
@@ -22,9 +24,10 @@ from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import search_bytes
 from temi.pipeline.progress import Progress
 from temi.pipeline.registry import STARTS
+from temi.pipeline.start.choice import most_predictable
 from temi.pipeline.start.communities import cut_graphs
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS, neighbor_counts, space_graphs, spaces_of
-from temi.pipeline.start.taught import ROUNDS, taught_bytes, taught_cuts
+from temi.pipeline.start.taught import ROUNDS, SMALL, Metrics, finely_taught_cuts, taught_bytes, taught_cuts
 from temi.pipeline.start.vote import match, vote
 
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
@@ -65,6 +68,7 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
         "graphs": " ".join(map(str, NEIGHBORS)),
         "repeats": REPEATS,
         "taught": ROUNDS,
+        "small": " ".join(map(str, SMALL)),
         "clusters": clusters,
         "seed": config.seed,
     }
@@ -76,17 +80,19 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
 def _find_start(features: Features, clusters: int, config: StartConfig) -> Arrays:
     distinct = distinct_sample(features, clusters)
     own, space = distinct.features, spaces_of(features)[0]
-    counts, cuts = neighbor_counts(len(own), clusters), first_cuts(own, clusters, config.seed)
-    cuts = taught_cuts(own.scaled(space).numpy(force=True), cuts, clusters, counts, config.seed)
+    counts = neighbor_counts(len(own), clusters)
+    graphs, metrics = space_graphs(own, space, counts), Metrics(own.scaled(space).numpy(force=True))
+    ways = [taught_cuts(metrics, first_cuts(graphs, clusters, config.seed), clusters, counts, config.seed)]
+    ways += finely_taught_cuts(metrics, graphs[0], clusters, counts, config.seed)
+    cuts = most_predictable(metrics.rows, ways, clusters)
     voted = vote(cuts, clusters)[0]
     aligned = np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in cuts])
     return {"rows": distinct.rows, "neighbors": np.array(counts), "cuts": aligned.astype(np.int32)}
 
 
-def first_cuts(features: Features, clusters: int, seed: int) -> list[Rows]:
-    """Communities of the graphs of these rows, REPEATS of each."""
-    counts = neighbor_counts(len(features), clusters)
-    graphs, cuts = space_graphs(features, spaces_of(features)[0], counts), []
+def first_cuts(graphs: list[sp.csr_array], clusters: int, seed: int) -> list[Rows]:
+    """Communities of these graphs, REPEATS of each."""
+    cuts = []
     with Progress("communities", REPEATS * len(graphs), "cut") as progress:
         for cut in cut_graphs(REPEATS * graphs, clusters, seed):
             cuts.append(cut)

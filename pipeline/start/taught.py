@@ -2,8 +2,12 @@
 
 The vote of some cuts is taken for classes, rows are mapped to the discriminants of these classes, communities are found
 there, and their vote is taken for classes again: as Ding and Li do with k-means ("Adaptive dimension reduction using
-discriminant analysis and k-means clustering", ICML 2007). No label is read.
+discriminant analysis and k-means clustering", ICML 2007). Communities much smaller than clusters teach one, too: of
+clusters of very uneven size they know more than as many communities as there are clusters. No label is read.
 """
+
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,37 +20,71 @@ from temi.pipeline.features.scaling import COMPONENTS, ROOT_COMPONENTS
 from temi.pipeline.features.unit_rows import UnitRows
 from temi.pipeline.products import product
 from temi.pipeline.progress import Progress
-from temi.pipeline.start.communities import cut_graphs
+from temi.pipeline.start.communities import cut_graphs, find_communities, search_resolution
 from temi.pipeline.start.graph import graphs_of
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS
 from temi.pipeline.start.vote import vote
 
 ROUNDS = 3  # the first brings most of it
+SMALL = (50, 40, 30)  # rows of a small community, about
 SHRINKAGE = 0.6  # of the scatter inside clusters towards a sphere: a thousand rows do not show it in 400 directions
 FEWEST = 2  # discriminants: along a single one, rows have no angle
 WIDEST = ROOT_COMPONENTS + COMPONENTS  # coordinates of a row
-COPIES = 6  # of the discriminants of all rows: made, shifted, at unit norm, compared (measured at 100,000 rows)
+COPIES = 2  # of the discriminants of all rows: made, and at unit norm (with the search for neighbors; measured)
 
 Labeling = Int64[np.ndarray, " N"]
 Rows = Float32[np.ndarray, "N P"]
 
 
-def taught_cuts(rows: Rows, cuts: list[Labeling], clusters: int, counts: list[int], seed: int) -> list[Labeling]:
+def taught_cuts(
+    metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: list[int], seed: int
+) -> list[Labeling]:
     """Cuts of graphs of so many neighbors, one each, in the metric that the vote of `cuts` teaches.
 
     Where that is one direction they are as many of `cuts`: so it is of two clusters, and of rows that do not differ.
     """
-    rows = rows - rows.mean(0)
-    total = covariance(rows)
     with Progress("metric of clusters", ROUNDS, "round") as progress:
         for _ in range(ROUNDS):
-            apart = discriminants(rows, total, vote(cuts, clusters)[0])
-            if apart.shape[1] < FEWEST:
+            made = metrics.cuts(vote(cuts, clusters)[0], clusters, counts, seed)
+            if made is None:
                 return cuts[: len(counts)]
-            index, similarity, _ = find_neighbors(UnitRows(torch.from_numpy(apart)), max(counts))
-            cuts = list(cut_graphs(graphs_of(index, similarity, counts), clusters, seed))
+            cuts = made
             progress.advance()
     return cuts
+
+
+def finely_taught_cuts(
+    metrics: "Metrics", graph: sp.csr_array, clusters: int, counts: list[int], seed: int
+) -> Iterator[list[Labeling]]:
+    """The same in the metrics that communities of SMALL rows of the graph teach, one round each.
+
+    None where a cluster has about as few rows as such a community.
+    """
+    rows = len(metrics.rows)
+    wanted = [rows // size for size in SMALL if rows // size > clusters]
+    with Progress("metric of small communities", len(wanted), "metric") as progress:
+        for number in wanted:
+            small = search_resolution(partial(find_communities, graph, seed=seed), rows, number)
+            made = metrics.cuts(small, clusters, counts, seed)
+            if made is not None:
+                yield made
+            progress.advance()
+
+
+class Metrics:
+    """What classes of these rows teach."""
+
+    def __init__(self, rows: Rows):
+        self.rows = rows - rows.mean(0)
+        self.total = covariance(self.rows)
+
+    def cuts(self, label: Labeling, clusters: int, counts: list[int], seed: int) -> list[Labeling] | None:
+        """Of graphs of so many neighbors, in the discriminants of `label`; None where these are a single direction."""
+        apart = discriminants(self.rows, self.total, label)
+        if apart.shape[1] < FEWEST:
+            return None
+        index, similarity, _ = find_neighbors(UnitRows(torch.from_numpy(apart)), max(counts))
+        return list(cut_graphs(graphs_of(index, similarity, counts), clusters, seed))
 
 
 def covariance(x: Rows) -> Float64[np.ndarray, "P P"]:
@@ -85,9 +123,7 @@ def discriminants(x: Rows, total: Float64[np.ndarray, "P P"], label: Labeling) -
 
 
 def taught_bytes(rows: int, clusters: int, device: str) -> int:
-    """Memory of `taught_cuts`, beside what it is given."""
-    width = min(clusters, WIDEST)
-    # Rows as given and of mean zero, and what is compared or votes.
-    columns = 2 * WIDEST + max(COPIES * width, clusters)
+    """Memory of `Metrics` and of the cuts made there, beside what is given: small communities teach all directions."""
+    columns = 2 * WIDEST + max(COPIES * WIDEST, clusters)  # rows as given and of mean zero; what is compared, or votes
     graphs = sum(NEIGHBORS) * rows * EDGE
-    return columns * rows * np.dtype(np.float32).itemsize + search_bytes(rows, width, max(NEIGHBORS), device) + graphs
+    return columns * rows * np.dtype(np.float32).itemsize + search_bytes(rows, WIDEST, max(NEIGHBORS), device) + graphs

@@ -1,0 +1,61 @@
+"""The cuts that can be predicted best: scikit-learn's discriminants and kappa as the reference, and what must hold."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.metrics import cohen_kappa_score
+
+from temi.pipeline.start.choice import FOLDS, Folds, most_predictable
+from temi.pipeline.start.taught import SHRINKAGE
+
+
+def regions(seed: int, clusters: int = 4, width: int = 6, rows: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of mean zero, and which of some overlapping clouds each is of."""
+    random = np.random.default_rng(seed)
+    label = np.r_[np.arange(clusters), random.integers(clusters, size=rows - clusters)]
+    x = 2 * random.normal(size=(clusters, width))[label] + random.normal(size=(rows, width))
+    return (x - x.mean(0)).astype(np.float32), label
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_predicted_as_scikit_learn_does(seed: int) -> None:
+    x, label = regions(seed)
+    folds = Folds.of(x)
+    expected = np.empty_like(label)
+    for fold in range(FOLDS):
+        asked = folds.part == fold
+        learned = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE).fit(x[~asked], label[~asked])
+        expected[asked] = learned.predict(x[asked])
+    assert (folds.predicted(label) == expected).all()
+    assert folds.predictability(label) == pytest.approx(cohen_kappa_score(label, expected))
+    assert np.bincount(folds.part).tolist() == [30, 30, 30, 30]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_ids_and_axes_and_the_unit_do_not_count(seed: int) -> None:
+    x, label = regions(seed)
+    random = np.random.default_rng(seed)
+    turned = (3 * x @ np.linalg.qr(random.normal(size=(6, 6)))[0]).astype(np.float32)
+    other = Folds.of(turned).predictability(3 * random.permutation(4)[label])
+    assert other == pytest.approx(Folds.of(x).predictability(label), abs=0.03)  # a row on a border may fall either way
+
+
+def test_regions_are_predicted_better_than_labels_by_chance() -> None:
+    x, label = regions(0)
+    random = np.random.default_rng(0)
+    shuffled = random.permutation(label)
+    assert abs(Folds.of(x).predictability(shuffled)) < 0.2 < 0.8 < Folds.of(x).predictability(label)
+    by_chance, of_regions, again = [shuffled] * 3, [label] * 3, [label] * 2
+    assert most_predictable(x, [by_chance, of_regions, again], 4) is of_regions
+    assert most_predictable(x, [by_chance], 4) is by_chance
+
+
+def test_one_cluster_and_a_cluster_of_one_row_and_equal_rows() -> None:
+    x, label = regions(1)
+    assert Folds.of(x).predictability(np.zeros_like(label)) == 0
+    alone = np.where(np.arange(len(label)) == 5, 4, label)
+    assert Folds.of(x).predictability(alone) < Folds.of(x).predictability(label)
+    assert np.isfinite(Folds.of(np.zeros_like(x)).predictability(label))
