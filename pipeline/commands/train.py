@@ -231,10 +231,13 @@ def _row(trial: "TrialRecord", best: bool) -> dict[str, str]:
 
 def _print_training(training: "Training") -> None:
     empty = training.clusters - training.used_clusters
+    sure, expected = f"mean confidence {training.mean_confidence:.2f}", training.expected_accuracy
+    if expected is not None:
+        sure = f"about {expected:.0%} of the images are expected to be where they belong (no label was read)"
     print(
         f"{training.images:,} images, {training.steps:,} steps in {training.seconds:.1f} s; "
         f"{training.used_clusters} of {training.clusters} clusters used, sizes {training.smallest_cluster} to "
-        f"{training.largest_cluster}, mean confidence {training.mean_confidence:.2f}"
+        f"{training.largest_cluster}; {sure}"
     )
     if empty:
         print(f"note: {empty} of the clusters asked for are empty")

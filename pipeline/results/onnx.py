@@ -29,7 +29,8 @@ class _Consensus(nn.Module):
         scaling = self.model.scaling
         # ONNX knows neither loops over blocks nor `copysign`, so the signed root is written out.
         rooted = embedding.sign() * embedding.abs().sqrt() if scaling.root else embedding
-        probability = self.model.consensus(self.model.probabilities(scaling.of_rooted(rooted)))
+        together = self.model.consensus(self.model.probabilities(scaling.of_rooted(rooted)))
+        probability = self.model.softened(together)
         confidence, cluster = probability.max(-1)
         return probability, cluster, confidence
 

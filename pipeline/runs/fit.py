@@ -17,6 +17,7 @@ from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import begin_at_cuts
 from temi.pipeline.registry import STARTS
+from temi.pipeline.runs.calibration import calibrated
 from temi.pipeline.runs.checks import check_settings
 from temi.pipeline.runs.loop import TrainingLoop, Trial
 from temi.pipeline.runs.model import ClusterModel
@@ -39,12 +40,13 @@ def fit_model(features: Features, config: Config, told: Constraints | None = Non
     check_settings(config, len(distinct), features.view_count, "the array")
     known = told_of_distinct(told, features)
     trainer = HeadTrainer([config], load_training_set(distinct, config), told=known)
-    begin_heads(trainer, distinct, [config], known)
+    starts = begin_heads(trainer, distinct, [config], known)
     trial = Trial(trainer, 0, config)
     TrainingLoop([trial], trainer).run()
     if trial.stopped:
         raise UserError(trial.stopped)
-    return build_model(trial, distinct, features.copies[1], None)
+    model = build_model(trial, distinct, features.copies[1], None)
+    return calibrated(model, trainer.data.originals, starts[0].agreement if starts else None)
 
 
 def told_of_distinct(told: Constraints | None, features: Features) -> Constraints | None:

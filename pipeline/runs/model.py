@@ -41,6 +41,7 @@ class ClusterModel:
     alignment : (H, C) output of each head that is cluster 0, 1, ...; clusters are numbered by falling size, unless the
         run continues another. GIVEN_UP where no head has the cluster any more: its probability is 0
     fingerprint : what the embeddings were made from, field by field
+    softness : of what the heads say together; see `softened` and runs/calibration.py
     """
 
     heads: Heads
@@ -50,6 +51,7 @@ class ClusterModel:
     trust: Float[Tensor, " H"]
     alignment: Int64[Tensor, "H C"]
     fingerprint: Fingerprint | None
+    softness: float = 1.0
 
     @property
     def made_from(self) -> Fingerprint:
@@ -78,6 +80,11 @@ class ClusterModel:
         """What the heads say together: the mean of their probabilities by `trust`."""
         together: Tensor = torch.tensordot(self.trust, probability, 1)
         return together
+
+    def softened(self, together: Float[Tensor, "n C"]) -> Float[Tensor, "n C"]:
+        """Probabilities to the power of 1 / `softness`, summing to 1: their order stays."""
+        power = (together / together.amax(-1, keepdim=True)) ** (1 / self.softness)
+        return power / power.sum(-1, keepdim=True)
 
     def blocks(self, embedding: Embeddings) -> Iterator[tuple[Tensor, Tensor]]:
         """Block by block the scaled rows, (n, D'), and all heads' probabilities, (H, n, C): all at once would not fit.
@@ -114,13 +121,13 @@ class ClusterModel:
         return replace(self, alignment=alignment)
 
     def predict_proba(self, embedding: Embeddings) -> Float[Tensor, "n C"]:
-        """The consensus of the aligned heads."""
-        found = ([self.consensus(probability)] for _, probability in self.blocks(embedding))
+        """The consensus of the aligned heads, as sure as it is right."""
+        found = ([self.softened(self.consensus(probability))] for _, probability in self.blocks(embedding))
         return collect(found, [len(embedding)])[0]
 
     def assign(self, embedding: Embeddings) -> tuple[Int64[Tensor, " n"], Float[Tensor, " n"]]:
         """The cluster that the consensus thinks likeliest, and its probability there, the confidence."""
-        best = (self.consensus(probability).max(-1) for _, probability in self.blocks(embedding))
+        best = (self.softened(self.consensus(probability)).max(-1) for _, probability in self.blocks(embedding))
         confidence, cluster = collect(best, [len(embedding)] * 2)
         return cluster, confidence
 
@@ -144,6 +151,7 @@ class ClusterModel:
             "kind": self.heads.kind,
             "root": json.dumps(self.scaling.root),
             "segments": json.dumps(self.scaling.segments),
+            "softness": json.dumps(self.softness),
             "fingerprint": json.dumps(self.fingerprint and asdict(self.fingerprint), sort_keys=True),
         }
         save_tensors(path, tensors, metadata)
@@ -166,6 +174,7 @@ class ClusterModel:
             tensors["trust"],
             tensors["alignment"],
             parse(Fingerprint, made_from, path) if (made_from := json.loads(metadata["fingerprint"])) else None,
+            json.loads(metadata.get("softness", "1")),  # heads of before are as sure as they were
         )
 
 

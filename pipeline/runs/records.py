@@ -61,6 +61,7 @@ class Training(LabelFree):
     skipped_steps: int
     head_loss: tuple[float, ...]
     selected_head: int
+    expected_accuracy: float | None = None
 
     @property
     def loss(self) -> float:
@@ -69,13 +70,14 @@ class Training(LabelFree):
 
 
 class StartRecord(Record):
-    """What heads began at: the names of the cuts they learned, and how many images were cut.
+    """What heads began at: the names of the cuts they learned, how many images were cut, and how far cuts agreed.
 
     Of more than 100,000 that is a random sample.
     """
 
     cuts: tuple[str, ...]
     images: int = 0
+    agreement: float | None = None
 
 
 class TrialRecord(Record):

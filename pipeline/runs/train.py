@@ -25,6 +25,7 @@ from temi.pipeline.heads.processes import Task, join
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.plugins import Plugin
 from temi.pipeline.progress import say
+from temi.pipeline.runs.calibration import calibrated, expected_accuracy
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.continued import CONTINUED, Before
 from temi.pipeline.runs.csv_table import lines_csv
@@ -34,7 +35,7 @@ from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
 from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
-from temi.pipeline.runs.records import StartRecord, Training, write_record
+from temi.pipeline.runs.records import StartRecord, Training, read_record, write_record
 from temi.pipeline.runs.run_folder import RunFolder, describe_environment
 from temi.pipeline.runs.tracking import check_tracking, log_result
 from temi.pipeline.start.find import LARGEST
@@ -127,7 +128,7 @@ def train_pass(
     first_step = resume_trials(trials)
     if first_step == 0:
         for run, start in zip(runs, begin_heads(trainer, features, configs, known), strict=False):
-            found = StartRecord(cuts=start.names, images=len(start.rows))
+            found = StartRecord(cuts=start.names, images=len(start.rows), agreement=start.agreement)
             write_record(run.start_file, found)
     return_freed_memory()
     processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
@@ -156,6 +157,8 @@ def _finish(
     if before is not None:
         model, continued = before.keep_numbers(model, cache)
         write_record(run.folder / CONTINUED, continued)
+    agreement = read_record(StartRecord, run.start_file).agreement if run.start_file.exists() else None
+    model = calibrated(model, rows, agreement)
     model.save(run.model)
     novelty.asked(model).save(run.folder / NOVELTY)
     known = None
@@ -171,6 +174,7 @@ def _finish(
         skipped_steps=int(trainer.skipped[trial.index]),
         head_loss=tuple(model.loss.tolist()),
         selected_head=model.selected,
+        expected_accuracy=None if agreement is None else expected_accuracy(agreement),
         **label_free_scores(model.of_scaled, rows, trainer.data.neighbors).model_dump(),
     )
     log_result(run, trial.config, training, np.bincount(cluster, minlength=model.clusters).tolist())

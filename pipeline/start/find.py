@@ -28,7 +28,7 @@ from temi.pipeline.start.choice import most_predictable
 from temi.pipeline.start.communities import cut_graphs
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS, neighbor_counts, space_graphs, spaces_of
 from temi.pipeline.start.taught import ROUNDS, SMALL, Metrics, finely_taught_cuts, taught_bytes, taught_cuts
-from temi.pipeline.start.vote import match, vote
+from temi.pipeline.start.vote import agreement, match, vote
 
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
 LARGEST = 100_000
@@ -48,12 +48,15 @@ class Start:
     clusters : C
     names : what each cut is, such as "communities joined 15": of the graph of 15 neighbors in the space `joined`
     cuts : (L, M) cluster of each row in each cut, ids matched
+    agreement : how far communities that differ by chance and by their graph agree, which tells how right clusters are
+        (runs/calibration.py); None where that is not known
     """
 
     rows: Int64[np.ndarray, " M"]
     clusters: int
     names: tuple[str, ...]
     cuts: Int64[np.ndarray, "L M"]
+    agreement: float | None = None
 
 
 FindStart = Callable[[Features, int, StartConfig], Start | None]
@@ -74,7 +77,7 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     }
     kept = features.memo("start", recipe, partial(_find_start, features, clusters, config))
     names = tuple(f"communities {space} {k}" for k in kept["neighbors"])
-    return Start(kept["rows"], clusters, names, kept["cuts"].astype(np.int64))
+    return Start(kept["rows"], clusters, names, kept["cuts"].astype(np.int64), float(kept["agreement"][0]))
 
 
 def _find_start(features: Features, clusters: int, config: StartConfig) -> Arrays:
@@ -82,12 +85,14 @@ def _find_start(features: Features, clusters: int, config: StartConfig) -> Array
     own, space = distinct.features, spaces_of(features)[0]
     counts = neighbor_counts(len(own), clusters)
     graphs, metrics = space_graphs(own, space, counts), Metrics(own.scaled(space).numpy(force=True))
-    ways = [taught_cuts(metrics, first_cuts(graphs, clusters, config.seed), clusters, counts, config.seed)]
+    first = first_cuts(graphs, clusters, config.seed)
+    ways = [taught_cuts(metrics, first, clusters, counts, config.seed)]
     ways += finely_taught_cuts(metrics, graphs[0], clusters, counts, config.seed)
     cuts = most_predictable(metrics.rows, ways, clusters)
     voted = vote(cuts, clusters)[0]
     aligned = np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in cuts])
-    return {"rows": distinct.rows, "neighbors": np.array(counts), "cuts": aligned.astype(np.int32)}
+    agreed = np.array([agreement(first, clusters)])
+    return {"rows": distinct.rows, "neighbors": np.array(counts), "cuts": aligned.astype(np.int32), "agreement": agreed}
 
 
 def first_cuts(graphs: list[sp.csr_array], clusters: int, seed: int) -> list[Rows]:

@@ -1,6 +1,7 @@
 """One partition of several: their cluster ids are matched, and the majority decides every row."""
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -26,6 +27,12 @@ def vote(labelings: Sequence[Labeling], clusters: int) -> tuple[Labeling, Float[
             share[rows, match(label, reference, clusters)[label]] += 1 / len(labelings)
         reference = share.argmax(1)
     return reference, share
+
+
+def agreement(labelings: Sequence[Labeling], clusters: int) -> float:
+    """Share of rows that two labelings put into the same cluster, ids matched one to one; mean over the pairs."""
+    pairs = combinations(labelings, 2)
+    return float(np.mean([(match(one, other, clusters)[one] == other).mean() for one, other in pairs]))
 
 
 def match(label: Labeling, reference: Labeling, clusters: int) -> Int64[np.ndarray, " C"]:
