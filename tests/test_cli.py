@@ -67,11 +67,15 @@ def test_from_a_folder_of_photos_to_scored_clusters(work: Path, cache: Path) -> 
     said = succeed("train-heads", cache, "--clusters", 3, "--out", run, *QUICK)
     assert "59 images" in said
     assert "3 of 3 clusters used" in said
+    expected = json.loads((run / "training.json").read_text())["expected_accuracy"]
+    assert expected > 0.9
+    assert f"about {expected:.0%} of the images are expected to be where they belong" in said
     table = pd.read_csv(run / "assignments.csv")
     assert len(table) == 59
     said = succeed("evaluate", run)
     assert "TEMI" in said
     assert "k-means" in said
+    assert f"expected accuracy {expected:.3f}" in said
     result = json.loads((run / "result.json").read_text())
     assert result["parts"][0]["rows"][0]["acc"] > 0.9
     again = succeed("train-heads", cache, "--clusters", 3, "--out", run, *QUICK)  # finished: nothing to do

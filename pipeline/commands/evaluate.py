@@ -51,6 +51,7 @@ def evaluate(
             scores = result.training
             print(
                 f"label-free: loss {scores.loss:.4f}, neighbor consistency {figure(scores.neighbor_consistency)}, "
-                f"head agreement {figure(scores.head_agreement)}"
+                f"head agreement {figure(scores.head_agreement)}, "
+                f"expected accuracy {figure(scores.expected_accuracy)}"
             )
         print(f"written: {run / 'result.json'}\nnext: temi report {typed(run)}")

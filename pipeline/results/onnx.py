@@ -29,8 +29,7 @@ class _Consensus(nn.Module):
         scaling = self.model.scaling
         # ONNX knows neither loops over blocks nor `copysign`, so the signed root is written out.
         rooted = embedding.sign() * embedding.abs().sqrt() if scaling.root else embedding
-        together = self.model.consensus(self.model.probabilities(scaling.of_rooted(rooted)))
-        probability = self.model.softened(together)
+        probability = self.model.consensus(self.model.probabilities(scaling.of_rooted(rooted)))
         confidence, cluster = probability.max(-1)
         return probability, cluster, confidence
 

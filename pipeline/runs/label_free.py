@@ -1,6 +1,7 @@
 """Scores that never see a label: what heads and trials are compared by before anybody evaluates."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ RIDGE = 1e-2  # penalty, as a share of the mean variance of a coordinate
 
 def label_free_scores(model: ClusterModel, embedding: Embeddings, neighbors: Int32[Tensor, "N K"] | None) -> LabelFree:
     """What can be said of a trained model without a label."""
-    rows = len(embedding)
+    model, rows = replace(model, softness=1.0), len(embedding)  # trials differ in how sure their heads are
     steps = -(-rows // COMPARED_ROWS), -(-rows // LINEAR_ROWS)
     lengths = [rows] * 2 + [-(-rows // step) for step in (steps[0], steps[0], steps[1])]
     cluster, confidence, own, halves, sample = collect(_observed(model, embedding, *steps), lengths)

@@ -77,9 +77,8 @@ class ClusterModel:
         return _OfScaled(**own | {"scaling": Scaling.identity(self.scaling.width, self.scaling.shift.device)})
 
     def consensus(self, probability: Float[Tensor, "H n C"]) -> Float[Tensor, "n C"]:
-        """What the heads say together: the mean of their probabilities by `trust`."""
-        together: Tensor = torch.tensordot(self.trust, probability, 1)
-        return together
+        """What the heads say together: the mean of their probabilities by `trust`, `softened`."""
+        return self.softened(torch.tensordot(self.trust, probability, 1))
 
     def softened(self, together: Float[Tensor, "n C"]) -> Float[Tensor, "n C"]:
         """Probabilities to the power of 1 / `softness`, summing to 1: their order stays."""
@@ -121,13 +120,13 @@ class ClusterModel:
         return replace(self, alignment=alignment)
 
     def predict_proba(self, embedding: Embeddings) -> Float[Tensor, "n C"]:
-        """The consensus of the aligned heads, as sure as it is right."""
-        found = ([self.softened(self.consensus(probability))] for _, probability in self.blocks(embedding))
+        """The consensus of the aligned heads."""
+        found = ([self.consensus(probability)] for _, probability in self.blocks(embedding))
         return collect(found, [len(embedding)])[0]
 
     def assign(self, embedding: Embeddings) -> tuple[Int64[Tensor, " n"], Float[Tensor, " n"]]:
         """The cluster that the consensus thinks likeliest, and its probability there, the confidence."""
-        best = (self.softened(self.consensus(probability)).max(-1) for _, probability in self.blocks(embedding))
+        best = (self.consensus(probability).max(-1) for _, probability in self.blocks(embedding))
         confidence, cluster = collect(best, [len(embedding)] * 2)
         return cluster, confidence
 
