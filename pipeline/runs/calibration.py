@@ -19,9 +19,9 @@ ROWS = 8192  # that are asked, at most
 SOFTNESS = (1.0, 100.0)  # never surer than the heads: so high that probabilities are equal, images have no order
 
 
-def expected_accuracy(agreement: float) -> float:
-    """Of clusters whose first cuts agree on this share of the rows."""
-    return float(agreement**EXPONENT)
+def expected_accuracy(agreement: float, clusters: int) -> float:
+    """Of so many clusters whose first cuts agree on this share of the rows; chance is right about one."""
+    return float(max(agreement**EXPONENT, 1 / clusters))
 
 
 def calibrated(model: ClusterModel, scaled: Float[Tensor, "n D"], agreement: float | None) -> ClusterModel:
@@ -32,11 +32,11 @@ def calibrated(model: ClusterModel, scaled: Float[Tensor, "n D"], agreement: flo
     if agreement is None:
         return model
     rows = scaled[:: -(-len(scaled) // ROWS)]
-    together = model.of_scaled.predict_proba(rows).double()
+    together, expected = model.of_scaled.predict_proba(rows).double(), expected_accuracy(agreement, model.clusters)
 
     def excess(softness: float) -> float:
         sure = replace(model, softness=softness).softened(together).amax(1).mean().item()
-        return sure - expected_accuracy(agreement)
+        return sure - expected
 
     return replace(model, softness=_root(excess))
 

@@ -82,6 +82,8 @@ class ClusterModel:
 
     def softened(self, together: Float[Tensor, "n C"]) -> Float[Tensor, "n C"]:
         """Probabilities to the power of 1 / `softness`, summing to 1: their order stays."""
+        if self.softness == 1:
+            return together
         power = (together / together.amax(-1, keepdim=True)) ** (1 / self.softness)
         return power / power.sum(-1, keepdim=True)
 

@@ -174,7 +174,7 @@ def _finish(
         skipped_steps=int(trainer.skipped[trial.index]),
         head_loss=tuple(model.loss.tolist()),
         selected_head=model.selected,
-        expected_accuracy=None if agreement is None else expected_accuracy(agreement),
+        expected_accuracy=None if agreement is None else expected_accuracy(agreement, model.clusters),
         **label_free_scores(model.of_scaled, rows, trainer.data.neighbors).model_dump(),
     )
     log_result(run, trial.config, training, np.bincount(cluster, minlength=model.clusters).tolist())

@@ -83,4 +83,5 @@ def test_confidence_follows_what_clusters_are_worth(noise: float) -> None:
     cluster, confidence = (found.numpy() for found in model.assign(torch.from_numpy(rows)))
     right = hungarian_accuracy(label, cluster)
     assert abs(confidence.mean() - right) < 0.2
-    assert expected_accuracy(1) == 1
+    assert expected_accuracy(1, 5) == 1
+    assert expected_accuracy(0.2, 5) == 0.2  # chance
