@@ -2,7 +2,7 @@
 
 Heads learn cuts by heart, and say 0.9 of images whatever their clusters are worth. What tells is how far communities of
 the same rows agree that differ by chance and by their graph: over 35 real sets its 3.5th power is the accuracy within
-8.2 points in the mean, with the exponent chosen on the other sets (benchmarks/novelty.md).
+8.2 points in the mean, with the exponent chosen on the other sets (benchmarks/RESULTS.md).
 """
 
 from collections.abc import Callable

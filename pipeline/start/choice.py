@@ -14,7 +14,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from temi.pipeline.products import product
 from temi.pipeline.start.agreement import contingency
-from temi.pipeline.start.taught import SHRINKAGE
+from temi.pipeline.start.taught import SHRINKAGE, covariance
 from temi.pipeline.start.vote import vote
 
 FOLDS = 4
@@ -43,7 +43,7 @@ class Folds:
 
     def __init__(self, rows: Rows, part: Int64[np.ndarray, " N"]):
         self.rows, self.part = rows, part
-        self.moment = [_moment(self.rows[part == fold]) for fold in range(FOLDS)]
+        self.moment = [(part == fold).sum() * covariance(rows[part == fold]) for fold in range(FOLDS)]
 
     @classmethod
     def of(cls, rows: Rows) -> "Folds":
@@ -87,9 +87,3 @@ class Folds:
         with np.errstate(divide="ignore"):  # a cluster of which no row is known is never the answer
             offset = np.log(size / len(known)) - (center.T * direction).sum(0) / 2
         return torch.from_numpy(direction.astype(np.float32)), offset.astype(np.float32)
-
-
-def _moment(x: Rows) -> Float64[np.ndarray, "P P"]:
-    rows = torch.from_numpy(x)
-    found: Float64[np.ndarray, "P P"] = product(rows.mT, rows).numpy().astype(np.float64)
-    return found

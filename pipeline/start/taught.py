@@ -88,7 +88,7 @@ class Metrics:
 
 
 def covariance(x: Rows) -> Float64[np.ndarray, "P P"]:
-    """Of rows of mean zero."""
+    """Mean of x x^T over the rows: their covariance where they are of mean zero."""
     rows = torch.from_numpy(x)
     found: Float64[np.ndarray, "P P"] = product(rows.mT, rows).numpy().astype(np.float64) / len(x)
     return found
