@@ -27,10 +27,11 @@ from temi.pipeline.start.vote import vote
 
 ROUNDS = 3  # the first brings most of it
 SMALL = (50, 40, 30)  # rows of a small community, about
+DIRECTIONS = COMPONENTS  # that small communities teach, at most: those that tell most of them apart
 SHRINKAGE = 0.6  # of the scatter inside clusters towards a sphere: a thousand rows do not show it in 400 directions
 FEWEST = 2  # discriminants: along a single one, rows have no angle
 WIDEST = ROOT_COMPONENTS + COMPONENTS  # coordinates of a row
-COPIES = 2  # of the discriminants of all rows: made, and at unit norm (with the search for neighbors; measured)
+COPIES = 6  # of the discriminants of all rows: made, shifted, at unit norm, compared (measured at 100,000 rows)
 
 Labeling = Int64[np.ndarray, " N"]
 Rows = Float32[np.ndarray, "N P"]
@@ -65,7 +66,7 @@ def finely_taught_cuts(
     with Progress("metric of small communities", len(wanted), "metric") as progress:
         for number in wanted:
             small = search_resolution(partial(find_communities, graph, seed=seed), rows, number)
-            made = metrics.cuts(small, clusters, counts, seed)
+            made = metrics.cuts(small, clusters, counts, seed, DIRECTIONS)
             if made is not None:
                 yield made
             progress.advance()
@@ -78,9 +79,11 @@ class Metrics:
         self.rows = rows - rows.mean(0)
         self.total = covariance(self.rows)
 
-    def cuts(self, label: Labeling, clusters: int, counts: list[int], seed: int) -> list[Labeling] | None:
-        """Of graphs of so many neighbors, in the discriminants of `label`; None where these are a single direction."""
-        apart = discriminants(self.rows, self.total, label)
+    def cuts(
+        self, label: Labeling, clusters: int, counts: list[int], seed: int, directions: int = WIDEST
+    ) -> list[Labeling] | None:
+        """Of graphs of so many neighbors, in the first discriminants of `label`; None where there is a single one."""
+        apart = np.ascontiguousarray(discriminants(self.rows, self.total, label)[:, :directions])
         if apart.shape[1] < FEWEST:
             return None
         index, similarity, _ = find_neighbors(UnitRows(torch.from_numpy(apart)), max(counts))
@@ -123,7 +126,8 @@ def discriminants(x: Rows, total: Float64[np.ndarray, "P P"], label: Labeling) -
 
 
 def taught_bytes(rows: int, clusters: int, device: str) -> int:
-    """Memory of `Metrics` and of the cuts made there, beside what is given: small communities teach all directions."""
-    columns = 2 * WIDEST + max(COPIES * WIDEST, clusters)  # rows as given and of mean zero; what is compared, or votes
+    """Memory of `Metrics` and of the cuts made there, beside what is given."""
+    width = min(max(clusters, DIRECTIONS), WIDEST)
+    columns = 2 * WIDEST + max(COPIES * width, clusters)  # rows as given and of mean zero; what is compared, or votes
     graphs = sum(NEIGHBORS) * rows * EDGE
-    return columns * rows * np.dtype(np.float32).itemsize + search_bytes(rows, WIDEST, max(NEIGHBORS), device) + graphs
+    return columns * rows * np.dtype(np.float32).itemsize + search_bytes(rows, width, max(NEIGHBORS), device) + graphs
