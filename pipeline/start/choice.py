@@ -8,13 +8,12 @@ labelings (Gadetsky, Jiang and Brbic, ICML 2024), here of a few. No label is rea
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from jaxtyping import Float32, Float64, Int64
 
 from temi.pipeline.products import product
 from temi.pipeline.start.agreement import contingency
-from temi.pipeline.start.taught import SHRINKAGE, covariance
+from temi.pipeline.start.taught import SHRINKAGE, class_centers, covariance
 from temi.pipeline.start.vote import vote
 
 FOLDS = 4
@@ -27,7 +26,7 @@ def most_predictable(rows: Rows, ways: Sequence[list[Labeling]], clusters: int) 
     """Of several lists of cuts the one whose vote is predicted best; the first of equals."""
     if len(ways) == 1:
         return ways[0]
-    folds = Folds.of(rows)
+    folds = Folds(rows)
     return ways[int(np.argmax([folds.predictability(vote(cuts, clusters)[0]) for cuts in ways]))]
 
 
@@ -38,16 +37,15 @@ class Folds:
     ----------
     rows : (N, P), of mean zero
     part : (N,) which part each is in
-    moment : sum of x x^T over the rows of every part
+    moment : sum of x x^T over the rows outside of every part
     """
 
-    def __init__(self, rows: Rows, part: Int64[np.ndarray, " N"]):
-        self.rows, self.part = rows, part
-        self.moment = [(part == fold).sum() * covariance(rows[part == fold]) for fold in range(FOLDS)]
-
-    @classmethod
-    def of(cls, rows: Rows) -> "Folds":
-        return cls(rows, np.random.default_rng(0).permutation(len(rows)) % FOLDS)
+    def __init__(self, rows: Rows):
+        self.rows = rows
+        self.part = np.random.default_rng(0).permutation(len(rows)) % FOLDS
+        parts = [self.part == fold for fold in range(FOLDS)]
+        inside = [part.sum() * covariance(rows[part]) for part in parts]
+        self.moment = [sum(inside) - own for own in inside]
 
     def predictability(self, label: Labeling) -> float:
         """How far the clusters of rows are those that the other parts say, beyond chance: Cohen's kappa (1960).
@@ -69,7 +67,7 @@ class Folds:
         found = np.empty(len(label), dtype=np.int64)
         for fold in range(FOLDS):
             asked, known = self.part == fold, np.flatnonzero(self.part != fold)
-            direction, offset = self._discriminants(label, known, sum(self.moment) - self.moment[fold])
+            direction, offset = self._discriminants(label, known, self.moment[fold])
             found[asked] = (product(torch.from_numpy(self.rows[asked]), direction).numpy() + offset).argmax(1)
         return found
 
@@ -78,8 +76,7 @@ class Folds:
     ) -> tuple[torch.Tensor, Float32[np.ndarray, " C"]]:
         clusters = int(label.max()) + 1
         size = np.bincount(label[known], minlength=clusters)
-        weight = (np.float32(1) / np.maximum(size, 1))[label[known]]
-        center = sp.csr_array((weight, (label[known], known)), shape=(clusters, len(label))) @ self.rows
+        center = class_centers(self.rows, label[known], size, known)
         within = (moment - (size[:, None] * center).T @ center) / len(known)
         sphere = np.trace(within) / len(within)
         within = (1 - SHRINKAGE) * within + (SHRINKAGE * sphere + np.finfo(np.float32).tiny) * np.eye(len(within))

@@ -97,6 +97,15 @@ def covariance(x: Rows) -> Float64[np.ndarray, "P P"]:
     return found
 
 
+def class_centers(
+    x: Rows, label: Labeling, size: Int64[np.ndarray, " C"], rows: Int64[np.ndarray, " m"]
+) -> Float64[np.ndarray, "C P"]:
+    """Mean of every class over `rows` of x: `label` is the class of each, `size` how many a class has; 0 of none."""
+    weight = (1 / np.maximum(size, 1))[label]
+    found: Float64[np.ndarray, "C P"] = sp.csr_array((weight, (label, rows)), shape=(len(size), len(x))) @ x
+    return found
+
+
 def discriminants(x: Rows, total: Float64[np.ndarray, "P P"], label: Labeling) -> Float32[np.ndarray, "N Q"]:
     """Rows along the directions that tell their C clusters apart best, Q < C (Fisher 1936, Rao 1948).
 
@@ -110,9 +119,8 @@ def discriminants(x: Rows, total: Float64[np.ndarray, "P P"], label: Labeling) -
     total : their covariance, S_w + S_b
     label : cluster of each; an id may have no rows
     """
-    number, label, size = np.unique(label, return_inverse=True, return_counts=True)
-    member = sp.csr_array((np.float32(1) / size[label], (label, np.arange(len(x)))), shape=(len(number), len(x)))
-    centers = member @ x
+    _, label, size = np.unique(label, return_inverse=True, return_counts=True)
+    centers = class_centers(x, label, size, np.arange(len(x)))
     between = np.sqrt(size / len(x))[:, None] * centers
     value, vector = eigh(total - between.T @ between)
     spread = (1 - SHRINKAGE) * value.clip(0) + SHRINKAGE * value.mean()

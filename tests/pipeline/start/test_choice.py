@@ -22,7 +22,7 @@ def regions(seed: int, clusters: int = 4, width: int = 6, rows: int = 120) -> tu
 @pytest.mark.parametrize("seed", range(3))
 def test_predicted_as_scikit_learn_does(seed: int) -> None:
     x, label = regions(seed)
-    folds = Folds.of(x)
+    folds = Folds(x)
     expected = np.empty_like(label)
     for fold in range(FOLDS):
         asked = folds.part == fold
@@ -39,15 +39,15 @@ def test_ids_and_axes_and_the_unit_do_not_count(seed: int) -> None:
     x, label = regions(seed)
     random = np.random.default_rng(seed)
     turned = (3 * x @ np.linalg.qr(random.normal(size=(6, 6)))[0]).astype(np.float32)
-    other = Folds.of(turned).predictability(3 * random.permutation(4)[label])
-    assert other == pytest.approx(Folds.of(x).predictability(label), abs=0.03)  # a row on a border may fall either way
+    other = Folds(turned).predictability(3 * random.permutation(4)[label])
+    assert other == pytest.approx(Folds(x).predictability(label), abs=0.03)  # a row on a border may fall either way
 
 
 def test_regions_are_predicted_better_than_labels_by_chance() -> None:
     x, label = regions(0)
     random = np.random.default_rng(0)
     shuffled = random.permutation(label)
-    assert abs(Folds.of(x).predictability(shuffled)) < 0.2 < 0.8 < Folds.of(x).predictability(label)
+    assert abs(Folds(x).predictability(shuffled)) < 0.2 < 0.8 < Folds(x).predictability(label)
     by_chance, of_regions, again = [shuffled] * 3, [label] * 3, [label] * 2
     assert most_predictable(x, [by_chance, of_regions, again], 4) is of_regions
     assert most_predictable(x, [by_chance], 4) is by_chance
@@ -55,7 +55,7 @@ def test_regions_are_predicted_better_than_labels_by_chance() -> None:
 
 def test_one_cluster_and_a_cluster_of_one_row_and_equal_rows() -> None:
     x, label = regions(1)
-    assert Folds.of(x).predictability(np.zeros_like(label)) == 0
+    assert Folds(x).predictability(np.zeros_like(label)) == 0
     alone = np.where(np.arange(len(label)) == 5, 4, label)
-    assert Folds.of(x).predictability(alone) < Folds.of(x).predictability(label)
-    assert np.isfinite(Folds.of(np.zeros_like(x)).predictability(label))
+    assert Folds(x).predictability(alone) < Folds(x).predictability(label)
+    assert np.isfinite(Folds(np.zeros_like(x)).predictability(label))
