@@ -19,24 +19,23 @@ ROWS = 8192  # that are asked, at most
 SOFTNESS = (1.0, 100.0)  # never surer than the heads: so high that probabilities are equal, images have no order
 
 
-def expected_accuracy(agreement: float, clusters: int) -> float:
-    """Of so many clusters whose first cuts agree on this share of the rows; chance is right about one."""
-    return float(max(agreement**EXPONENT, 1 / clusters))
+def expected_accuracy(agreement: float | None, clusters: int) -> float | None:
+    """Of so many clusters whose first cuts agree on this share of the rows; chance is right about one. None of None."""
+    return None if agreement is None else float(max(agreement**EXPONENT, 1 / clusters))
 
 
-def calibrated(model: ClusterModel, scaled: Float[Tensor, "n D"], agreement: float | None) -> ClusterModel:
-    """The model as sure of these rows, in the mean, as its clusters are to be expected right; never surer than it is.
+def calibrated(model: ClusterModel, scaled: Float[Tensor, "n D"], expected: float | None) -> ClusterModel:
+    """The model as sure of these rows, in the mean, as its clusters are `expected` right; never surer than it is.
 
     Temperature scaling (Guo et al., ICML 2017) whose temperature is found without labels. Clusters stay.
     """
-    if agreement is None:
+    if expected is None:
         return model
     rows = scaled[:: -(-len(scaled) // ROWS)]
-    together, expected = model.of_scaled.predict_proba(rows).double(), expected_accuracy(agreement, model.clusters)
+    together = model.of_scaled.predict_proba(rows).double()
 
     def excess(softness: float) -> float:
-        sure = replace(model, softness=softness).softened(together).amax(1).mean().item()
-        return sure - expected
+        return replace(model, softness=softness).softened(together).amax(1).mean().item() - expected
 
     return replace(model, softness=_root(excess))
 

@@ -17,7 +17,7 @@ from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import begin_at_cuts
 from temi.pipeline.registry import STARTS
-from temi.pipeline.runs.calibration import calibrated
+from temi.pipeline.runs.calibration import calibrated, expected_accuracy
 from temi.pipeline.runs.checks import check_settings
 from temi.pipeline.runs.loop import TrainingLoop, Trial
 from temi.pipeline.runs.model import ClusterModel
@@ -46,7 +46,8 @@ def fit_model(features: Features, config: Config, told: Constraints | None = Non
     if trial.stopped:
         raise UserError(trial.stopped)
     model = build_model(trial, distinct, features.copies[1], None)
-    return calibrated(model, trainer.data.originals, starts[0].agreement if starts else None)
+    expected = expected_accuracy(starts[0].agreement if starts else None, model.clusters)
+    return calibrated(model, trainer.data.originals, expected)
 
 
 def told_of_distinct(told: Constraints | None, features: Features) -> Constraints | None:

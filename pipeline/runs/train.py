@@ -158,7 +158,8 @@ def _finish(
         model, continued = before.keep_numbers(model, cache)
         write_record(run.folder / CONTINUED, continued)
     agreement = read_record(StartRecord, run.start_file).agreement if run.start_file.exists() else None
-    model = calibrated(model, rows, agreement)
+    expected = expected_accuracy(agreement, model.clusters)
+    model = calibrated(model, rows, expected)
     model.save(run.model)
     novelty.asked(model).save(run.folder / NOVELTY)
     known = None
@@ -174,7 +175,7 @@ def _finish(
         skipped_steps=int(trainer.skipped[trial.index]),
         head_loss=tuple(model.loss.tolist()),
         selected_head=model.selected,
-        expected_accuracy=None if agreement is None else expected_accuracy(agreement, model.clusters),
+        expected_accuracy=expected,
         **label_free_scores(model.of_scaled, rows, trainer.data.neighbors).model_dump(),
     )
     log_result(run, trial.config, training, np.bincount(cluster, minlength=model.clusters).tolist())

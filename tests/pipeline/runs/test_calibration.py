@@ -47,7 +47,7 @@ def test_softened_by_its_equation(trained: tuple[ClusterModel, torch.Tensor], se
 @pytest.mark.parametrize("agreed", [0.7, 0.8, 0.9, 0.93])
 def test_as_sure_in_the_mean_as_is_expected(trained: tuple[ClusterModel, torch.Tensor], agreed: float) -> None:
     model, rows = trained
-    before, after = model.of_scaled, calibrated(model, rows, agreed).of_scaled
+    before, after = model.of_scaled, calibrated(model, rows, expected_accuracy(agreed, 5)).of_scaled
     assert after.assign(rows)[1].mean().item() == pytest.approx(agreed**EXPONENT, abs=1e-3)
     assert (after.assign(rows)[0] == before.assign(rows)[0]).all()
 
@@ -56,9 +56,11 @@ def test_heads_become_no_surer_and_what_is_not_known_changes_nothing(
     trained: tuple[ClusterModel, torch.Tensor],
 ) -> None:
     model, rows = trained
-    assert calibrated(model, rows, None) is model
-    assert calibrated(model, rows, 1.0).softness == 1 == SOFTNESS[0]
-    assert calibrated(model, rows, 0.1).softness == SOFTNESS[1]  # less sure than by chance cannot be
+    assert calibrated(model, rows, expected_accuracy(None, 5)) is model
+    assert calibrated(model, rows, expected_accuracy(1.0, 5)).softness == 1 == SOFTNESS[0]
+    assert (
+        calibrated(model, rows, expected_accuracy(0.1, 5)).softness == SOFTNESS[1]
+    )  # less sure than by chance cannot be
 
 
 @settings(max_examples=30)
