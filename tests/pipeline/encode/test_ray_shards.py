@@ -24,7 +24,8 @@ from temi.pipeline.ray_cluster import RETRIES, Size, Workers
 
 TEMI = Path(sys.executable).with_name("temi")
 
-# The encoder of the photos, slow enough that a node can be killed in the middle.
+# The encoder of the photos, slow enough that a node can be killed in the middle; by torch, as OpenVINO would take the
+# arithmetic and leave the sleep.
 SLOW = """
 import time
 from dataclasses import replace
@@ -49,7 +50,7 @@ def start(photos: Path, out: object, tmp_path: Path, run: PhotoRun, *more: objec
     """`temi embed` with two photos per shard."""
     plugin = tmp_path / "slow.py"
     plugin.write_text(SLOW.format(weights=str(run.weights), seconds=seconds))
-    settings = ["backbone=slow", "views=1", "shard_rows=2", "workers=0", "device=cpu"]
+    settings = ["backbone=slow", "views=1", "shard_rows=2", "workers=0", "device=cpu", "engine=torch"]
     options = [word for setting in settings for word in ("--set", f"embed.{setting}")]
     command = [TEMI, "embed", photos, "--out", out, "--plugin", plugin, *options, *more]
     return subprocess.Popen(list(map(str, command)), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
