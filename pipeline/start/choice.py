@@ -13,7 +13,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from temi.pipeline.products import product
 from temi.pipeline.start.agreement import contingency
-from temi.pipeline.start.taught import SHRINKAGE, class_centers, covariance
+from temi.pipeline.start.taught import SHRINKAGE, Way, class_centers, covariance
 from temi.pipeline.start.vote import vote
 
 FOLDS = 4
@@ -22,12 +22,12 @@ Labeling = Int64[np.ndarray, " N"]
 Rows = Float32[np.ndarray, "N P"]
 
 
-def most_predictable(rows: Rows, ways: Sequence[list[Labeling]], clusters: int) -> list[Labeling]:
-    """Of several lists of cuts the one whose vote is predicted best; the first of equals."""
+def most_predictable(rows: Rows, ways: Sequence[Way], clusters: int) -> Way:
+    """The one of which the vote of the cuts is predicted best; the first of equals."""
     if len(ways) == 1:
         return ways[0]
     folds = Folds(rows)
-    return ways[int(np.argmax([folds.predictability(vote(cuts, clusters)[0]) for cuts in ways]))]
+    return ways[int(np.argmax([folds.predictability(vote(way.cuts, clusters)[0]) for way in ways]))]
 
 
 class Folds:

@@ -2,8 +2,8 @@
 
 From a random start a few thousand steps of TEMI lose to k-means on small folders. So the graphs of the rows' neighbors
 are first cut into communities; the vote of these cuts teaches a metric, and cuts are made in that (taught.py). Small
-communities teach others. The cuts that can be predicted best (choice.py) are what the heads learn before the first step
-of the objective.
+communities teach others, and are merged there. The cuts that can be predicted best (choice.py) are what the heads learn
+before the first step of the objective.
 
 Rows that repeat others count once.
 """
@@ -27,7 +27,7 @@ from temi.pipeline.registry import STARTS
 from temi.pipeline.start.choice import most_predictable
 from temi.pipeline.start.communities import cut_graphs
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS, neighbor_counts, space_graphs, spaces_of
-from temi.pipeline.start.taught import ROUNDS, SMALL, Metrics, finely_taught_cuts, taught_bytes, taught_cuts
+from temi.pipeline.start.taught import ROUNDS, SMALL, Metrics, finely_taught_ways, taught_bytes, taught_way
 from temi.pipeline.start.vote import agreement, match, vote
 
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
@@ -46,7 +46,8 @@ class Start:
     ----------
     rows : (M,) positions of the training rows that were cut: all, or a sample of LARGEST
     clusters : C
-    names : what each cut is, such as "communities joined 15": of the graph of 15 neighbors in the space `joined`
+    names : what each cut is, such as "communities joined 15": of the graph of 15 neighbors in the space `joined`; see
+        `_name`
     cuts : (L, M) cluster of each row in each cut, ids matched
     agreement : how far communities that differ by chance and by their graph agree, which tells how right clusters are
         (runs/calibration.py); None where that is not known
@@ -72,11 +73,12 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
         "repeats": REPEATS,
         "taught": ROUNDS,
         "small": " ".join(map(str, SMALL)),
+        "merged": "average",
         "clusters": clusters,
         "seed": config.seed,
     }
     kept = features.memo("start", recipe, partial(_find_start, features, clusters, config))
-    names = tuple(f"communities {space} {k}" for k in kept["neighbors"])
+    names = tuple(_name(space, int(k), int(kept["small"][0])) for k in kept["neighbors"])
     return Start(kept["rows"], clusters, names, kept["cuts"].astype(np.int64), float(kept["agreement"][0]))
 
 
@@ -86,13 +88,24 @@ def _find_start(features: Features, clusters: int, config: StartConfig) -> Array
     counts = neighbor_counts(len(own), clusters)
     graphs, metrics = space_graphs(own, space, counts), Metrics(own.scaled(space).numpy(force=True))
     first = first_cuts(graphs, clusters, config.seed)
-    ways = [taught_cuts(metrics, first, clusters, counts, config.seed)]
-    ways += finely_taught_cuts(metrics, graphs[0], clusters, counts, config.seed)
-    cuts = most_predictable(metrics.rows, ways, clusters)
-    voted = vote(cuts, clusters)[0]
-    aligned = np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in cuts])
-    agreed = np.array([agreement(first, clusters)])
-    return {"rows": distinct.rows, "neighbors": np.array(counts), "cuts": aligned.astype(np.int32), "agreement": agreed}
+    ways = [taught_way(metrics, first, clusters, counts, config.seed)]
+    ways += finely_taught_ways(metrics, graphs[0], clusters, counts, config.seed)
+    way = most_predictable(metrics.rows, ways, clusters)
+    voted = vote(way.cuts, clusters)[0]
+    return {
+        "rows": distinct.rows,
+        "neighbors": np.array(way.neighbors),
+        "small": np.array([way.small]),
+        "cuts": np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in way.cuts]).astype(np.int32),
+        "agreement": np.array([agreement(first, clusters)]),
+    }
+
+
+def _name(space: Kind, neighbors: int, small: int) -> str:
+    """Of a cut: what it is of, and how many rows the communities have that taught the metric, where they are small."""
+    if not neighbors:
+        return f"communities of {small} {space} merged"
+    return f"communities {space} {neighbors}" + (f" taught by those of {small}" if small else "")
 
 
 def first_cuts(graphs: list[sp.csr_array], clusters: int, seed: int) -> list[Rows]:

@@ -3,10 +3,12 @@
 The vote of some cuts is taken for classes, rows are mapped to the discriminants of these classes, communities are found
 there, and their vote is taken for classes again: as Ding and Li do with k-means ("Adaptive dimension reduction using
 discriminant analysis and k-means clustering", ICML 2007). Communities much smaller than clusters teach one, too: of
-clusters of very uneven size they know more than as many communities as there are clusters. No label is read.
+clusters of very uneven size they know more than as many communities as there are clusters. There communities are found
+again, or the small ones merged. No label is read.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,10 +16,12 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float32, Float64, Int64
 from scipy.linalg import eigh
+from sklearn.cluster import AgglomerativeClustering
+from sklearn.metrics.pairwise import cosine_distances
 
 from temi.pipeline.features.neighbors import find_neighbors, search_bytes
 from temi.pipeline.features.scaling import COMPONENTS, ROOT_COMPONENTS
-from temi.pipeline.features.unit_rows import UnitRows
+from temi.pipeline.features.unit_rows import UnitRows, unit_rows
 from temi.pipeline.products import product
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.communities import cut_graphs, find_communities, search_resolution
@@ -37,39 +41,76 @@ Labeling = Int64[np.ndarray, " N"]
 Rows = Float32[np.ndarray, "N P"]
 
 
-def taught_cuts(
-    metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: list[int], seed: int
-) -> list[Labeling]:
+@dataclass(frozen=True)
+class Way:
+    """Cuts made in one way.
+
+    Attributes
+    ----------
+    cuts : cluster of each row
+    neighbors : of the graph of each cut; 0 where small communities were merged instead
+    small : rows of the communities that taught the metric; 0 where as many as there are clusters did
+    """
+
+    cuts: list[Labeling]
+    neighbors: list[int]
+    small: int = 0
+
+
+def taught_way(metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: list[int], seed: int) -> Way:
     """Cuts of graphs of so many neighbors, one each, in the metric that the vote of `cuts` teaches.
 
     Where that is one direction they are as many of `cuts`: so it is of two clusters, and of rows that do not differ.
     """
     with Progress("metric of clusters", ROUNDS, "round") as progress:
         for _ in range(ROUNDS):
-            made = metrics.cuts(vote(cuts, clusters)[0], clusters, counts, seed)
-            if made is None:
-                return cuts[: len(counts)]
-            cuts = made
+            apart = metrics.apart(vote(cuts, clusters)[0])
+            if apart is None:
+                return Way(cuts[: len(counts)], counts)
+            cuts = cuts_of(apart, clusters, counts, seed)
             progress.advance()
-    return cuts
+    return Way(cuts, counts)
 
 
-def finely_taught_cuts(
+def finely_taught_ways(
     metrics: "Metrics", graph: sp.csr_array, clusters: int, counts: list[int], seed: int
-) -> Iterator[list[Labeling]]:
-    """The same in the metrics that communities of SMALL rows of the graph teach, one round each.
+) -> Iterator[Way]:
+    """In each metric that communities of SMALL rows of the graph teach, the same in one round, and their merger.
 
     None where a cluster has about as few rows as such a community.
     """
     rows = len(metrics.rows)
-    wanted = [rows // size for size in SMALL if rows // size > clusters]
+    wanted = {size: rows // size for size in SMALL if rows // size > clusters}
     with Progress("metric of small communities", len(wanted), "metric") as progress:
-        for number in wanted:
+        for size, number in wanted.items():
             small = search_resolution(partial(find_communities, graph, seed=seed), rows, number)
-            made = metrics.cuts(small, clusters, counts, seed, DIRECTIONS)
-            if made is not None:
-                yield made
+            apart = metrics.apart(small, DIRECTIONS)
+            if apart is not None:
+                yield Way(cuts_of(apart, clusters, counts, seed), counts, size)
+                yield Way([merged(apart, small, clusters)], [0], size)
             progress.advance()
+
+
+def cuts_of(rows: Rows, clusters: int, counts: list[int], seed: int) -> list[Labeling]:
+    """Communities of graphs of so many neighbors by cosine."""
+    index, similarity, _ = find_neighbors(UnitRows(torch.from_numpy(rows)), max(counts))
+    return list(cut_graphs(graphs_of(index, similarity, counts), clusters, seed))
+
+
+def merged(rows: Rows, small: Labeling, clusters: int) -> Labeling:
+    """Communities merged until `clusters` are left: always the two of the highest mean cosine of their members' means
+    (average linkage; Sokal and Michener 1958).
+
+    Communities as many as clusters in a graph are of like size; these are as uneven as the clusters are. Fewer than
+    `clusters` stay as they are.
+    """
+    size = np.bincount(small)
+    if len(size) <= clusters:
+        return small
+    centers = class_centers(unit_rows(rows), small, size, np.arange(len(rows)))
+    linkage = AgglomerativeClustering(n_clusters=clusters, metric="precomputed", linkage="average")
+    label: Labeling = linkage.fit_predict(cosine_distances(centers)).astype(np.int64)[small]
+    return label
 
 
 class Metrics:
@@ -79,15 +120,10 @@ class Metrics:
         self.rows = rows - rows.mean(0)
         self.total = covariance(self.rows)
 
-    def cuts(
-        self, label: Labeling, clusters: int, counts: list[int], seed: int, directions: int = WIDEST
-    ) -> list[Labeling] | None:
-        """Of graphs of so many neighbors, in the first discriminants of `label`; None where there is a single one."""
-        apart = np.ascontiguousarray(discriminants(self.rows, self.total, label)[:, :directions])
-        if apart.shape[1] < FEWEST:
-            return None
-        index, similarity, _ = find_neighbors(UnitRows(torch.from_numpy(apart)), max(counts))
-        return list(cut_graphs(graphs_of(index, similarity, counts), clusters, seed))
+    def apart(self, label: Labeling, directions: int = WIDEST) -> Rows | None:
+        """Rows along the first discriminants of `label`; None where there is a single one."""
+        found = discriminants(self.rows, self.total, label)[:, :directions]
+        return np.ascontiguousarray(found) if found.shape[1] >= FEWEST else None
 
 
 def covariance(x: Rows) -> Float64[np.ndarray, "P P"]:
@@ -137,5 +173,6 @@ def taught_bytes(rows: int, clusters: int, device: str) -> int:
     """Memory of `Metrics` and of the cuts made there, beside what is given."""
     width = min(max(clusters, DIRECTIONS), WIDEST)
     columns = 2 * WIDEST + max(COPIES * width, clusters)  # rows as given and of mean zero; what is compared, or votes
-    graphs = sum(NEIGHBORS) * rows * EDGE
-    return columns * rows * np.dtype(np.float32).itemsize + search_bytes(rows, width, max(NEIGHBORS), device) + graphs
+    graphs = search_bytes(rows, width, max(NEIGHBORS), device) + sum(NEIGHBORS) * rows * EDGE
+    distances = 2 * (rows // min(SMALL)) ** 2 * np.dtype(np.float64).itemsize  # of small communities, and as a half
+    return columns * rows * np.dtype(np.float32).itemsize + max(graphs, distances)

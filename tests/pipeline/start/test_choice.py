@@ -8,7 +8,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import cohen_kappa_score
 
 from temi.pipeline.start.choice import FOLDS, Folds, most_predictable
-from temi.pipeline.start.taught import SHRINKAGE
+from temi.pipeline.start.taught import SHRINKAGE, Way
 
 
 def regions(seed: int, clusters: int = 4, width: int = 6, rows: int = 120) -> tuple[np.ndarray, np.ndarray]:
@@ -48,7 +48,7 @@ def test_regions_are_predicted_better_than_labels_by_chance() -> None:
     random = np.random.default_rng(0)
     shuffled = random.permutation(label)
     assert abs(Folds(x).predictability(shuffled)) < 0.2 < 0.8 < Folds(x).predictability(label)
-    by_chance, of_regions, again = [shuffled] * 3, [label] * 3, [label] * 2
+    by_chance, of_regions, again = (Way([one] * 3, [15, 12, 10]) for one in (shuffled, label, label))
     assert most_predictable(x, [by_chance, of_regions, again], 4) is of_regions
     assert most_predictable(x, [by_chance], 4) is by_chance
 

@@ -111,7 +111,7 @@ def test_the_start_finds_the_clusters_and_is_made_once(tmp_path, monkeypatch: py
     found = pool_start(features, 6, config)
     assert all(hungarian_accuracy(label, cut) > 0.9 for cut in found.cuts)
     assert all((cut == found.cuts[0]).mean() > 0.9 for cut in found.cuts)  # their ids are matched
-    for part in ("cut_graphs", "taught_cuts"):
+    for part in ("cut_graphs", "taught_way"):
         monkeypatch.setattr(find, part, lambda *_: pytest.fail("made again"))
     again = pool_start(Features.of_cache(cache, np.arange(cache.rows)), 6, config)
     assert np.array_equal(found.cuts, again.cuts)

@@ -17,8 +17,9 @@ from temi.pipeline.start.taught import (
     Metrics,
     covariance,
     discriminants,
-    finely_taught_cuts,
-    taught_cuts,
+    finely_taught_ways,
+    merged,
+    taught_way,
 )
 from temi.pipeline.start.vote import vote
 
@@ -90,7 +91,7 @@ def test_what_varies_inside_clusters_stops_to_count(seed: int) -> None:
     x, truth = nested(seed)
     graphs = space_graphs(Features.of_array(x), "joined", COUNTS)
     first = list(cut_graphs(graphs, 8, seed))
-    taught = taught_cuts(metrics(Features.of_array(x)), first, 8, COUNTS, seed)
+    taught = taught_way(metrics(Features.of_array(x)), first, 8, COUNTS, seed).cuts
     before, after = (hungarian_accuracy(truth, vote(cuts, 8)[0]) for cuts in (first, taught))
     assert after > before
 
@@ -102,7 +103,7 @@ def test_heads_learn_the_taught_cuts_which_are_the_same_every_time() -> None:
     assert found.names == ("communities joined 15", "communities joined 12", "communities joined 10")
     assert (found.cuts == again.cuts).all()
     first = first_cuts(space_graphs(features, "joined", COUNTS), 8, 0)
-    taught = taught_cuts(metrics(features), first, 8, COUNTS, 0)
+    taught = taught_way(metrics(features), first, 8, COUNTS, 0).cuts
     for label, cut in zip(taught, found.cuts, strict=True):
         assert hungarian_accuracy(label, cut) == 1  # the same, but for the ids
 
@@ -121,7 +122,7 @@ def test_of_two_clusters_and_of_equal_rows_the_first_cuts_stay() -> None:
     for x, clusters in ((nested(0)[0], 2), (np.ones((40, 6), np.float32), 4)):
         features = Features.of_array(x)
         first = list(cut_graphs(3 * space_graphs(features, "joined", COUNTS), clusters, 0))
-        kept = taught_cuts(metrics(features), first, clusters, COUNTS, 0)
+        kept = taught_way(metrics(features), first, clusters, COUNTS, 0).cuts
         assert all(one is other for one, other in zip(kept, first[:3], strict=True))
 
 
@@ -141,7 +142,7 @@ def test_small_communities_know_clusters_of_very_uneven_size(seed: int) -> None:
     x, truth = defects(seed)
     features = Features.of_array(x)
     graphs = space_graphs(features, "joined", COUNTS)
-    plain = taught_cuts(metrics(features), first_cuts(graphs, 6, seed), 6, COUNTS, seed)
+    plain = taught_way(metrics(features), first_cuts(graphs, 6, seed), 6, COUNTS, seed).cuts
     found = pool_start(features, 6, StartConfig(seed=seed)).cuts
     before, after = (hungarian_accuracy(truth, vote(list(cuts), 6)[0]) for cuts in (plain, found))
     assert after > before if seed < 2 else after == before  # of seed 2 the plain cuts are the best
@@ -152,4 +153,44 @@ def test_clusters_as_small_as_small_communities_are_not_taught_by_them() -> None
     features = Features.of_array(nested(0)[0])
     graph = space_graphs(features, "joined", COUNTS)[0]
     for clusters, expected in ((8, 3), (10, 2), (13, 1), (16, 0)):  # 480 rows: 9, 12 and 16 communities
-        assert len(list(finely_taught_cuts(metrics(features), graph, clusters, COUNTS, 0))) == expected
+        ways = finely_taught_ways(metrics(features), graph, clusters, COUNTS, 0)
+        sizes = (50, 40, 30)[3 - expected :]
+        assert [(way.small, way.neighbors) for way in ways] == [(n, k) for n in sizes for k in (COUNTS, [0])]
+
+
+def test_communities_of_the_highest_mean_cosine_are_merged_first() -> None:
+    x, small = classes(2, count=12)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    centers = np.stack([unit[small == c].mean(0) for c in range(12)])
+    cosine, groups = cosines(centers), [[c] for c in range(12)]
+    while len(groups) > 4:
+        pairs = [(cosine[np.ix_(a, b)].mean(), a, b) for i, a in enumerate(groups) for b in groups[:i]]
+        _, a, b = max(pairs)
+        groups = [g for g in groups if g not in (a, b)] + [a + b]
+    found = merged(x, small, 4)
+    assert len(np.unique(found)) == 4
+    assert all(len(np.unique(found[np.isin(small, group)])) == 1 for group in groups)
+
+
+def test_fewer_communities_than_clusters_stay_and_equal_rows_are_merged() -> None:
+    x, small = classes(3)
+    assert (merged(x, small, 5) == small).all()
+    assert len(np.unique(merged(np.zeros_like(x), small, 2))) == 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_merged_communities_know_clusters_of_uneven_size_that_are_of_groups(seed: int) -> None:
+    """Clusters of 14 to one group of 40 rows: communities of like size divide those of many groups."""
+    random = np.random.default_rng(seed)
+    group = np.repeat(np.arange(6), (14, 6, 3, 2, 1, 1))
+    centers = 1.5 * random.normal(size=(6, 40))[group] + 1.2 * random.normal(size=(27, 40))
+    x = (centers.repeat(40, 0) + 0.7 * random.normal(size=(1080, 40))).astype(np.float32)
+    features = Features.of_array(x)
+    first = first_cuts(space_graphs(features, "joined", COUNTS), 6, seed)
+    plain, found = (
+        taught_way(metrics(features), first, 6, COUNTS, seed),
+        pool_start(features, 6, StartConfig(seed=seed)),
+    )
+    assert found.names in {("communities of 50 joined merged",), ("communities of 40 joined merged",)}
+    before, after = (hungarian_accuracy(group.repeat(40), vote(list(cuts), 6)[0]) for cuts in (plain.cuts, found.cuts))
+    assert after > before
