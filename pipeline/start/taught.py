@@ -122,8 +122,8 @@ class Metrics:
 
     def apart(self, label: Labeling, directions: int = WIDEST) -> Rows | None:
         """Rows along the first discriminants of `label`; None where there is a single one."""
-        found = discriminants(self.rows, self.total, label)[:, :directions]
-        return np.ascontiguousarray(found) if found.shape[1] >= FEWEST else None
+        found = discriminants(self.rows, self.total, label, directions)
+        return found if found.shape[1] >= FEWEST else None
 
 
 def covariance(x: Rows) -> Float64[np.ndarray, "P P"]:
@@ -142,8 +142,10 @@ def class_centers(
     return found
 
 
-def discriminants(x: Rows, total: Float64[np.ndarray, "P P"], label: Labeling) -> Float32[np.ndarray, "N Q"]:
-    """Rows along the directions that tell their C clusters apart best, Q < C (Fisher 1936, Rao 1948).
+def discriminants(
+    x: Rows, total: Float64[np.ndarray, "P P"], label: Labeling, most: int = WIDEST
+) -> Float32[np.ndarray, "N Q"]:
+    """Rows along the directions that tell their C clusters apart best, Q < C (Fisher 1936, Rao 1948), `most` at most.
 
     These are the v of S_b v = w S v, v^T S v = 1, with S_b the scatter between clusters and S that inside them, shrunk
     towards a sphere: (1 - s) S_w + s tr(S_w) / P I (Friedman, "Regularized discriminant analysis", 1989). Rows are seen
@@ -162,7 +164,7 @@ def discriminants(x: Rows, total: Float64[np.ndarray, "P P"], label: Labeling) -
     spread = (1 - SHRINKAGE) * value.clip(0) + SHRINKAGE * value.mean()
     whiten = vector / np.sqrt(np.maximum(spread, np.finfo(np.float32).tiny))
     _, apart, turn = np.linalg.svd(between @ whiten, full_matrices=False)
-    kept = apart[: len(size) - 1] > 1e-6 * max(apart[0], 1e-12)
+    kept = apart[: min(len(size) - 1, most)] > 1e-6 * max(apart[0], 1e-12)
     directions = (whiten @ turn[: len(kept)][kept].T).astype(np.float32)
     seen = product(torch.from_numpy(x), torch.from_numpy(directions)).numpy() - centers.mean(0) @ directions
     found: Float32[np.ndarray, "N Q"] = seen.astype(np.float32, copy=False)
