@@ -73,12 +73,12 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
         "repeats": REPEATS,
         "taught": ROUNDS,
         "small": " ".join(map(str, SMALL)),
-        "merged": "average",
+        "merged": "together",
         "clusters": clusters,
         "seed": config.seed,
     }
     kept = features.memo("start", recipe, partial(_find_start, features, clusters, config))
-    names = tuple(_name(space, int(k), int(kept["small"][0])) for k in kept["neighbors"])
+    names = tuple(_name(space, k, small) for k, small in zip(kept["neighbors"], kept["small"], strict=True))
     return Start(kept["rows"], clusters, names, kept["cuts"].astype(np.int64), float(kept["agreement"][0]))
 
 
@@ -95,7 +95,7 @@ def _find_start(features: Features, clusters: int, config: StartConfig) -> Array
     return {
         "rows": distinct.rows,
         "neighbors": np.array(way.neighbors),
-        "small": np.array([way.small]),
+        "small": np.array(way.small),
         "cuts": np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in way.cuts]).astype(np.int32),
         "agreement": np.array([agreement(first, clusters)]),
     }

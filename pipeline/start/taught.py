@@ -49,12 +49,12 @@ class Way:
     ----------
     cuts : cluster of each row
     neighbors : of the graph of each cut; 0 where small communities were merged instead
-    small : rows of the communities that taught the metric; 0 where as many as there are clusters did
+    small : rows of the communities that taught the metric of each cut; 0 where as many as there are clusters did
     """
 
     cuts: list[Labeling]
     neighbors: list[int]
-    small: int = 0
+    small: list[int]
 
 
 def taught_way(metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: list[int], seed: int) -> Way:
@@ -66,29 +66,34 @@ def taught_way(metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: 
         for _ in range(ROUNDS):
             apart = metrics.apart(vote(cuts, clusters)[0])
             if apart is None:
-                return Way(cuts[: len(counts)], counts)
+                cuts = cuts[: len(counts)]
+                break
             cuts = cuts_of(apart, clusters, counts, seed)
             progress.advance()
-    return Way(cuts, counts)
+    return Way(cuts, counts, [0] * len(counts))
 
 
 def finely_taught_ways(
     metrics: "Metrics", graph: sp.csr_array, clusters: int, counts: list[int], seed: int
 ) -> Iterator[Way]:
-    """In each metric that communities of SMALL rows of the graph teach, the same in one round, and their merger.
+    """In each metric that communities of SMALL rows of the graph teach, the same in one round; then all of these
+    communities merged, each in the metric they teach.
 
     None where a cluster has about as few rows as such a community.
     """
     rows = len(metrics.rows)
     wanted = {size: rows // size for size in SMALL if rows // size > clusters}
+    mergers = dict[int, Labeling]()
     with Progress("metric of small communities", len(wanted), "metric") as progress:
         for size, number in wanted.items():
             small = search_resolution(partial(find_communities, graph, seed=seed), rows, number)
             apart = metrics.apart(small, DIRECTIONS)
             if apart is not None:
-                yield Way(cuts_of(apart, clusters, counts, seed), counts, size)
-                yield Way([merged(apart, small, clusters)], [0], size)
+                yield Way(cuts_of(apart, clusters, counts, seed), counts, [size] * len(counts))
+                mergers[size] = merged(apart, small, clusters)
             progress.advance()
+    if mergers:
+        yield Way(list(mergers.values()), [0] * len(mergers), list(mergers))
 
 
 def cuts_of(rows: Rows, clusters: int, counts: list[int], seed: int) -> list[Labeling]:

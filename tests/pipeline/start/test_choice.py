@@ -48,7 +48,7 @@ def test_regions_are_predicted_better_than_labels_by_chance() -> None:
     random = np.random.default_rng(0)
     shuffled = random.permutation(label)
     assert abs(Folds(x).predictability(shuffled)) < 0.2 < 0.8 < Folds(x).predictability(label)
-    by_chance, of_regions, again = (Way([one] * 3, [15, 12, 10]) for one in (shuffled, label, label))
+    by_chance, of_regions, again = (Way([one] * 3, [15, 12, 10], [0] * 3) for one in (shuffled, label, label))
     assert most_predictable(x, [by_chance, of_regions, again], 4) is of_regions
     assert most_predictable(x, [by_chance], 4) is by_chance
 
