@@ -16,8 +16,6 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float32, Float64, Int64
 from scipy.linalg import eigh
-from sklearn.cluster import AgglomerativeClustering
-from sklearn.metrics.pairwise import cosine_distances
 
 from temi.pipeline.features.neighbors import find_neighbors, search_bytes
 from temi.pipeline.features.scaling import COMPONENTS, ROOT_COMPONENTS
@@ -109,6 +107,9 @@ def merged(rows: Rows, small: Labeling, clusters: int) -> Labeling:
     Communities as many as clusters in a graph are of like size; these are as uneven as the clusters are. Fewer than
     `clusters` stay as they are.
     """
+    from sklearn.cluster import AgglomerativeClustering  # here: who only assigns images does not wait for it
+    from sklearn.metrics.pairwise import cosine_distances
+
     size = np.bincount(small)
     if len(size) <= clusters:
         return small
