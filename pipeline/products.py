@@ -2,16 +2,17 @@
 
 torch.mm calls the BLAS that torch was built with, MKL in the usual wheels, whose kernels for processors that are not
 Intel's are slow: on an EPYC with AVX-512 it does 104 GFLOP/s a core and oneDNN, in the same torch, 245; on one with
-AVX2 they are equal. Which it is here is measured once a process, in some hundredths of a second, when first asked for.
-The environment variable TEMI_PRODUCTS (auto, blas, onednn) settles it instead.
+AVX2 they are equal (benchmarks/speed.md). So oneDNN multiplies where MKL meets an AMD processor with AVX-512. Both are
+not timed against each other: on a busy machine the answer would change from process to process, and with it the last
+bits of a run that goes on after a kill. The environment variable TEMI_PRODUCTS (auto, blas, onednn) settles it instead.
 
 The choice changes the last bits of a result, so it stands in what is kept and in a run's environment.json.
 """
 
 import os
-import time
-from collections.abc import Callable
+import platform
 from functools import cache
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -23,8 +24,7 @@ from temi.pipeline.torch_private import onednn_linear
 
 Library = Literal["blas", "onednn"]
 CHOICE = "TEMI_PRODUCTS"
-FASTER = 1.3  # times as fast oneDNN must be: nearer to 1 the choice, and with it the last bits, would change by chance
-SIDE, ROUNDS = 640, 5  # of the products that are timed: 5 ms each at 100 GFLOP/s
+PROCESSOR = Path("/proc/cpuinfo")  # of Linux
 
 
 def product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "n m"]:
@@ -71,22 +71,11 @@ def library() -> Library:
         raise UserError(f"{CHOICE}=onednn, and this torch was built without it; unset {CHOICE}")
     if asked != "auto":
         return cast(Library, asked)
-    return _faster() if there else "blas"
+    return "onednn" if there and _blas_is_slow() else "blas"
 
 
-def _faster() -> Library:
-    a, b = torch.ones(SIDE, SIDE), torch.ones(SIDE, SIDE)
-    blas, onednn = best_of([lambda: torch.mm(a, b), lambda: onednn_linear(a, b.mT)])
-    return "onednn" if blas > FASTER * onednn else "blas"
-
-
-def best_of(calls: list[Callable[[], Tensor]]) -> list[float]:
-    """Seconds of each call, the least of ROUNDS in turn: what else the machine does only adds to them."""
-    seconds = [[_seconds(call) for call in calls] for _ in range(ROUNDS + 1)]
-    return [min(own) for own in zip(*seconds[1:], strict=True)]  # a first call makes its kernel
-
-
-def _seconds(call: Callable[[], Tensor]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
+def _blas_is_slow() -> bool:
+    """Whether torch's BLAS is MKL and the processor an AMD one with AVX-512."""
+    processor = PROCESSOR.read_text() if PROCESSOR.exists() else platform.processor()
+    wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return wide and torch.backends.mkl.is_available() and "AuthenticAMD" in processor  # type: ignore[no-untyped-call]

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 
 from temi.pipeline.device import torch_threads
-from temi.pipeline.products import library
 
 Result = TypeVar("Result")
 
@@ -35,7 +34,6 @@ class Lanes:
         self.threads = threads // self.count if large else 1
         self._pool = ThreadPoolExecutor(self.count) if self.count > 1 else None
         if self._pool is not None:
-            library()  # measured by one thread: several would disturb one another
             started = Barrier(self.count)
             with torch_threads(self.threads):  # a thread keeps the number that it first asks for
                 list(self._pool.map(lambda _: (torch.get_num_threads(), started.wait()), range(self.count)))

@@ -1,4 +1,4 @@
-"""Products by either library are those of numpy, however the matrices lie; the choice is measured, or told."""
+"""Products by either library are those of numpy, however the matrices lie; the processor decides, or is told."""
 
 import os
 import subprocess
@@ -58,20 +58,55 @@ def test_a_wider_type_is_kept(by: Library) -> None:
     torch.testing.assert_close(product(a, b), a @ b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("blas", "onednn", "chosen"), [(2.5, 1.0, "onednn"), (1.2, 1.0, "blas"), (1.0, 2.0, "blas")])
-def test_onednn_is_chosen_where_it_is_clearly_faster(
-    monkeypatch: pytest.MonkeyPatch, blas: float, onednn: float, chosen: str
+@pytest.mark.parametrize(
+    ("maker", "capability", "mkl", "onednn", "chosen"),
+    [
+        ("AuthenticAMD", "AVX512", True, True, "onednn"),
+        ("AuthenticAMD", "AVX512", True, False, "blas"),
+        ("AuthenticAMD", "AVX512", False, True, "blas"),
+        ("AuthenticAMD", "AVX2", True, True, "blas"),
+        ("GenuineIntel", "AVX512", True, True, "blas"),
+    ],
+)
+@pytest.mark.parametrize("linux", [True, False])
+def test_the_processor_decides(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    maker: str,
+    capability: str,
+    mkl: bool,
+    onednn: bool,
+    chosen: str,
+    linux: bool,
 ) -> None:
     monkeypatch.delenv(products.CHOICE, raising=False)
-    monkeypatch.setattr(products, "best_of", lambda calls: [blas, onednn])
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(products, "PROCESSOR", tmp_path / "cpuinfo")
+    if linux:
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\nvendor_id : {maker}\n")
+    monkeypatch.setattr("platform.processor", lambda: f"Family 25 Model 17, {maker}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     assert library.__wrapped__() == chosen
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert library.__wrapped__() == "blas"
+
+
+def test_processes_of_a_busy_machine_choose_alike() -> None:
+    """A run that goes on after a kill multiplies as it began."""
+    environment = {name: value for name, value in os.environ.items() if name != products.CHOICE}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    command = [sys.executable, "-c", "from temi.pipeline.products import library; print(library())"]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        asked = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        assert len({process.communicate()[0] for process in asked}) == 1
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def test_the_environment_settles_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "best_of", lambda calls: pytest.fail("measured"))
+    monkeypatch.setattr(products, "_blas_is_slow", lambda: pytest.fail("not asked"))
     monkeypatch.setenv(products.CHOICE, "blas")
     assert library.__wrapped__() == "blas"
     monkeypatch.setenv(products.CHOICE, "atlas")
