@@ -2,9 +2,10 @@
 
 torch.mm calls the BLAS that torch was built with, MKL in the usual wheels, whose kernels for processors that are not
 Intel's are slow: on an EPYC with AVX-512 it does 104 GFLOP/s a core and oneDNN, in the same torch, 245; on one with
-AVX2 they are equal (benchmarks/speed.md). So oneDNN multiplies where MKL meets an AMD processor with AVX-512. Both are
-not timed against each other: on a busy machine the answer would change from process to process, and with it the last
-bits of a run that goes on after a kill. The environment variable TEMI_PRODUCTS (auto, blas, onednn) settles it instead.
+AVX2 they are equal (benchmarks/speed.md). So oneDNN multiplies where MKL meets an AMD processor with AVX-512. The two
+are not timed against each other: on a busy machine the answer would change from process to process, and with it the
+last bits of a run that goes on after a kill. The environment variable TEMI_PRODUCTS (auto, blas, onednn) settles it
+instead.
 
 The choice changes the last bits of a result, so it stands in what is kept and in a run's environment.json.
 """

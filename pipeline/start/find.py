@@ -73,7 +73,7 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
         "repeats": REPEATS,
         "taught": ROUNDS,
         "small": " ".join(map(str, SMALL)),
-        "merged": "together",
+        "merged": "average linkage, by vote",
         "clusters": clusters,
         "seed": config.seed,
     }

@@ -58,9 +58,8 @@ def test_heads_become_no_surer_and_what_is_not_known_changes_nothing(
     model, rows = trained
     assert calibrated(model, rows, expected_accuracy(None, 5)) is model
     assert calibrated(model, rows, expected_accuracy(1.0, 5)).softness == 1 == SOFTNESS[0]
-    assert (
-        calibrated(model, rows, expected_accuracy(0.1, 5)).softness == SOFTNESS[1]
-    )  # less sure than by chance cannot be
+    # Less sure than by chance cannot be.
+    assert calibrated(model, rows, expected_accuracy(0.1, 5)).softness == SOFTNESS[1]
 
 
 @settings(max_examples=30)

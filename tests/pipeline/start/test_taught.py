@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import eigh
@@ -16,7 +15,6 @@ from temi.pipeline.start.spaces import space_graphs
 from temi.pipeline.start.taught import (
     SHRINKAGE,
     Metrics,
-    Way,
     covariance,
     discriminants,
     finely_taught_ways,
@@ -49,10 +47,6 @@ def seen(x: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 def metrics(features: Features) -> Metrics:
     return Metrics(features.scaled("joined").numpy())
-
-
-def taught_by_small(features: Features, graph: sp.csr_array, clusters: int) -> list[Way]:
-    return list(finely_taught_ways(metrics(features), graph, clusters, COUNTS, 0))
 
 
 def nested(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,10 +153,10 @@ def test_clusters_as_small_as_small_communities_are_not_taught_by_them() -> None
     features = Features.of_array(nested(0)[0])
     graph = space_graphs(features, "joined", COUNTS)[0]
     for clusters, expected in ((8, 3), (10, 2), (13, 1), (16, 0)):  # 480 rows: 9, 12 and 16 communities
-        *cut, merger = [(way.small, way.neighbors) for way in taught_by_small(features, graph, clusters)] or [None]
+        ways = finely_taught_ways(metrics(features), graph, clusters, COUNTS, 0)
         sizes = [50, 40, 30][3 - expected :]
-        assert cut == [([size] * 3, COUNTS) for size in sizes]
-        assert merger == ((sizes, [0] * expected) if expected else None)
+        merger = [(sizes, [0] * expected)] if expected else []
+        assert [(way.small, way.neighbors) for way in ways] == [([size] * 3, COUNTS) for size in sizes] + merger
 
 
 def test_communities_of_the_highest_mean_cosine_are_merged_first() -> None:
@@ -194,10 +188,8 @@ def test_merged_communities_know_clusters_of_uneven_size_that_are_of_groups(seed
     x = (centers.repeat(40, 0) + 0.7 * random.normal(size=(1080, 40))).astype(np.float32)
     features = Features.of_array(x)
     first = first_cuts(space_graphs(features, "joined", COUNTS), 6, seed)
-    plain, found = (
-        taught_way(metrics(features), first, 6, COUNTS, seed),
-        pool_start(features, 6, StartConfig(seed=seed)),
-    )
+    plain = taught_way(metrics(features), first, 6, COUNTS, seed).cuts
+    found = pool_start(features, 6, StartConfig(seed=seed))
     assert found.names == tuple(f"communities of {size} joined merged" for size in (50, 40, 30))
-    before, after = (hungarian_accuracy(group.repeat(40), vote(list(cuts), 6)[0]) for cuts in (plain.cuts, found.cuts))
+    before, after = (hungarian_accuracy(group.repeat(40), vote(list(cuts), 6)[0]) for cuts in (plain, found.cuts))
     assert after > before
