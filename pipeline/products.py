@@ -32,7 +32,7 @@ def product(a: Float[Tensor, "n k"], b: Float[Tensor, "k m"]) -> Float[Tensor, "
     """The matrix a b. No gradient flows through it where oneDNN computes it."""
     if _plain(a):
         return torch.mm(a, b)
-    return onednn_linear(a, b.mT)
+    return onednn_linear(a, _dense(b.mT))
 
 
 def batched_product(a: Float[Tensor, "G n k"], b: Float[Tensor, "G k m"]) -> Float[Tensor, "G n m"]:
@@ -41,8 +41,13 @@ def batched_product(a: Float[Tensor, "G n k"], b: Float[Tensor, "G k m"]) -> Flo
         return torch.bmm(a, b)
     found = a.new_empty(len(a), a.shape[1], b.shape[2])
     for own, left, right in zip(found, a, b, strict=True):
-        own.copy_(onednn_linear(left, right.mT))
+        own.copy_(onednn_linear(left, _dense(right.mT)))
     return found
+
+
+def _dense(a: Tensor) -> Tensor:
+    """Without gaps in memory: by every second row oneDNN multiplies in plain loops, a thousand times as long."""
+    return a if a.is_contiguous() or a.mT.is_contiguous() else a.contiguous()
 
 
 def _plain(a: Tensor) -> bool:

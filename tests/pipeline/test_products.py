@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import timeit
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,19 @@ def test_batched_products_are_those_of_each_pair(by: Library) -> None:
     a, b = torch.randn(3, 6, 5), torch.randn(3, 7, 5).mT
     expected = np.stack([left @ right for left, right in zip(a.numpy(), b.numpy(), strict=True)])
     np.testing.assert_allclose(batched_product(a, b).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+@NEEDS_ONEDNN
+def test_every_other_row_takes_about_as_long_as_all_rows_in_a_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    # oneDNN takes a thousand times as long, so that no other work on the machine decides this.
+    monkeypatch.setattr(products, "library", lambda: "onednn")
+    a, rows = torch.randn(256, 128), torch.randn(1024, 128)
+
+    def fastest(b: torch.Tensor) -> float:
+        batch = a.expand(2, -1, -1), b.expand(2, -1, -1)
+        return min(timeit.repeat(lambda: (product(a, b), batched_product(*batch)), number=1, repeat=5))
+
+    assert fastest(rows[::2].mT) < 50 * fastest(rows[::2].contiguous().mT)
 
 
 def test_a_wider_type_is_kept(by: Library) -> None:
