@@ -42,7 +42,7 @@ PHASES = {
     "bank": "runs.train:load_training_set",
     "graphs": "start.spaces:graphs_of",
     "communities": "start.communities:communities",
-    "taught metrics": "start.taught:Metrics.apart",
+    "taught metrics": "start.taught:Metrics.taught",
     "taught cuts": "start.taught:cuts_of",
     "small communities": "start.taught:search_resolution",
     "merging": "start.taught:merged",

@@ -1,9 +1,9 @@
 """Where heads begin: at cuts of the rows into clusters, made without a label and without a threshold.
 
 From a random start a few thousand steps of TEMI lose to k-means on small folders. So the graphs of the rows' neighbors
-are first cut into communities; the vote of these cuts teaches a metric, and cuts are made in that (taught.py). Small
-communities teach others, and are merged there. The cuts that can be predicted best (choice.py) are what the heads learn
-before the first step of the objective.
+are first cut into communities; these cuts teach a metric, and cuts are made in that (taught.py). Communities much
+smaller than clusters teach another, and are merged there. The cuts that can be predicted best (choice.py) are what the
+heads learn before the first step of the objective.
 
 Rows that repeat others count once.
 """
@@ -27,7 +27,15 @@ from temi.pipeline.registry import STARTS
 from temi.pipeline.start.choice import most_predictable
 from temi.pipeline.start.communities import cut_graphs
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS, neighbor_counts, space_graphs, spaces_of
-from temi.pipeline.start.taught import ROUNDS, SMALL, Metrics, finely_taught_ways, taught_bytes, taught_way
+from temi.pipeline.start.taught import (
+    ROUNDS,
+    SMALL,
+    Metrics,
+    finely_taught_ways,
+    small_communities,
+    taught_bytes,
+    taught_way,
+)
 from temi.pipeline.start.vote import agreement, match, vote
 
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
@@ -73,6 +81,7 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
         "repeats": REPEATS,
         "taught": ROUNDS,
         "small": " ".join(map(str, SMALL)),
+        "weighed": "by reliability",
         "merged": "average linkage, by vote",
         "clusters": clusters,
         "seed": config.seed,
@@ -88,8 +97,9 @@ def _find_start(features: Features, clusters: int, config: StartConfig) -> Array
     counts = neighbor_counts(len(own), clusters)
     graphs, metrics = space_graphs(own, space, counts), Metrics(own.scaled(space).numpy(force=True))
     first = first_cuts(graphs, clusters, config.seed)
+    small = small_communities(graphs[0], clusters, config.seed)
     ways = [taught_way(metrics, first, clusters, counts, config.seed)]
-    ways += finely_taught_ways(metrics, graphs[0], clusters, counts, config.seed)
+    ways += finely_taught_ways(metrics, small, clusters, counts, config.seed)
     way = most_predictable(metrics.rows, ways, clusters)
     voted = vote(way.cuts, clusters)[0]
     return {
@@ -102,10 +112,10 @@ def _find_start(features: Features, clusters: int, config: StartConfig) -> Array
 
 
 def _name(space: Kind, neighbors: int, small: int) -> str:
-    """Of a cut: what it is of, and how many rows the communities have that taught the metric, where they are small."""
+    """Of a cut: what it is of, and what taught the metric, where that was small communities."""
     if not neighbors:
         return f"communities of {small} {space} merged"
-    return f"communities {space} {neighbors}" + (f" taught by those of {small}" if small else "")
+    return f"communities {space} {neighbors}" + (" taught by small ones" if small else "")
 
 
 def first_cuts(graphs: list[sp.csr_array], clusters: int, seed: int) -> list[Rows]:

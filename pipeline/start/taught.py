@@ -1,13 +1,14 @@
 """Cuts made anew in the metric that they teach: what tells clusters apart counts, what varies inside them does not.
 
-The vote of some cuts is taken for classes, rows are mapped to the discriminants of these classes, communities are found
-there, and their vote is taken for classes again: as Ding and Li do with k-means ("Adaptive dimension reduction using
-discriminant analysis and k-means clustering", ICML 2007). Communities much smaller than clusters teach one, too: of
-clusters of very uneven size they know more than as many communities as there are clusters. There communities are found
-again, or the small ones merged. No label is read.
+Several partitions of the rows teach one metric, Fisher's: of the scatter between their clusters and of that inside of
+them, each the mean over the partitions. Where these disagree, clusters are close, and what would tell them apart is not
+reliable. Communities found in this metric teach the next one, as Ding and Li do with one partition of k-means
+("Adaptive dimension reduction using discriminant analysis and k-means clustering", ICML 2007). Communities much smaller
+than clusters teach another: of clusters of very uneven size they know more than as many communities as there are
+clusters. There communities are found again, or the small ones merged. No label is read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,9 +16,9 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from jaxtyping import Float32, Float64, Int64
-from scipy.linalg import eigh
 
 from temi.pipeline.features.neighbors import find_neighbors, search_bytes
+from temi.pipeline.features.reliable import DIRECTIONS, reliable_directions
 from temi.pipeline.features.scaling import COMPONENTS, ROOT_COMPONENTS
 from temi.pipeline.features.unit_rows import UnitRows, unit_rows
 from temi.pipeline.products import product
@@ -25,15 +26,14 @@ from temi.pipeline.progress import Progress
 from temi.pipeline.start.communities import cut_graphs, find_communities, search_resolution
 from temi.pipeline.start.graph import graphs_of
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS
-from temi.pipeline.start.vote import vote
 
 ROUNDS = 3  # the first brings most of it
 SMALL = (50, 40, 30)  # rows of a small community, about
-DIRECTIONS = COMPONENTS  # that small communities teach, at most: those that tell most of them apart
+FINEST = COMPONENTS  # directions that small communities teach, at most: those that tell most of them apart
 SHRINKAGE = 0.6  # of the scatter inside clusters towards a sphere: a thousand rows do not show it in 400 directions
-FEWEST = 2  # discriminants: along a single one, rows have no angle
+FEWEST = 2  # directions: along a single one, rows have no angle
 WIDEST = ROOT_COMPONENTS + COMPONENTS  # coordinates of a row
-COPIES = 6  # of the discriminants of all rows: made, shifted, at unit norm, compared (measured at 100,000 rows)
+COPIES = 6  # of the rows along the directions: made, shifted, at unit norm, compared (measured at 100,000 rows)
 
 Labeling = Int64[np.ndarray, " N"]
 Rows = Float32[np.ndarray, "N P"]
@@ -47,7 +47,8 @@ class Way:
     ----------
     cuts : cluster of each row
     neighbors : of the graph of each cut; 0 where small communities were merged instead
-    small : rows of the communities that taught the metric of each cut; 0 where as many as there are clusters did
+    small : rows of the small communities that were merged, or of the least of those that taught the metric of each cut;
+        0 where cuts taught it
     """
 
     cuts: list[Labeling]
@@ -55,43 +56,48 @@ class Way:
     small: list[int]
 
 
-def taught_way(metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: list[int], seed: int) -> Way:
-    """Cuts of graphs of so many neighbors, one each, in the metric that the vote of `cuts` teaches.
+def small_communities(graph: sp.csr_array, clusters: int, seed: int) -> dict[int, Labeling]:
+    """Communities of about SMALL rows each; none where a cluster has about as few."""
+    rows, found = graph.shape[0], dict[int, Labeling]()
+    for size in SMALL:
+        if rows // size > clusters:
+            found[size] = search_resolution(partial(find_communities, graph, seed=seed), rows, rows // size)
+    return found
 
-    Where that is one direction they are as many of `cuts`: so it is of two clusters, and of rows that do not differ.
+
+def taught_way(metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: list[int], seed: int) -> Way:
+    """Cuts of graphs of so many neighbors, one each, in the metric that `cuts` teach.
+
+    Where that is one direction they are as many of `cuts`: so it is of two clusters that are clear, and of rows that do
+    not differ.
     """
     with Progress("metric of clusters", ROUNDS, "round") as progress:
         for _ in range(ROUNDS):
-            apart = metrics.apart(vote(cuts, clusters)[0])
-            if apart is None:
+            taught = metrics.taught(cuts)
+            if taught is None:
                 cuts = cuts[: len(counts)]
                 break
-            cuts = cuts_of(apart, clusters, counts, seed)
+            cuts = cuts_of(taught, clusters, counts, seed)
             progress.advance()
     return Way(cuts, counts, [0] * len(counts))
 
 
 def finely_taught_ways(
-    metrics: "Metrics", graph: sp.csr_array, clusters: int, counts: list[int], seed: int
-) -> Iterator[Way]:
-    """In each metric that communities of SMALL rows of the graph teach, the same in one round; then all of these
-    communities merged, each in the metric they teach.
+    metrics: "Metrics", small: dict[int, Labeling], clusters: int, counts: list[int], seed: int
+) -> list[Way]:
+    """In the metric that small communities teach: cuts of graphs, and these communities merged.
 
-    None where a cluster has about as few rows as such a community.
+    Directions count alike there: what tells a few rows from all others is little of the scatter between clusters.
     """
-    rows = len(metrics.rows)
-    wanted = {size: rows // size for size in SMALL if rows // size > clusters}
-    mergers = dict[int, Labeling]()
-    with Progress("metric of small communities", len(wanted), "metric") as progress:
-        for size, number in wanted.items():
-            small = search_resolution(partial(find_communities, graph, seed=seed), rows, number)
-            apart = metrics.apart(small, DIRECTIONS)
-            if apart is not None:
-                yield Way(cuts_of(apart, clusters, counts, seed), counts, [size] * len(counts))
-                mergers[size] = merged(apart, small, clusters)
-            progress.advance()
-    if mergers:
-        yield Way(list(mergers.values()), [0] * len(mergers), list(mergers))
+    taught = metrics.taught(list(small.values()), FINEST) if small else None
+    if taught is None:
+        return []
+    with Progress("metric of small communities", 2, "way") as progress:
+        cut = Way(cuts_of(taught, clusters, counts, seed), counts, [min(small)] * len(counts))
+        progress.advance()
+        mergers = [merged(taught, parts, clusters) for parts in small.values()]
+        progress.advance()
+    return [cut, Way(mergers, [0] * len(mergers), list(small))]
 
 
 def cuts_of(rows: Rows, clusters: int, counts: list[int], seed: int) -> list[Labeling]:
@@ -120,16 +126,21 @@ def merged(rows: Rows, small: Labeling, clusters: int) -> Labeling:
 
 
 class Metrics:
-    """What classes of these rows teach."""
+    """What partitions of these rows teach."""
 
     def __init__(self, rows: Rows):
         self.rows = rows - rows.mean(0)
         self.total = covariance(self.rows)
 
-    def apart(self, label: Labeling, directions: int = WIDEST) -> Rows | None:
-        """Rows along the first discriminants of `label`; None where there is a single one."""
-        found = discriminants(self.rows, self.total, label, directions)
-        return found if found.shape[1] >= FEWEST else None
+    def taught(self, labels: Sequence[Labeling], alike: int | None = None) -> Rows | None:
+        """Rows along the directions that these partitions teach; None where that is a single one.
+
+        Directions count by their reliability, or, of these, so many alike.
+        """
+        found, reliability = discriminants(self.rows, self.total, labels)
+        if len(reliability) < FEWEST:
+            return None
+        return found * reliability if alike is None else np.ascontiguousarray(found[:, :alike])
 
 
 def covariance(x: Rows) -> Float64[np.ndarray, "P P"]:
@@ -149,38 +160,37 @@ def class_centers(
 
 
 def discriminants(
-    x: Rows, total: Float64[np.ndarray, "P P"], label: Labeling, most: int = WIDEST
-) -> Float32[np.ndarray, "N Q"]:
-    """Rows along the directions that tell their C clusters apart best, Q < C (Fisher 1936, Rao 1948), `most` at most.
+    x: Rows, total: Float64[np.ndarray, "P P"], labels: Sequence[Labeling]
+) -> tuple[Rows, Float32[np.ndarray, " P"]]:
+    """Rows along the directions that tell clusters apart, and the reliability of each; see `reliable_directions`.
 
-    These are the v of S_b v = w S v, v^T S v = 1, with S_b the scatter between clusters and S that inside them, shrunk
-    towards a sphere: (1 - s) S_w + s tr(S_w) / P I (Friedman, "Regularized discriminant analysis", 1989). Rows are seen
-    from the mean of the clusters' centers, which no cluster of most rows is close to, whatever the sizes.
+    S_b is the scatter between the clusters of a partition, in the mean over the partitions, and S_w = S - S_b that
+    inside of them, shrunk towards a sphere: (1 - s) S_w + s tr(S_w) / P I (Friedman, "Regularized discriminant
+    analysis", 1989). Rows are seen from the mean of the clusters' centers, which no cluster of most rows is close to,
+    whatever the sizes.
 
     Parameters
     ----------
     x : of mean zero
-    total : their covariance, S_w + S_b
-    label : cluster of each; an id may have no rows
+    total : their covariance S
+    labels : cluster of each row in every partition; an id may have no rows
     """
-    _, label, size = np.unique(label, return_inverse=True, return_counts=True)
-    centers = class_centers(x, label, size, np.arange(len(x)))
-    between = np.sqrt(size / len(x))[:, None] * centers
-    value, vector = eigh(total - between.T @ between)
-    spread = (1 - SHRINKAGE) * value.clip(0) + SHRINKAGE * value.mean()
-    whiten = vector / np.sqrt(np.maximum(spread, np.finfo(np.float32).tiny))
-    _, apart, turn = np.linalg.svd(between @ whiten, full_matrices=False)
-    kept = apart[: min(len(size) - 1, most)] > 1e-6 * max(apart[0], 1e-12)
-    directions = (whiten @ turn[: len(kept)][kept].T).astype(np.float32)
-    seen = product(torch.from_numpy(x), torch.from_numpy(directions)).numpy() - centers.mean(0) @ directions
-    found: Float32[np.ndarray, "N Q"] = seen.astype(np.float32, copy=False)
-    return found
+    between, seen_from = np.zeros_like(total), np.zeros(x.shape[1])
+    for label in labels:
+        _, label, size = np.unique(label, return_inverse=True, return_counts=True)
+        centers = class_centers(x, label, size, np.arange(len(x)))
+        between += (size[:, None] * centers).T @ centers / (len(x) * len(labels))
+        seen_from += centers.mean(0) / len(labels)
+    within = torch.from_numpy((1 - SHRINKAGE) * (total - between))
+    along, reliability = reliable_directions(within, torch.from_numpy(between), SHRINKAGE / (1 - SHRINKAGE))
+    found: Rows = product(torch.from_numpy(x), along.float()).numpy()
+    found -= (seen_from @ along.numpy()).astype(np.float32)
+    return found, reliability.float().numpy()
 
 
 def taught_bytes(rows: int, clusters: int, device: str) -> int:
     """Memory of `Metrics` and of the cuts made there, beside what is given."""
-    width = min(max(clusters, DIRECTIONS), WIDEST)
-    columns = 2 * WIDEST + max(COPIES * width, clusters)  # rows as given and of mean zero; what is compared, or votes
-    graphs = search_bytes(rows, width, max(NEIGHBORS), device) + sum(NEIGHBORS) * rows * EDGE
+    columns = 2 * WIDEST + max(COPIES * DIRECTIONS, clusters)  # rows as given and of mean zero; compared ones, or votes
+    graphs = search_bytes(rows, DIRECTIONS, max(NEIGHBORS), device) + sum(NEIGHBORS) * rows * EDGE
     distances = 2 * (rows // min(SMALL)) ** 2 * np.dtype(np.float64).itemsize  # of small communities, and as a half
     return columns * rows * np.dtype(np.float32).itemsize + max(graphs, distances)

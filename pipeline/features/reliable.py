@@ -1,0 +1,31 @@
+"""Directions in which things differ more from each other than inside: what views teach, and what clusters teach."""
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+DIRECTIONS = 256  # at most: reliability is small beyond
+UNRELIABLE = 1e-3  # variance between things, of that inside, below which a direction is left out
+
+
+def reliable_directions(
+    within: Float64[Tensor, "D D"], between: Float64[Tensor, "D D"], ridge: float
+) -> tuple[Float64[Tensor, "D P"], Float64[Tensor, " P"]]:
+    """Eigenvectors of `between` where `within` is white, the most reliable first, and the reliability of each.
+
+    They are the v of S_b v = b (S_w + r tr(S_w) / D I) v (Fisher 1936, Hotelling 1936), of length 1 in the matrix on
+    the right; b is how far things differ where the inside of one has variance 1, and b / (1 + b) the reliability. Times
+    this, no number of directions has to be chosen. None where nothing is reliable.
+
+    Parameters
+    ----------
+    within : S_w, covariance inside of things
+    between : S_b, of what they are in the mean
+    ridge : r
+    """
+    value, vector = torch.linalg.eigh(within)
+    floor = ridge * value.mean().clamp_min(torch.finfo(value.dtype).tiny)
+    whiten = vector / (value.clamp_min(0) + floor).sqrt()
+    value, vector = torch.linalg.eigh(whiten.mT @ between @ whiten)
+    kept = (value > UNRELIABLE).nonzero()[:, 0].flip(0)[:DIRECTIONS]
+    return whiten @ vector[:, kept], value[kept] / (1 + value[kept])
