@@ -44,7 +44,7 @@ def test_softened_by_its_equation(trained: tuple[ClusterModel, torch.Tensor], se
     assert (trained[0].softened(torch.from_numpy(hard)).numpy() == hard).all()
 
 
-@pytest.mark.parametrize("agreed", [0.7, 0.8, 0.9, 0.93])
+@pytest.mark.parametrize("agreed", [0.7, 0.8, 0.9, 0.92])  # heads say 0.77 themselves, 0.926 to the power
 def test_as_sure_in_the_mean_as_is_expected(trained: tuple[ClusterModel, torch.Tensor], agreed: float) -> None:
     model, rows = trained
     before, after = model.of_scaled, calibrated(model, rows, expected_accuracy(agreed, 5)).of_scaled
