@@ -17,7 +17,7 @@ from typing import Any, Self
 import xxhash
 
 from temi.cache.bucket import Bucket
-from temi.cache.files import LOCK, Lock, make_folder, user_cache, write_atomic
+from temi.cache.files import LOCK, PART, Lock, make_folder, user_cache, write_atomic
 from temi.cache.manifest import Manifest, listing_name
 from temi.cache.schema import FAILURES, MANIFEST, CacheError, Progress, Shard, silent
 from temi.cache.shard import ShardFile, Sidecar
@@ -48,7 +48,8 @@ def pull_index(bucket: Bucket, folder: Path) -> dict[str, int]:
     found = bucket.read(name for name in sizes if not name.endswith(".h5"))
     with one_at_a_time(folder / ".index"):
         for path in folder.glob("[lmsf]*.[jpc]*"):  # of a cache that was at this place before
-            if OWN_FILES.fullmatch(path.name) and path.name not in sizes:
+            coming = path.suffix in (PART, LOCK)  # another reader is at it
+            if OWN_FILES.fullmatch(path.name) and path.name not in sizes and not coming:
                 path.unlink()
         for name, data in found.items():
             write_atomic(folder / name, data)

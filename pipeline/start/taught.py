@@ -33,7 +33,7 @@ FINEST = COMPONENTS  # directions that small communities teach, at most: those t
 SHRINKAGE = 0.6  # of the scatter inside clusters towards a sphere: a thousand rows do not show it in 400 directions
 FEWEST = 2  # directions: along a single one, rows have no angle
 WIDEST = ROOT_COMPONENTS + COMPONENTS  # coordinates of a row
-COPIES = 6  # of the rows along the directions: made, shifted, at unit norm, compared (measured at 100,000 rows)
+COPIES = 2  # of the rows along the directions, beside what a search needs (measured at 100,000 rows)
 
 Labeling = Int64[np.ndarray, " N"]
 Rows = Float32[np.ndarray, "N P"]
@@ -137,10 +137,12 @@ class Metrics:
 
         Directions count by their reliability, or, of these, so many alike.
         """
-        found, reliability = discriminants(self.rows, self.total, labels)
+        found, reliability = discriminants(self.rows, self.total, labels, alike)
         if len(reliability) < FEWEST:
             return None
-        return found * reliability if alike is None else np.ascontiguousarray(found[:, :alike])
+        if alike is None:
+            found *= reliability
+        return found
 
 
 def covariance(x: Rows) -> Float64[np.ndarray, "P P"]:
@@ -160,9 +162,10 @@ def class_centers(
 
 
 def discriminants(
-    x: Rows, total: Float64[np.ndarray, "P P"], labels: Sequence[Labeling]
+    x: Rows, total: Float64[np.ndarray, "P P"], labels: Sequence[Labeling], most: int | None = None
 ) -> tuple[Rows, Float32[np.ndarray, " P"]]:
-    """Rows along the directions that tell clusters apart, and the reliability of each; see `reliable_directions`.
+    """Rows along the directions, `most` at most, that tell clusters apart, and the reliability of each; see
+    `reliable_directions`.
 
     S_b is the scatter between the clusters of a partition, in the mean over the partitions, and S_w = S - S_b that
     inside of them, shrunk towards a sphere: (1 - s) S_w + s tr(S_w) / P I (Friedman, "Regularized discriminant
@@ -183,6 +186,7 @@ def discriminants(
         seen_from += centers.mean(0) / len(labels)
     within = torch.from_numpy((1 - SHRINKAGE) * (total - between))
     along, reliability = reliable_directions(within, torch.from_numpy(between), SHRINKAGE / (1 - SHRINKAGE))
+    along, reliability = along[:, :most], reliability[:most]
     found: Rows = product(torch.from_numpy(x), along.float()).numpy()
     found -= (seen_from @ along.numpy()).astype(np.float32)
     return found, reliability.float().numpy()
@@ -190,7 +194,9 @@ def discriminants(
 
 def taught_bytes(rows: int, clusters: int, device: str) -> int:
     """Memory of `Metrics` and of the cuts made there, beside what is given."""
-    columns = 2 * WIDEST + max(COPIES * DIRECTIONS, clusters)  # rows as given and of mean zero; compared ones, or votes
+    column = rows * np.dtype(np.float32).itemsize
     graphs = search_bytes(rows, DIRECTIONS, max(NEIGHBORS), device) + sum(NEIGHBORS) * rows * EDGE
     distances = 2 * (rows // min(SMALL)) ** 2 * np.dtype(np.float64).itemsize  # of small communities, and as a half
-    return columns * rows * np.dtype(np.float32).itemsize + max(graphs, distances)
+    cutting = column * max(COPIES * DIRECTIONS, clusters) + max(graphs, distances)
+    centering = 2 * column * WIDEST  # the rows in float64
+    return 2 * column * WIDEST + max(cutting, centering)  # rows as given and of mean zero

@@ -109,6 +109,18 @@ def test_two_readers_on_one_machine_fetch_a_shard_once(weather: Weather, photo_r
     assert len(shards_fetched(weather)) == 5
 
 
+def test_what_another_reader_is_writing_stays(weather: Weather, photo_run: PhotoRun) -> None:
+    assert embed(str(photo_run.photos), Path(URL), settings(photo_run)) is not None
+    shutil.rmtree(kept_folder())
+    folder = EmbeddingCache.open(URL).folder
+    for name in ("shard-00000.h5.part", "shard-00078.json.part", "shard-00077.json"):
+        (folder / name).write_bytes(b"half")
+    EmbeddingCache.open(URL)
+    left = {path.name for path in folder.iterdir()}
+    assert {"shard-00000.h5.part", "shard-00078.json.part"} <= left
+    assert "shard-00077.json" not in left  # of a cache that was there before
+
+
 def test_info_and_verify_of_a_cache_in_a_bucket(
     weather: Weather, photo_run: PhotoRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
