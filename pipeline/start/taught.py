@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 import scipy.sparse as sp
 import torch
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64, Int64
 
 from temi.pipeline.features.neighbors import find_neighbors, search_bytes
 from temi.pipeline.features.reliable import DIRECTIONS, reliable_directions
@@ -153,7 +153,7 @@ def covariance(x: Rows) -> Float64[np.ndarray, "P P"]:
 
 
 def class_centers(
-    x: Rows, label: Labeling, size: Int64[np.ndarray, " C"], rows: Int64[np.ndarray, " m"]
+    x: Float[np.ndarray, "N P"], label: Labeling, size: Int64[np.ndarray, " C"], rows: Int64[np.ndarray, " m"]
 ) -> Float64[np.ndarray, "C P"]:
     """Mean of every class over `rows` of x: `label` is the class of each, `size` how many a class has; 0 of none."""
     weight = (1 / np.maximum(size, 1))[label]
@@ -178,10 +178,11 @@ def discriminants(
     total : their covariance S
     labels : cluster of each row in every partition; an id may have no rows
     """
+    wide = x.astype(np.float64)  # once, and not for every partition
     between, seen_from = np.zeros_like(total), np.zeros(x.shape[1])
     for label in labels:
         _, label, size = np.unique(label, return_inverse=True, return_counts=True)
-        centers = class_centers(x, label, size, np.arange(len(x)))
+        centers = class_centers(wide, label, size, np.arange(len(x)))
         between += (size[:, None] * centers).T @ centers / (len(x) * len(labels))
         seen_from += centers.mean(0) / len(labels)
     within = torch.from_numpy((1 - SHRINKAGE) * (total - between))
