@@ -1,8 +1,9 @@
 """How sure heads may be: as right as clusters are to be expected, which is told without a label.
 
 Heads learn cuts by heart, and say 0.9 of images whatever their clusters are worth. What tells is how far communities of
-the same rows agree that differ by chance and by their graph: over 35 real sets its 3.5th power is the accuracy within
-8.2 points in the mean, with the exponent chosen on the other sets (benchmarks/RESULTS.md).
+the same rows agree that differ by chance and by their graph: over 23 real sets its 3.5th power is the accuracy within
+9.7 points in the mean, 11 with the exponent chosen on the other sets. Where classes are very uneven it is 16 off, no
+better than a guess (benchmarks/RESULTS.md).
 """
 
 from collections.abc import Callable

@@ -59,7 +59,7 @@ def choose_trial(trials: Sequence[TrialRecord]) -> TrialRecord:
     """The trial to trust: the highest agreement of heads, or mean confidence where trials have a single head.
 
     The first follows ACC best of all scores, with a rank correlation of 0.89 over 48 trials on each of four sets; the
-    second (0.73) never chose a trial that had collapsed (benchmarks/RESULTS.md).
+    second (0.73) never chose a trial that had collapsed (benchmarks/history.md).
     """
     trained = [(trial, trial.training) for trial in trials if trial.training is not None]
     single = any(training.head_agreement is None for _, training in trained)

@@ -27,7 +27,7 @@ from temi.pipeline.start.communities import cut_graphs, find_communities, search
 from temi.pipeline.start.graph import graphs_of
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS
 
-ROUNDS = 3  # the first brings most of it
+ROUNDS = 2  # the first brings most of it, a third nothing
 SMALL = (50, 40, 30)  # rows of a small community, about
 FINEST = COMPONENTS  # directions that small communities teach, at most: those that tell most of them apart
 SHRINKAGE = 0.6  # of the scatter inside clusters towards a sphere: a thousand rows do not show it in 400 directions
