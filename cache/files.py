@@ -45,6 +45,7 @@ def _reason(error: OSError) -> str:
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.ENOENT: "no such file or folder; check the path",
         errno.ENOTDIR: "part of the path is a file, not a folder; check the path",
+        errno.EEXIST: "a file has that name; choose another, or move the file away",
         errno.EISDIR: "it is a folder where a file is expected; move it away",
         errno.EIO: "the disk reports an input/output error; check the disk, and restore the file from a copy",
     }

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field
 from temi.cache.schema import MAX_VIEWS
 
 MEANING = ("backbone", "revision", "preprocessing", "pooling")
+IMPORTED = "imported"  # the pooling of embeddings made elsewhere: what pooled them is not known
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,11 @@ class Fingerprint:
         """Those of `differences` by which embeddings of `other` do not mean what those of here do.
 
         How files are decoded is none of them: other decoding changes a few pictures, not what the numbers stand for.
+        Nor is the revision of imported embeddings: it is the digest of their file, another for every new set of images.
         """
-        found = [text for name in MEANING for text in _differences(name, getattr(self, name), getattr(other, name))]
+        imported = self.pooling == other.pooling == IMPORTED
+        names = [name for name in MEANING if not (imported and name == "revision")]
+        found = [text for name in names for text in _differences(name, getattr(self, name), getattr(other, name))]
         return [text for text in found if not text.startswith("preprocessing.decoding:")]
 
     def differences(self, other: "Fingerprint") -> list[str]:

@@ -11,7 +11,7 @@ from temi.cache.manifest import Manifest
 from temi.cache.neighbors import list_neighbors
 from temi.cache.remote import Index
 from temi.cache.schema import NEIGHBORS, CacheError
-from temi.cache.shard import Sidecar
+from temi.cache.shard import Sidecar, unreadable
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Summary:
     shards_damaged: list[str]
     bytes: int
     unreadable_images: int
+    gone_images: int
     splits: dict[str, tuple[int, int]]
     classes: int
     kept: list[Made]
@@ -64,7 +65,8 @@ def summarize(folder: Path) -> Summary:
         shards_done=len(sidecars),
         shards_damaged=damaged,
         bytes=sum(sidecar.size for sidecar in sidecars),
-        unreadable_images=sum(len(sidecar.failures) for sidecar in sidecars),
+        unreadable_images=len(unreadable(sidecars, manifest)),
+        gone_images=len(manifest.gone),
         splits=dict(manifest.splits),
         classes=len(manifest.classes),
         kept=[Made(kept.path.name, kept.name, kept.nbytes, kept.recipe) for kept in list_made(folder)],

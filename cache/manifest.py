@@ -76,6 +76,11 @@ class Manifest:
         """How often the cache has grown."""
         return len(self.earlier)
 
+    @property
+    def gone(self) -> frozenset[int]:
+        """Rows whose image is not in the source any more as it was."""
+        return frozenset((*self.removed, *self.changed))
+
     def fingerprint_of(self, shard: Shard) -> str:
         """Digest of the fingerprint that `shard` was made under, which it carries."""
         made = (before.fingerprint for before in self.earlier if shard.stop <= before.rows)

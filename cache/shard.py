@@ -78,6 +78,12 @@ class Sidecar:
         return sidecar
 
 
+def unreadable(sidecars: Iterable[Sidecar], manifest: Manifest) -> list[Failure]:
+    """Images that could not be read, without those that have left the source since: they are gone instead."""
+    gone = manifest.gone
+    return [failure for sidecar in sidecars for failure in sidecar.failures if failure.row not in gone]
+
+
 def failures_csv(failures: Iterable[Failure]) -> bytes:
     """The text of ``failures.csv``: row, key, reason."""
     return csv_bytes([("row", "key", "reason"), *((failure.row, failure.key, failure.reason) for failure in failures)])

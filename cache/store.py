@@ -16,7 +16,7 @@ from temi.cache.bucket import bucket_url
 from temi.cache.files import os_errors
 from temi.cache.manifest import Manifest, newest_generation
 from temi.cache.schema import CacheError, Half, Shard
-from temi.cache.shard import ShardFile, Sidecar, Structures, repair
+from temi.cache.shard import ShardFile, Sidecar, Structures, repair, unreadable
 from temi.cache.verify import verify
 
 _THREADS = 4  # that read and check shards at a time
@@ -110,9 +110,13 @@ class EmbeddingCache:
 
     @cached_property
     def failures(self) -> dict[int, str]:
+        """Row -> why its image, which is in the source, could not be read; as ``failures.csv`` lists them."""
+        return {failure.row: failure.reason for failure in unreadable(self._sidecars, self.manifest)}
+
+    @cached_property
+    def unusable(self) -> dict[int, str]:
         """Row -> why it counts for nothing: its image could not be read, or is gone."""
-        unread = {failure.row: failure.reason for sidecar in self._sidecars for failure in sidecar.failures}
-        return unread | self.gone
+        return self.failures | self.gone
 
     @property
     def gone(self) -> dict[int, str]:

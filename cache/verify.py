@@ -10,7 +10,7 @@ from temi.cache.files import LOCK, file_digest
 from temi.cache.manifest import Manifest
 from temi.cache.neighbors import load_neighbors
 from temi.cache.schema import FAILURES, NEIGHBORS, CacheError, Progress, Shard, silent
-from temi.cache.shard import Failure, ShardFile, Sidecar, failures_csv
+from temi.cache.shard import Failure, ShardFile, Sidecar, failures_csv, unreadable
 
 
 def verify(
@@ -28,22 +28,22 @@ def verify(
     except CacheError as error:
         return [str(error)]
     problems: list[str] = []
-    failures: list[Failure] = []
+    sidecars: list[Sidecar] = []
     for shard in manifest.shards:
         try:
             with fetched(shard):
-                failures += _check_shard(folder, manifest, shard)
+                sidecars.append(_check_shard(folder, manifest, shard))
         except CacheError as error:
             problems.append(str(error))
         progress(shard, manifest.rows)
     problems += list(_generation_problems(folder, manifest))
     problems += list(_stray_files(folder, manifest))
     if not problems:
-        problems += list(_failures_problem(folder, failures))
+        problems += list(_failures_problem(folder, unreadable(sidecars, manifest)))
     return problems + list(_neighbor_problems(folder))
 
 
-def _check_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[Failure, ...]:
+def _check_shard(folder: Path, manifest: Manifest, shard: Shard) -> Sidecar:
     path = folder / f"{shard.name}.h5"
     if not path.with_suffix(".json").exists():
         raise CacheError(f"{path} is not done (it has no sidecar); rerun the same `temi embed` to make it")
@@ -66,7 +66,7 @@ def _check_shard(folder: Path, manifest: Manifest, shard: Shard) -> tuple[Failur
             raise CacheError(f"{path} holds values of {name} for an image that could not be read; embed again")
     if file_digest(path) != sidecar.xxh3_128:
         raise CacheError(f"{path} is damaged: its digest is not that of its sidecar; embed again")
-    return sidecar.failures
+    return sidecar
 
 
 def _generation_problems(folder: Path, manifest: Manifest) -> Iterator[str]:

@@ -24,7 +24,7 @@ from temi.cache.schema import (
     Shard,
     all_finite,
 )
-from temi.cache.shard import Failure, Sidecar, digest_parts, failures_csv
+from temi.cache.shard import Failure, Sidecar, digest_parts, failures_csv, unreadable
 from temi.cache.store import EmbeddingCache
 
 OWN_FILES = re.compile(
@@ -184,7 +184,7 @@ class ShardWriter:
 
     def _failures_csv(self) -> bytes:
         read = (Sidecar.read(self.folder / f"{s.name}.json", self.manifest, s) for s in self.manifest.shards)
-        return failures_csv(failure for sidecar in read for failure in sidecar.failures)
+        return failures_csv(unreadable(read, self.manifest))
 
     def _arrays(
         self,

@@ -111,7 +111,7 @@ def _write_safetensors(cache: EmbeddingCache, path: Path, neighbors: str, progre
         name: (kind, _shape(cache, name), 2) if values is None else (kind, values.shape, values.itemsize)
         for name, (kind, values) in arrays.items()
     }
-    metadata = {MANIFEST_KEY: _manifest_text(cache), FAILURES_KEY: json.dumps(cache.failures)}
+    metadata = {MANIFEST_KEY: _manifest_text(cache), FAILURES_KEY: json.dumps(cache.unusable)}
     with open(path, "wb") as file:
         file.write(_safetensors_header(tensors, metadata))
         for name, (_, values) in arrays.items():
@@ -175,7 +175,7 @@ def _columns(cache: EmbeddingCache) -> Iterator[tuple[Shard, dict[str, Any]]]:
                 "class": pa.array(classes[labels], pa.string()),
                 "split": pa.array(splits[rows], pa.string()),
                 "ok": pa.array(cache.ok[rows]),
-                "failure": pa.array([cache.failures.get(row) for row in range(shard.start, shard.stop)], pa.string()),
+                "failure": pa.array([cache.unusable.get(row) for row in range(shard.start, shard.stop)], pa.string()),
                 "embedding": _lists(cache.embedding(shard.start, shard.stop).astype(np.float32)),
                 "views": _lists(cache.view_embedding(shard.start, shard.stop).astype(np.float32)),
             },

@@ -10,10 +10,10 @@ import xxhash
 
 from temi.cache.convert.formats import Rows, Source, open_source
 from temi.cache.files import file_digest, os_errors
-from temi.cache.fingerprint import Fingerprint
+from temi.cache.fingerprint import IMPORTED, Fingerprint
 from temi.cache.halves import to_halves
 from temi.cache.manifest import Manifest
-from temi.cache.schema import CacheError, Half, Progress, Shard, plan_shards, silent
+from temi.cache.schema import MAX_DIM, CacheError, Half, Progress, Shard, plan_shards, silent
 from temi.cache.store import EmbeddingCache
 from temi.cache.writer import ShardWriter
 
@@ -57,14 +57,31 @@ def import_embeddings(
     Raises
     ------
     CacheError
-        `source` is none of these, its parts differ in length, two keys are equal, or float16 does not hold a row.
+        `source` is none of these or empty, its parts differ in length, a key is empty, two keys are equal, or float16
+        does not hold a row.
     """
     with os_errors(source, "read"):
         opened = open_source(source, keys, labels)
+    if opened.manifest is None:
+        _refuse_empty(opened)
     manifest = opened.manifest or _manifest(opened, backbone, shard_rows)
     _check_lengths(opened, manifest)
     _refuse_twins(opened)
     return fill(folder, manifest, _content(opened, manifest), overwrite=overwrite, progress=progress)
+
+
+def _refuse_empty(source: Source) -> None:
+    """Embeddings without rows or numbers, and images without a name, are mistakes of whoever made them."""
+    rows, dim = source.embedding.shape
+    if not (rows and 1 <= dim <= MAX_DIM):
+        raise CacheError(
+            f"{source.path} holds {rows} embeddings of {dim} numbers; "
+            f"give at least one embedding, each of 1 to {MAX_DIM} numbers"
+        )
+    if "" in source.keys:
+        raise CacheError(
+            f"{source.path}: image name {list(source.keys).index('') + 1} is empty; give every image a name"
+        )
 
 
 def _manifest(source: Source, backbone: str, shard_rows: int) -> Manifest:
@@ -73,7 +90,7 @@ def _manifest(source: Source, backbone: str, shard_rows: int) -> Manifest:
         backbone=backbone or "imported",
         revision=file_digest(source.path),
         preprocessing={},
-        pooling="imported",
+        pooling=IMPORTED,
         precision=source.precision,
         view_policy={},
         view_seed=0,

@@ -89,7 +89,7 @@ def _fingerprint(caches: Sequence[EmbeddingCache]) -> Fingerprint:
 
 def _content(caches: Sequence[EmbeddingCache], shard: Shard) -> Mapping[str, Any]:
     start, stop = shard.start, shard.stop
-    failures = {row: why for cache in caches for row, why in cache.failures.items() if start <= row < stop}
+    failures = {row: why for cache in caches for row, why in cache.unusable.items() if start <= row < stop}
     arrays = {
         "embedding": np.concatenate([_unit(cache.embedding(start, stop)) for cache in caches], axis=-1),
         "views": np.concatenate([_unit(cache.view_embedding(start, stop)) for cache in caches], axis=-1),

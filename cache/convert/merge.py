@@ -133,6 +133,6 @@ def _content(segments: Sequence[Segment], shard: Shard) -> Mapping[str, Any]:
         parts["views"].append(segment.cache.view_embedding(start, stop))
         parts["keys"] += segment.cache.keys[start:stop]
         parts["labels"].append(segment.labels[start:stop])
-        failures |= {row + offset: why for row, why in segment.cache.failures.items() if start <= row < stop}
+        failures |= {row + offset: why for row, why in segment.cache.unusable.items() if start <= row < stop}
     arrays = {name: np.concatenate(parts[name]) for name in ("embedding", "views", "labels")}
     return {**arrays, "keys": parts["keys"], "failures": failures, "seconds": {}}

@@ -55,7 +55,8 @@ def _made(kept: "Made") -> str:
     short = [
         f"{name}={value}" for name, value in kept.made_from.items() if name != "embeddings" and len(str(value)) <= SHORT
     ]
-    return f"{kept.name} {kept.bytes / 1e6:,.1f} MB {' '.join(short) or 'unreadable'} ({kept.file})"
+    settings = short if kept.made_from else ["unreadable"]  # what can be read says what made it, if at length
+    return " ".join([kept.name, f"{kept.bytes / 1e6:,.1f} MB", *settings, f"({kept.file})"])
 
 
 @commands.command("prune")

@@ -83,9 +83,10 @@ def known(cache: "EmbeddingCache") -> str:
 
 
 def failures(cache: "EmbeddingCache") -> str:
-    """What to add behind the size of a cache in which images could not be read."""
-    broken = int((~cache.ok).sum())
-    return f", {broken} unreadable (see {cache.folder / 'failures.csv'})" if broken else ""
+    """What to add behind the size of a cache of whose images some could not be read, or are gone."""
+    broken, gone = len(cache.failures), len(cache.gone)
+    unread = f", {broken} unreadable (see {cache.folder / 'failures.csv'})" if broken else ""
+    return unread + (f", {gone} removed or changed since" if gone else "")
 
 
 def merge_tree(tree: "MergeTree") -> Tree:

@@ -107,7 +107,7 @@ def _known_failures(
     before: EmbeddingCache, shard: Shard, failures: Mapping[int, str], keys: Sequence[str]
 ) -> dict[int, str]:
     """Rows of `shard` that could not be read when the cache was made; UserError where another cannot be read now."""
-    known = {row: why for row, why in before.failures.items() if shard.start <= row < shard.stop}
+    known = {row: why for row, why in before.unusable.items() if shard.start <= row < shard.stop}
     if lost := [row for row in failures if row not in known]:
         raise UserError(
             f"{keys[lost[0]]} (row {lost[0]}) could be read when {before.folder} was made and cannot be now "

@@ -6,7 +6,7 @@ Row r of a cache is one image for ever. What stood behind each row is kept besid
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,12 +130,21 @@ class GrownImages(ImageSource):
     listing : of all rows
     added : rows at the end that are new
     removed, changed : rows whose image is not there, or is another now
+    returned : how many rows have their image again, of those in `gone`
     """
 
-    def __init__(self, images: ImageSource, now: Listing, before: Listing, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        images: ImageSource,
+        now: Listing,
+        before: Listing,
+        classes: Sequence[str],
+        gone: Collection[int] = (),
+    ) -> None:
         self._images = images
         place, self.changed = find_rows(before, now)
         self.removed = tuple(sorted(set(np.flatnonzero(place == GONE).tolist()) - set(self.changed)))
+        self.returned = sum(1 for row in gone if place[row] != GONE)
         new = np.setdiff1d(np.arange(len(now.keys)), place)
         self.added = len(new)
         self._place = np.concatenate([place, new])
@@ -205,7 +214,7 @@ def continue_cache(images: ImageSource, now: Listing, folder: Path, there: Manif
     before = recall_listing(folder, there, now)
     if before is None or bool(before.contents) != bool(now.contents):
         return None
-    grown = GrownImages(images, now, before, there.classes)
+    grown = GrownImages(images, now, before, there.classes, there.gone)
     expected = there.rows - len(there.removed) - len(there.changed)
     if grown.kept < FEWEST_KEPT * expected:
         raise UserError(
@@ -221,6 +230,11 @@ def continue_cache(images: ImageSource, now: Listing, folder: Path, there: Manif
 
 
 def describe(grown: GrownImages) -> str:
-    """How many images are new, and how many are gone."""
-    counts = {"new": grown.added, "removed": len(grown.removed), "changed": len(grown.changed)}
+    """How many images are new, how many came back, and how many are gone."""
+    counts = {
+        "new": grown.added,
+        "returned": grown.returned,
+        "removed": len(grown.removed),
+        "changed": len(grown.changed),
+    }
     return ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)

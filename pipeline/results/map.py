@@ -1,11 +1,13 @@
 """A map of all images in the plane, on which neighbors lie together: made once per run."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float16, Float32, Int32, Int64
 
+from temi.cache import CacheError
 from temi.pipeline.features.neighbors import find_neighbors
 from temi.pipeline.features.unit_rows import UnitRows
 from temi.pipeline.results.layout import layout
@@ -37,7 +39,10 @@ def atlas(scaled: Float32[np.ndarray, "n D"], neighbors: Graph | None = None) ->
 def run_atlas(
     folder: Path, scaled: Float32[np.ndarray, "n D"], rows: Int64[np.ndarray, " n"], neighbors: Graph | None = None
 ) -> Float32[np.ndarray, "n 2"]:
-    """The map of these `rows` of a cache: the one in `folder` if it is of the same, else made and left there."""
+    """The map of these `rows` of a cache: the one in `folder` if it is of the same, else made and left there.
+
+    A folder that cannot be written to, such as somebody else's run, does without: the map can be made again.
+    """
     path = folder / ATLAS
     if path.exists():
         tensors = load_tensors(path)[0]
@@ -46,7 +51,8 @@ def run_atlas(
             return position
     position = atlas(scaled, neighbors)
     tensors = {"position": torch.from_numpy(position), "row": torch.from_numpy(rows.astype(np.int64))}
-    save_tensors(path, tensors, {"format": "temi-atlas-2"})
+    with suppress(CacheError):
+        save_tensors(path, tensors, {"format": "temi-atlas-2"})
     return position
 
 

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import torch
-from jaxtyping import Float16
+from jaxtyping import Float16, Int64
 
 from temi.cache import EmbeddingCache
 from temi.cache.bucket import bucket_url
 from temi.cache.convert.join import SPACES
 from temi.cache.files import os_errors
+from temi.cache.fingerprint import IMPORTED
 from temi.cache.schema import MANIFEST
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import Backbone, load_backbone
@@ -138,7 +139,7 @@ def _embedded(
     if bucket_url(images) or (path / MANIFEST).is_file():
         cache = EmbeddingCache.open(path)
         check_same_backbone(run.model, cache)
-        rows = _new_rows(run, cache) if new else range(cache.rows)
+        rows = _new_rows(run, cache) if new else np.arange(cache.rows)
         return _cached(cache, rows), len(rows)
     if new:
         raise UserError(f"{images} is not a cache; --new takes the cache that {run.folder} was trained on, grown since")
@@ -157,6 +158,11 @@ def recorded_settings(run: FinishedRun, backbone: str | None, device: str) -> Em
         raise UserError(
             f"{run.folder} was trained on joined caches of {made.backbone}; embed the new images with each, "
             "`temi cache join` the caches and give the joined one"
+        )
+    if made.pooling == IMPORTED:
+        raise UserError(
+            f"{run.folder} was trained on imported embeddings, whose encoder is not known; make embeddings of the new "
+            "images as those were made, `temi cache import` them and give `temi predict` that cache"
         )
     name = backbone or made.backbone
     if backbone is None and name.endswith(LOCAL):
@@ -200,17 +206,24 @@ def check_backbone(run: FinishedRun, encoder: Backbone) -> None:
         )
 
 
-def _new_rows(run: FinishedRun, cache: EmbeddingCache) -> range:
+def _new_rows(run: FinishedRun, cache: EmbeddingCache) -> Int64[np.ndarray, " n"]:
     before = EmbeddingCache.open_as(cache.place, run.files.begun_with().cache.digest)
     if before is None:
         raise UserError(f"{run.folder} was not trained on {cache.folder}; leave out --new to assign all of its images")
     return rows_since(before, cache)
 
 
-def _cached(cache: EmbeddingCache, wanted: range) -> Iterator[Block]:
-    for rows in cut(wanted.start, wanted.stop, BLOCK_ROWS):
-        failures = {row - rows.start: why for row, why in cache.failures.items() if row in rows}
-        yield Block(cache.keys[rows.start : rows.stop], cache.embedding(rows.start, rows.stop), failures)
+def _cached(cache: EmbeddingCache, wanted: Int64[np.ndarray, " n"]) -> Iterator[Block]:
+    """Blocks of the rows `wanted`, which rise."""
+    unusable = cache.unusable
+    for rows in cut(0, cache.rows, BLOCK_ROWS):
+        first, last = np.searchsorted(wanted, (rows.start, rows.stop))
+        if first == last:
+            continue
+        chosen = wanted[first:last]
+        failures = {place: unusable[row] for place, row in enumerate(chosen.tolist()) if row in unusable}
+        embedding = cache.embedding(rows.start, rows.stop)[chosen - rows.start]
+        yield Block([cache.keys[row] for row in chosen], embedding, failures)
 
 
 def _computed(encoder: Backbone, source: ImageSource) -> Iterator[Block]:

@@ -13,6 +13,7 @@ import pyarrow.parquet
 from jaxtyping import Float32
 from PIL import Image, ImageOps
 
+from temi.cache import CacheError
 from temi.cache.files import write_atomic
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.images.decode import FORMATS, picture
@@ -49,7 +50,7 @@ class Thumbnail:
 def run_thumbnails(folder: Path, images: ImageSource, rows: Sequence[int], max_bytes: int) -> dict[int, Thumbnail]:
     """Thumbnails of `rows`, in this order until `max_bytes` are used; those in `folder` are not made again.
 
-    An image that can no longer be read has none.
+    An image that can no longer be read has none. A folder that cannot be written to keeps none.
     """
     found = kept_thumbnails(folder)
     before, used = len(found), 0
@@ -67,7 +68,8 @@ def run_thumbnails(folder: Path, images: ImageSource, rows: Sequence[int], max_b
             if used > max_bytes:
                 break
     if len(found) > before:
-        _write(folder / THUMBNAILS, found)
+        with suppress(CacheError):
+            _write(folder / THUMBNAILS, found)
     return chosen
 
 

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic import contents, make_manifest, shard_content, write_cache
 
 from temi.cache import ShardWriter
+from temi.cache.kept import save_kept
 
 TEMI = Path(sys.executable).with_name("temi")
 
@@ -32,6 +34,14 @@ def test_info_prints_a_table_and_json(folder: Path) -> None:
     assert "facebook/dinov2-base" in table.stdout
     as_json = temi("info", folder, "--json")
     assert json.loads(as_json.stdout)["fingerprint"]["backbone"] == "facebook/dinov2-base"
+
+
+def test_info_calls_only_what_cannot_be_read_unreadable(folder: Path) -> None:
+    save_kept(folder / "neighbors", "copies", {"embeddings": "0" * 32}, {"x": np.zeros(3)})
+    assert "copies 0.0 MB (copies-" in temi("info", folder).stdout
+    (kept,) = (folder / "neighbors").glob("*.safetensors")
+    kept.write_bytes(b"short")
+    assert "copies 0.0 MB unreadable (copies-" in temi("info", folder).stdout
 
 
 def test_verify_of_a_whole_cache(folder: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from synthetic import FINGERPRINT
 
 from temi.cache import Fingerprint
+from temi.cache.fingerprint import IMPORTED
 
 # One other value for every field: a field added without one fails `test_every_field_has_a_change`.
 CHANGES: dict[str, Any] = {
@@ -36,6 +37,15 @@ def test_another_decoding_is_another_cache_of_the_same_meaning() -> None:
     assert before.differences_in_meaning(after) == []
     smaller = replace(after, preprocessing={"crop": [98, 98]}, images="f" * 32)
     assert before.differences_in_meaning(smaller) == ["preprocessing.crop: here [224, 224], asked [98, 98]"]
+
+
+def test_imported_embeddings_mean_the_same_whatever_file_they_came_in() -> None:
+    before = Fingerprint(**{**FINGERPRINT, "pooling": IMPORTED})
+    after = replace(before, revision="the digest of another file")
+    assert before.differences_in_meaning(after) == []
+    other = replace(after, backbone="other")
+    (difference,) = before.differences_in_meaning(other)
+    assert difference.startswith("backbone: here")
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -211,6 +211,7 @@ def save_bad(folder: Path, what: str) -> Path:
         "null key": {**lists, "key": ["a", None]},
         "real key": {**lists, "key": [1.5, 2.0]},
         "twin key": {**lists, "key": ["a", "a"]},
+        "empty key": {**lists, "key": ["a", ""]},
         "bad label": {**lists, "label": [0.5, 1.5]},
         "low label": {**lists, "label": [0, -2]},
     }
@@ -222,6 +223,8 @@ def save_bad(folder: Path, what: str) -> Path:
         "tiny": np.full((2, 3), 1e-8, np.float32),
         "large": np.array([[1, 2], [1e6, 2]], np.float32),
         "rows": np.zeros((3, 3), np.float32),
+        "no numbers": np.zeros((2, 0), np.float32),
+        "no rows": np.zeros((0, 3), np.float32),
     }
     if what in tables:
         pq.write_table(pa.table(tables[what]), parquet)
@@ -256,6 +259,9 @@ def save_bad(folder: Path, what: str) -> Path:
         ("null key", "1 rows have no key"),
         ("real key", "instead of text or whole numbers"),
         ("twin key", "2 rows with the key 'a'"),
+        ("empty key", "image name 2 is empty; give every image a name"),
+        ("no numbers", "holds 2 embeddings of 0 numbers; give at least one"),
+        ("no rows", "holds 0 embeddings of 3 numbers; give at least one"),
         ("tiny", r"embedding of a \(row 0\) loses .* in float16, its values are too small"),
         ("bad label", "not one number or name"),
         ("low label", "number classes from 0"),
@@ -280,6 +286,15 @@ def test_what_cannot_be_imported_is_refused_in_a_sentence(tmp_path: Path, what: 
         keys.write_text("a\nb\n")
     with pytest.raises(CacheError, match=message):
         import_embeddings(path, tmp_path / "c", keys=keys)
+
+
+@pytest.mark.parametrize("names", ["a\n\nb\n", "a\n\n", "a\r\nb\r\n\r\n"])
+def test_an_empty_line_is_no_image_name_and_nothing_is_left_behind(tmp_path: Path, names: str) -> None:
+    np.save(tmp_path / "e.npy", np.ones((2, 3), np.float32))
+    (tmp_path / "keys.txt").write_text(names, newline="")
+    with pytest.raises(CacheError, match=r"image name [23] is empty; give every image a name"):
+        import_embeddings(tmp_path / "e.npy", tmp_path / "c", keys=tmp_path / "keys.txt")
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize(

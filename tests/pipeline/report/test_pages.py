@@ -174,6 +174,18 @@ def test_the_map_keeps_groups_apart_and_is_made_once(tmp_path: Path) -> None:
         assert np.isfinite(atlas(scaled[:few])).all()
 
 
+def test_a_folder_that_cannot_be_written_to_keeps_neither_map_nor_thumbnails(tmp_path: Path) -> None:
+    for name in (ATLAS, THUMBNAILS):
+        (tmp_path / f"{name}.part").mkdir()  # in the way, also of root, whom permissions do not stop
+    scaled = mixture(rows=100)[0].astype(np.float32)
+    assert run_atlas(tmp_path, scaled, np.arange(100)).shape == (100, 2)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (10, 10)).save(tmp_path / "photos/a.png")
+    images = open_source(str(tmp_path / "photos"), max_pixels=1000)
+    assert run_thumbnails(tmp_path, images, [0], 10**6).keys() == {0}
+    assert not any((tmp_path / name).exists() for name in (ATLAS, THUMBNAILS))
+
+
 def test_thumbnails_never_enlarge_are_upright_and_made_once(tmp_path: Path) -> None:
     wide = Image.new("RGB", (400, 100), "white")
     exif = Image.Exif()

@@ -14,11 +14,15 @@ from scipy.stats import combine_pvalues
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 from typer.testing import CliRunner
 
+from temi.cache import EmbeddingCache
+from temi.cache.convert.importing import import_embeddings
 from temi.cli import app
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.neighbors import exact_neighbors
+from temi.pipeline.results.find import Finder
+from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.predict import predict
 from temi.pipeline.runs.model import save_tensors
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
@@ -146,6 +150,22 @@ def test_mistakes_are_sentences(photo_run: PhotoRun, tmp_path: Path) -> None:
     (damaged / NOVELTY).write_bytes(b"short")
     with pytest.raises(UserError, match=r"novelty.safetensors cannot be read"):
         predict(damaged, str(photo_run.cache), None)
+
+
+def test_a_run_on_imported_embeddings_takes_imported_ones_and_no_images(photo_run: PhotoRun, tmp_path: Path) -> None:
+    embedding = mixture(rows=100, dim=16, clusters=3)[0].astype(np.float32)
+    for name, rows in (("old", slice(80)), ("new", slice(80, None))):
+        np.save(tmp_path / f"{name}.npy", embedding[rows])
+        keys = tmp_path / f"{name}.txt"
+        keys.write_text("".join(f"{row}.jpg\n" for row in range(100)[rows]))
+        import_embeddings(tmp_path / f"{name}.npy", tmp_path / name, keys=keys)
+    train_heads(EmbeddingCache.open(tmp_path / "old"), short("heads.clusters=3"), tmp_path / "run")
+    assert predict(tmp_path / "run", str(tmp_path / "new"), tmp_path / "p.csv").images == 20
+    sentence = "was trained on imported embeddings, whose encoder is not known; make embeddings of the new images"
+    with pytest.raises(UserError, match=sentence):
+        predict(tmp_path / "run", str(photo_run.photos), None)
+    with pytest.raises(UserError, match=sentence):  # `temi serve` answers this with 400
+        Finder(FinishedRun(tmp_path / "run"), None, "cpu").like((photo_run.photos / "green/4.jpg").read_bytes())
 
 
 def test_the_command_prints_csv_and_nothing_else(photo_run: PhotoRun) -> None:
