@@ -14,8 +14,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from temi.cache import EmbeddingCache
 from temi.cache.convert.importing import import_embeddings
+from temi.cache.files import make_folder
 from temi.cache.halves import to_halves
 from temi.pipeline.config import Config, load_config
+from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import quiet
 from temi.pipeline.results.constraints import read_constraints
@@ -25,6 +27,8 @@ from temi.pipeline.runs.train import assign, train_heads
 
 MAX_SEED = 2**31 - 1
 ROW = "row {} of X".format  # in a refusal
+SEEDS = ("start.seed", "train.seed", "pairs.seed")
+PARAMETERS = {"heads.clusters": "n_clusters", **dict.fromkeys(SEEDS, "random_state")}  # which stand for settings
 
 
 class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
@@ -34,8 +38,9 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     ----------
     n_clusters : int, default 10
         Number of clusters, C; some may stay empty.
-    settings : sequence of str, default ()
+    settings : sequence of str or None, default ()
         Settings of the pipeline as ``--set`` takes them, e.g. ``("train.min_steps=500", "objective.beta=0.6")``.
+        Those that `n_clusters` and `random_state` stand for are refused.
     random_state : int, RandomState or None, default 0
         Seed of cuts, heads and batches; an int gives the run that the command line gives with these seeds.
     run : path or None, default None
@@ -73,7 +78,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         self,
         n_clusters: int = 10,
         *,
-        settings: Sequence[str] = (),
+        settings: Sequence[str] | None = (),
         random_state: int | np.random.RandomState | None = 0,
         run: str | Path | None = None,
         corrections: str | Path | None = None,
@@ -92,7 +97,8 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Raises
         ------
         ValueError
-            Not two or more rows of finite numbers, more clusters than rows, or a setting that does not exist.
+            Not two or more rows of finite numbers, more clusters than rows, a setting that does not exist or that a
+            parameter or an array rules out, or a `run` that is no folder.
         """
         embedding = validate_data(self, X, dtype=np.float32, ensure_min_samples=2)
         to_halves(embedding, ROW)
@@ -141,14 +147,22 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(MAX_SEED)
-        own = [f"heads.clusters={self.n_clusters}", *(f"{part}.seed={seed}" for part in ("start", "train", "pairs"))]
-        few = load_config(None, self.settings).neighbors.k >= rows
-        return load_config(None, [*self.settings, *own, *([f"neighbors.k={rows - 1}"] if few else [])])
+        settings = self.settings or ()
+        for name in (setting.partition("=")[0].strip() for setting in settings):
+            if name in PARAMETERS:
+                raise UserError(f"settings has {name}; give {PARAMETERS[name]} instead, which sets it")
+        given = load_config(None, settings)
+        if given.train.split:
+            raise UserError(
+                f"settings has train.split={given.train.split}, but an array has no splits; fit the rows to train on"
+            )
+        own = [f"heads.clusters={self.n_clusters}", *(f"{name}={seed}" for name in SEEDS)]
+        return load_config(None, [*settings, *own, *([f"neighbors.k={rows - 1}"] if given.neighbors.k >= rows else [])])
 
 
 def write_cache(embedding: Float32[np.ndarray, "n D"], folder: Path) -> EmbeddingCache:
     """``folder/cache`` with these rows, as `temi cache import` makes it; the one there if it holds the same."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     array, keys = folder / "embedding.npy", folder / "keys.txt"
     np.save(array, embedding)
     keys.write_text("".join(f"{row}\n" for row in range(len(embedding))))

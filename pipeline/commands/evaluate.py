@@ -44,7 +44,9 @@ def evaluate(
         for path in plugin or ():
             load_plugin(path)
         other, chosen = EmbeddingCache.open(cache) if cache else None, parse_baselines(baselines)
-        result = evaluate_trials(run, other, chosen) if is_trials(run) else evaluate_run(run, other, chosen)
+        score = evaluate_trials if is_trials(run) else evaluate_run
+        # Who asks for all cannot know which of them need more images; who names one wants that one.
+        result = score(run, other, chosen, leave_out="all" in baselines.split(","))
         for part in result.parts:
             print_table(f"{part.name} ({part.images:,} images)", part.rows)
         if result.training is not None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from temi.pipeline.device import pick_device
+from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.metrics import majority
 from temi.pipeline.extras import import_extra
 from temi.pipeline.features.neighbors import exact_neighbors, nearest
@@ -242,6 +243,7 @@ class Baseline:
     cluster : (N, D) embeddings, a number of clusters and a seed -> (N,) labels
     extra, modules : the extra of this package that brings what it needs, and these modules; none: nothing more
     centered : whether a new row belongs to the nearest center; else its neighbors vote
+    least : rows that it needs
     """
 
     title: str
@@ -249,6 +251,7 @@ class Baseline:
     extra: str = ""
     modules: tuple[str, ...] = ()
     centered: bool = False
+    least: int = 2
 
 
 def register_baseline(name: str, baseline: Baseline) -> None:
@@ -258,12 +261,12 @@ def register_baseline(name: str, baseline: Baseline) -> None:
 
 register_baseline("kmeans", Baseline("k-means", k_means, centered=True))
 register_baseline("spherical", Baseline("spherical k-means", spherical_k_means, centered=True))
-register_baseline("umap", Baseline("UMAP + k-means", umap_k_means, "umap", ("umap",)))
+register_baseline("umap", Baseline("UMAP + k-means", umap_k_means, "umap", ("umap",), least=5))
 register_baseline("ward", Baseline("Ward", ward))
-register_baseline("hdbscan", Baseline("UMAP + HDBSCAN", hdbscan, "umap", ("umap",)))
-register_baseline("plscan", Baseline("UMAP + PLSCAN", plscan, "baselines", ("umap", "fast_plscan")))
-register_baseline("evoc", Baseline("EVoC", evoc, "baselines", ("evoc",)))
-register_baseline("spectral", Baseline("spectral clustering", spectral))
+register_baseline("hdbscan", Baseline("UMAP + HDBSCAN", hdbscan, "umap", ("umap",), least=7))
+register_baseline("plscan", Baseline("UMAP + PLSCAN", plscan, "baselines", ("umap", "fast_plscan"), least=7))
+register_baseline("evoc", Baseline("EVoC", evoc, "baselines", ("evoc",), least=5))
+register_baseline("spectral", Baseline("spectral clustering", spectral, least=3))
 register_baseline("louvain", Baseline("Louvain", louvain))
 register_baseline("leiden", Baseline("Leiden", leiden, "leiden", ("igraph", "leidenalg")))
 register_baseline("turtle", Baseline("TURTLE", turtle))
@@ -276,15 +279,26 @@ def run_baseline(
 
     Other rows take the nearest center (k-means, spherical k-means) or the majority of their 20 nearest training rows.
     `widths` are those of the spaces of a joined cache: TURTLE sees them one by one, all others see them as one.
+    UserError where the baseline returns no cluster for every row.
     """
     began = time.perf_counter()
     if name == "turtle" and len(widths) > 1:
         cluster = turtle(split_spaces(train, widths), clusters, seed)
     else:
-        cluster = BASELINES[name].cluster(train, clusters, seed)
+        cluster = _checked(BASELINES[name].cluster(train, clusters, seed), name, len(train))
     seconds = time.perf_counter() - began
     extend = nearest_mean if BASELINES[name].centered else neighbor_vote
     return [cluster, *(extend(unit_rows(train), cluster, unit_rows(other)) for other in others)], seconds
+
+
+def _checked(found: object, name: str, rows: int) -> Labeling:
+    """What the baseline `name` returned, as int64."""
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.shape != (rows,):
+        came = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
+        raise UserError(f"the baseline {name!r} returned {came}; return an array of {rows} integers, one per row")
+    if found.min() < 0:
+        raise UserError(f"the baseline {name!r} returned the cluster {found.min()}; put every row into one from 0 on")
+    return found.astype(np.int64, copy=False)
 
 
 def split_spaces(embedding: Embedding, widths: Sequence[int]) -> list[Float32[np.ndarray, "N _"]]:

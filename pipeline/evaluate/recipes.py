@@ -17,6 +17,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.baselines import import_needed, run_baseline
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
+from temi.pipeline.progress import say
 from temi.pipeline.registry import BASELINES
 from temi.pipeline.runs.checks import training_rows
 from temi.pipeline.runs.train import assign, train_heads
@@ -62,6 +63,33 @@ def load_recipe(name: str, clusters: int, seed: int = 0, more: Sequence[str] = (
     seeds = [f"{key}={seed}" for key in ("train.seed", "start.seed", "pairs.seed")]
     settings = [f"heads.clusters={clusters}", "train.tensorboard=false", *seeds, *more]
     return load_config(CONFIGS / f"{name}.toml" if name else None, settings)
+
+
+def runnable(names: Sequence[str], cache: EmbeddingCache, split: str, *, leave_out: bool) -> list[str]:
+    """The baselines that have enough rows to train on; others are left out and named, or refused before any runs.
+
+    Recipes see copies once, as all training here does.
+    """
+    rows, fitting = training_rows(cache, split), list[str]()
+    distinct = len(Features.of_cache(cache, rows).copies[0]) if not RECIPES.keys().isdisjoint(names) else len(rows)
+    for name in names:
+        there, needed = distinct if name in RECIPES else len(rows), _least_rows(name)
+        sentence = f"{title_of(name)} needs {needed} different images, and there are {there} to train on"
+        if there >= needed:
+            fitting.append(name)
+        elif leave_out:
+            say(f"{name} is left out: {sentence}")
+        else:
+            raise UserError(f"{sentence}; leave {name} out of --baselines")
+    return fitting
+
+
+def _least_rows(name: str) -> int:
+    """Rows that a baseline or a recipe needs: a row has neighbors besides itself."""
+    if name not in RECIPES:
+        return BASELINES[name.partition(ON)[0]].least
+    config = load_recipe(name, 1)
+    return config.neighbors.k + 1 if "neighbors" in config.pairs.source else 2
 
 
 def run_rival(

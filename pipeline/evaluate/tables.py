@@ -21,7 +21,7 @@ from temi.pipeline.evaluate.metrics import (
     knn_accuracy,
     probe_accuracy,
 )
-from temi.pipeline.evaluate.recipes import run_rival, title_of
+from temi.pipeline.evaluate.recipes import run_rival, runnable, title_of
 from temi.pipeline.runs.checks import rows_since, training_rows
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.records import Result, ScoredPart, ScoreRow, Training, read_record, write_record
@@ -43,11 +43,18 @@ class Part:
         return len(self.label) > 0 and bool((self.label >= 0).all())
 
 
-def evaluate_run(folder: Path, other: EmbeddingCache | None = None, baselines: Sequence[str] = ("kmeans",)) -> Result:
+def evaluate_run(
+    folder: Path,
+    other: EmbeddingCache | None = None,
+    baselines: Sequence[str] = ("kmeans",),
+    *,
+    leave_out: bool = False,
+) -> Result:
     """Score the trained model of a run on its training rows and on what is held out, beside baselines and the ceilings.
 
     Held out are the splits of the run's cache that were not trained on, or the cache `other`. Writes ``result.json``
-    and assignments of every row that was scored into the run folder.
+    and assignments of every row that was scored into the run folder. With `leave_out`, baselines that need more rows
+    than there are do not count; else they are a UserError.
     """
     run = RunFolder(folder)
     if not run.finished:
@@ -57,7 +64,7 @@ def evaluate_run(folder: Path, other: EmbeddingCache | None = None, baselines: S
     held_out = None if other is None or other.digest == home.digest else other
     parts = scored_parts(run, home, held_out, model)
     training = read_record(Training, run.training)
-    rivals = run_rivals(run, home, parts, baselines, model.clusters)
+    rivals = run_rivals(run, home, parts, baselines, model.clusters, leave_out=leave_out)
     tables = _tables(model, parts, rivals, training.seconds)
     scored = tuple(
         ScoredPart(name=part.name, images=len(part.label), rows=tuple(rows))
@@ -97,8 +104,8 @@ def scored_parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | N
     if other is not None:
         check_same_backbone(model, other)
         new = rows_since(home, other)
-        name = f"held out: {other.folder.name}" + (", new rows" if new.start else "")
-        return [*parts, _part(name, other, new.start + np.flatnonzero(other.ok[new.start :]))]
+        name = f"held out: {other.folder.name}" + (", new rows" if len(new) < other.rows else "")
+        return [*parts, _part(name, other, new[other.ok[new]])]
     for name in home.splits:
         held_out = np.setdiff1d(training_rows(home, name), rows)
         if len(held_out):
@@ -131,10 +138,17 @@ class Rival:
 
 
 def run_rivals(
-    run: RunFolder, home: EmbeddingCache, parts: Sequence[Part], names: Sequence[str], clusters: int
+    run: RunFolder,
+    home: EmbeddingCache,
+    parts: Sequence[Part],
+    names: Sequence[str],
+    clusters: int,
+    *,
+    leave_out: bool = False,
 ) -> list[Rival]:
     """Baselines fitted on the training rows of `run`, which are the first part."""
     split = recorded_config(run.config).train.split
+    names = runnable(names, home, split, leave_out=leave_out)
     embeddings = [part.embedding for part in parts]
     found = [run_rival(name, home, split, embeddings, clusters) for name in names]
     return [Rival(title_of(name), *clustered) for name, clustered in zip(names, found, strict=True)]

@@ -13,9 +13,16 @@ from temi.pipeline.runs.trials import list_trained
 
 
 def evaluate_trials(
-    folder: Path, other: EmbeddingCache | None = None, baselines: Sequence[str] = ("kmeans",)
+    folder: Path,
+    other: EmbeddingCache | None = None,
+    baselines: Sequence[str] = ("kmeans",),
+    *,
+    leave_out: bool = False,
 ) -> Result:
-    """Score every finished trial in `folder`; also written to ``result.json``, the best of every part first."""
+    """Score every finished trial in `folder`; also written to ``result.json``, the best of every part first.
+
+    `leave_out` as for `evaluate_run`.
+    """
     parts: dict[str, Part] = {}
     rows: dict[str, list[ScoreRow]] = {}
     compared: set[tuple[str, int]] = set()
@@ -30,7 +37,7 @@ def evaluate_trials(
             rows.setdefault(part.name, []).append(own)
         if (scored[0].name, model.clusters) not in compared:
             compared.add((scored[0].name, model.clusters))
-            for rival in run_rivals(run, home, scored, baselines, model.clusters):
+            for rival in run_rivals(run, home, scored, baselines, model.clusters, leave_out=leave_out):
                 title = f"{rival.title}, {model.clusters} clusters"
                 for part, cluster in zip(scored, rival.clusters, strict=True):
                     rows[part.name].append(score_row(title, part, cluster, model.clusters, kind="baseline"))

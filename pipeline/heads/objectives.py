@@ -15,12 +15,14 @@ The equations of those below are in losses.py, with gradients in closed form: th
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Real
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from temi.pipeline.errors import UserError
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.losses import Average, LogProbs, PerHead, PerRow, Scored
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
@@ -121,13 +123,33 @@ class Regularizer:
 
 
 def register_objective(name: str, objective: Objective) -> None:
-    """Make `objective` available as ``objective.name = NAME``."""
+    """Make `objective` available as ``objective.name = NAME``.
+
+    Raises
+    ------
+    UserError
+        The name is taken, it is no `Objective`, or one of its settings is no number.
+    """
+    _check_entry("objective", name, objective, Objective)
     OBJECTIVES.register(name, objective)
 
 
 def register_regularizer(name: str, regularizer: Regularizer) -> None:
-    """Make `regularizer` available as ``objective.regularizer = NAME``."""
+    """Make `regularizer` available as ``objective.regularizer = NAME``; raises as `register_objective` does."""
+    _check_entry("regularizer", name, regularizer, Regularizer)
     REGULARIZERS.register(name, regularizer)
+
+
+def _check_entry(kind: str, name: str, entry: object, wanted: type[Objective] | type[Regularizer]) -> None:
+    """Said at registration: a plugin that is wrong here would fail in the middle of training."""
+    if not isinstance(entry, wanted):
+        raise UserError(
+            f"the {kind} {name!r} is no {wanted.__name__} but {type(entry).__name__}; "
+            f"register {wanted.__name__}(by_autograd(loss))"
+        )
+    for setting, default in entry.settings.items():
+        if isinstance(default, bool) or not isinstance(default, Real):
+            raise UserError(f"the {kind} {name!r} has the setting {setting} = {default!r}; give it a number as default")
 
 
 def by_autograd(loss: Callable[[PairBatch], PerHead]) -> Loss:
@@ -136,6 +158,8 @@ def by_autograd(loss: Callable[[PairBatch], PerHead]) -> Loss:
     `loss` returns one number per head, (g,). It is called once for all heads of equally many clusters, so it never
     meets a cluster that a head lacks: sums, entropies and Sinkhorn rounds need no masks. On a GPU a loss that waits for
     it (``.item()``, ``nonzero``, a boolean index) is slower: its steps cannot be recorded (cuda_graph.py).
+
+    The loss that comes of it raises UserError where `loss` returns anything else, or nothing that has a gradient.
     """
 
     def scored(batch: PairBatch) -> Scored:
@@ -145,12 +169,33 @@ def by_autograd(loss: Callable[[PairBatch], PerHead]) -> Loss:
             with torch.enable_grad():
                 scores = own.scores.detach().requires_grad_()
                 found = loss(replace(own, scores=scores))
-                (slope,) = torch.autograd.grad(found.sum(), scores)
+                slope = _slope(loss, found, scores)
             value[index] = found.detach()
             gradient[index, :, :count] = slope
         return value, gradient
 
     return scored
+
+
+def _slope(loss: Callable[[PairBatch], PerHead], found: object, scores: Float[Tensor, "g M C"]) -> Tensor:
+    """The gradient at `scores` of what `loss` returned; a scalar would have one, but heads would share their loss."""
+    heads = len(scores)
+    if not isinstance(found, Tensor) or found.shape != (heads,):
+        came = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(
+            f"{_named(loss)} returned {came} where ({heads},) is needed, one number per head; "
+            "take the mean over rows with .mean(-1)"
+        )
+    slope = torch.autograd.grad(found.sum(), scores, allow_unused=True)[0] if found.requires_grad else None
+    if slope is None:
+        raise UserError(f"{_named(loss)} does not depend on batch.student or batch.scores; compute it from one of them")
+    return slope
+
+
+def _named(loss: Callable[[PairBatch], PerHead]) -> str:
+    """A loss by where it is written: the name it is registered by is not known here, and one may have several."""
+    code = getattr(loss, "__code__", None)
+    return f"the loss at {code.co_filename}:{code.co_firstlineno}" if code else f"the loss {loss!r}"
 
 
 def _temi(batch: PairBatch) -> Scored:

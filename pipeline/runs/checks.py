@@ -17,16 +17,30 @@ def training_rows(cache: EmbeddingCache, split: str = "") -> Int64[np.ndarray, "
     return start + np.flatnonzero(cache.ok[start:stop])
 
 
-def rows_since(before: EmbeddingCache, now: EmbeddingCache) -> range:
-    """Rows of `now` that came after `before`, where it is the same cache, grown; all of them where it is another."""
+def rows_since(before: EmbeddingCache, now: EmbeddingCache) -> Int64[np.ndarray, " n"]:
+    """Rows of `now` that `before` had not, where it is the same cache, grown; all of them where it is another.
+
+    An image that was gone in `before` and came back has its row of old, before those that were added.
+    """
     grown = before.manifest.fingerprint.digest in [generation.fingerprint for generation in now.manifest.earlier]
-    return range(before.rows if grown or before.digest == now.digest else 0, now.rows)
+    if not grown and before.digest != now.digest:
+        return np.arange(now.rows)
+    returned = np.array(sorted(before.gone.keys() - now.gone.keys()), np.int64)
+    return np.concatenate([returned, np.arange(before.rows, now.rows)])
 
 
-def check_settings(config: Config, n: int, views: int, where: str) -> None:
-    """Raise a UserError where `config` asks for more than `n` images with `views` views each, of `where`, can give."""
+def check_settings(
+    config: Config, n: int, views: int, where: str, *, rows: int | None = None, unreadable: bool = False
+) -> None:
+    """Raise a UserError where `config` asks for more than `n` images with `views` views each, of `where`, can give.
+
+    `n` are those that differ, of `rows`, where copies are known; `unreadable`: whether `where` has others, too.
+    """
+    if n < 2 <= (rows or n):
+        raise UserError(f"only {n} of the {rows} images of {where} differ, and copies count once; add others")
     if n < 2:
-        raise UserError(f"{where} has {n} readable images to train on; embed more (see failures.csv there)")
+        listed = " (see failures.csv there)" if unreadable else ""
+        raise UserError(f"{where} has {n} readable images to train on; embed more{listed}")
     if config.heads.clusters > n:
         raise UserError(
             f"heads.clusters = {config.heads.clusters} is more than the {n} images to train on; "

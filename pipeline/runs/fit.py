@@ -21,7 +21,7 @@ from temi.pipeline.runs.calibration import calibrated, expected_accuracy
 from temi.pipeline.runs.checks import check_settings
 from temi.pipeline.runs.loop import TrainingLoop, Trial
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.start.find import Start, sample
+from temi.pipeline.start.find import Start, checked_start, sample
 from temi.pipeline.start.honor import honored
 from temi.pipeline.start.vote import match
 
@@ -37,7 +37,7 @@ def fit_model(features: Features, config: Config, told: Constraints | None = Non
         Settings that do not fit the rows, or training that cannot go on: its loss or gradient is not finite.
     """
     distinct = features.distinct()
-    check_settings(config, len(distinct), features.view_count, "the array")
+    check_settings(config, len(distinct), features.view_count, "the array", rows=len(features))
     known = told_of_distinct(told, features)
     trainer = HeadTrainer([config], load_training_set(distinct, config), told=known)
     starts = begin_heads(trainer, distinct, [config], known)
@@ -66,11 +66,14 @@ def begin_heads(
 
     What a person `told` of the rows holds in these clusters.
     """
-    find = STARTS[configs[0].start.kind]
+    kind = configs[0].start.kind
+    find = STARTS[kind]
     found: dict[tuple[int, int], Start | None] = {}
     for config in configs:
         if (own := _cut_by(config)) not in found:
             start = find(features, config.heads.clusters, config.start)
+            if start is not None:
+                start = checked_start(start, kind, len(features), config.heads.clusters)
             found[own] = start if start is None or told is None else honored(start, features, told)
     starts = [start for config in configs if (start := found[_cut_by(config)]) is not None]
     if starts:

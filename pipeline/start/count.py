@@ -88,12 +88,14 @@ def estimate_clusters(
     """
     rows = len(features)
     most = rows // 2
-    highest = min(HIGHEST, rows // ROWS_PER_CLUSTER) if highest is None else highest
+    advice = f"a range that ends at {most} or below, or a number" if most > LOWEST else "a number"
+    if highest is None:
+        highest = min(HIGHEST, rows // ROWS_PER_CLUSTER)
+        if not lowest < highest:
+            needed = ROWS_PER_CLUSTER * (lowest + 1)
+            raise UserError(f"{rows} images are too few for auto, which needs {needed}; give {advice}")
     if not lowest < highest <= most:
-        raise UserError(
-            f"{rows} images are too few to search {lowest} to {highest} clusters; "
-            f"give a range that ends at {most} or below, or a number"
-        )
+        raise UserError(f"{rows} images are too few to search {lowest} to {highest} clusters; give {advice}")
     distinct = distinct_sample(features, highest).features
     graphs, numbers = largest_graphs(distinct, lowest), candidates(lowest, highest)
     cuts = []

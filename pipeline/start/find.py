@@ -9,7 +9,7 @@ Rows that repeat others count once.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +18,7 @@ from jaxtyping import Int64
 
 from temi.cache.kept import Arrays, Recipe
 from temi.pipeline.config import StartConfig
+from temi.pipeline.errors import UserError
 from temi.pipeline.features.copies import near_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
@@ -70,6 +71,27 @@ class Start:
 
 FindStart = Callable[[Features, int, StartConfig], Start | None]
 """What `start.kind` names: partitions of the rows into so many clusters; None where heads begin at random."""
+
+
+def checked_start(found: object, kind: str, rows: int, clusters: int) -> Start:
+    """What the start `kind` found for `rows` rows, ids as int64; UserError where heads could not learn it."""
+    if not isinstance(found, Start):
+        raise UserError(
+            f"the start {kind!r} returned {type(found).__name__}; return a Start, or None where heads begin at random"
+        )
+    known, cuts = np.asarray(found.rows), np.asarray(found.cuts)
+    if known.ndim != 1 or cuts.shape != (len(found.names), len(known)) or not cuts.size:
+        raise UserError(
+            f"the start {kind!r} returned {len(found.names)} names, rows of shape {known.shape} and cuts of shape "
+            f"{cuts.shape}; return L names, rows (M,) and cuts (L, M), L and M at least 1"
+        )
+    for name, ids, end in (("rows", known, rows), ("cuts", cuts, clusters)):
+        if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= end:
+            raise UserError(
+                f"the start {kind!r} returned {name} of {ids.dtype} from {ids.min()} to {ids.max()}; "
+                f"return integers from 0 to {end - 1}"
+            )
+    return replace(found, rows=known.astype(np.int64, copy=False), cuts=cuts.astype(np.int64, copy=False))
 
 
 def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:

@@ -77,3 +77,34 @@ def test_every_door_refuses_what_a_cache_cannot_hold(factor: float) -> None:
     few.fit(rows)
     with pytest.raises(ValueError, match=r"row \d+ of X"):
         few.predict(factor * rows)
+
+
+def test_equal_rows_are_said_to_be_equal(tmp_path: Path) -> None:
+    rows = np.ones((10, 4), np.float32)
+    with pytest.raises(ValueError, match=r"^only 1 of the 10 images of the array differ, and copies count once"):
+        TemiClusterer(2, settings=SHORT).fit(rows)
+    with pytest.raises(
+        ValueError, match=rf"^only 1 of the 10 images of {tmp_path}/cache differ, and copies count once"
+    ):
+        TemiClusterer(2, settings=SHORT, run=tmp_path).fit(rows)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("heads.clusters=7", "settings has heads.clusters; give n_clusters instead"),
+        ("train.seed=7", "settings has train.seed; give random_state instead"),
+        ("train.split=train", "settings has train.split=train, but an array has no splits"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(setting: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        TemiClusterer(2, settings=(*SHORT, setting)).fit(np.eye(20, dtype=np.float32))
+
+
+def test_a_file_is_no_run_and_none_is_no_setting(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((20, 4))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"cannot create the folder .*file: a file has that name; choose another"):
+        TemiClusterer(2, settings=SHORT, run=tmp_path / "file").fit(rows)
+    assert TemiClusterer(2, settings=None)._config(20) == TemiClusterer(2)._config(20)

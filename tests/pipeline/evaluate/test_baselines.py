@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from temi.cli import app
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.evaluate import baselines, recipes
+from temi.pipeline.evaluate import baselines, recipes, tables
 from temi.pipeline.evaluate.baselines import run_baseline
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.evaluate.recipes import RECIPES, load_recipe, parse_baselines
@@ -287,3 +287,41 @@ def test_start_is_open_to_a_file_of_ones_own() -> None:
     config = load_config(None, ["heads.clusters=4", "heads.count=2", "start.kind=in turn", "start.steps=100"])
     model = fit_model(Features.of_array(embedding), config)
     assert hungarian_accuracy(label, model.assign(Features.of_array(embedding).embedding)[0].numpy()) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (np.zeros(3, np.int64), r"returned int64 of shape \(3,\); return an array of 40 integers"),
+        (np.zeros(40), r"returned float64 of shape \(40,\)"),
+        (np.r_[np.zeros(39, np.int64), -1], r"returned the cluster -1; put every row into one"),
+        (None, r"returned NoneType; return an array of 40 integers, one per row"),
+        ([0] * 40, r"returned list"),
+    ],
+)
+def test_labels_that_are_none_are_a_sentence(found: object, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BASELINES._entries, "mine", baselines.Baseline("mine", lambda *_: found))  # type: ignore[arg-type, return-value]
+    with pytest.raises(UserError, match="the baseline 'mine' " + sentence):
+        run_baseline("mine", mixture(rows=40)[0], [], 2)
+
+
+def test_baselines_that_need_more_images_are_left_out_of_all_and_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = write_cache(tmp_path / "cache", np.repeat(mixture(rows=10)[0], 3, 0))  # copies count once
+    quick = ["heads.clusters=2", "heads.count=2", "train.min_steps=5", "train.epochs=0", "start.kind=random"]
+    train_heads(cache, load_config(None, [*quick, "neighbors.k=3", "train.tensorboard=false"]), tmp_path / "run")
+    ran: list[str] = []
+    monkeypatch.setattr(recipes, "import_needed", lambda name: None)
+    monkeypatch.setattr(tables, "run_rival", lambda name, *_: ran.append(name) or ([np.zeros(30, np.int64)], 0.0))  # type: ignore[func-returns-value]
+    command = ["evaluate", str(tmp_path / "run"), "--baselines"]
+    refused = CliRunner().invoke(app, [*command, "kmeans,scan"])
+    assert refused.exit_code == 2
+    assert "SCAN needs 21 different images, and there are 10 to train on; leave scan out" in refused.stderr
+    assert "--set" not in refused.stderr
+    assert not ran
+    shown = CliRunner().invoke(app, [*command, "all"])
+    assert shown.exit_code == 0, shown.output
+    assert "scan is left out: SCAN needs 21 different images" in shown.stderr
+    assert ran == [*BASELINES, *(name for name in RECIPES if f"{name} is left out" not in shown.stderr)]
+    assert "scan" not in ran

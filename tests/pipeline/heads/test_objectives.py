@@ -287,3 +287,46 @@ def test_what_trials_may_differ_in_is_said_by_the_settings_themselves() -> None:
     assert "regularizer" not in free["objective"]
     assert free["heads"] == {"clusters"}
     assert free["pairs"] == free["neighbors"] == set()
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        (lambda batch: batch.student.logsumexp(-1).mean(), r"returned shape \(\) where \(2,\) is needed"),
+        (lambda batch: batch.student.logsumexp(-1), r"returned shape \(2, 16\) where \(2,\) is needed"),
+        (lambda batch: 1.0, r"returned float where \(2,\) is needed, one number per head"),
+        (lambda batch: batch.log_marginal.sum(-1), r"does not depend on batch.student or batch.scores"),
+        (lambda batch: torch.ones(2, requires_grad=True), r"does not depend on batch.student or batch.scores"),
+    ],
+)
+def test_a_loss_that_is_not_one_number_per_head_is_a_sentence_that_says_where(loss: object, sentence: str) -> None:
+    both = draw_batch(1.0).heads(torch.tensor([1, 2]), 6)
+    with pytest.raises(UserError, match=r"the loss at .*test_objectives.py:\d+ " + sentence):
+        by_autograd(loss)(both)  # type: ignore[arg-type]
+
+
+UNFIT = """
+from temi.pipeline.heads.objectives import Objective, Regularizer, register_objective, register_regularizer
+
+for register, entry in (
+    (register_objective, print),
+    (register_regularizer, Objective(print)),
+    (register_objective, Objective(print, settings={"s": "x"})),
+    (register_regularizer, Regularizer(print, settings={"s": True})),
+):
+    try:
+        register("mine", entry)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_what_is_no_objective_is_refused_at_registration() -> None:
+    # In a process of its own: here the types of all arguments are checked.
+    done = subprocess.run([sys.executable, "-c", UNFIT], capture_output=True, text=True, check=True, timeout=600)
+    assert done.stdout.splitlines() == [
+        "the objective 'mine' is no Objective but builtin_function_or_method; register Objective(by_autograd(loss))",
+        "the regularizer 'mine' is no Regularizer but Objective; register Regularizer(by_autograd(loss))",
+        "the objective 'mine' has the setting s = 'x'; give it a number as default",
+        "the regularizer 'mine' has the setting s = True; give it a number as default",
+    ]

@@ -117,6 +117,10 @@ def test_too_few_images_are_a_sentence() -> None:
         estimate(mixture(rows=40)[0], 2, 30)
     with pytest.raises(UserError, match="12 images are too few"):
         estimate(mixture(rows=12)[0])
+    advice = {12: "give a range that ends at 6 or below, or a number$", 5: "give a number$"}  # never one to be refused
+    for rows, sentence in advice.items():
+        with pytest.raises(UserError, match=f"{rows} images are too few for auto, which needs 30; {sentence}"):
+            estimate(mixture(rows=rows)[0])
 
 
 def test_labels_do_not_count(tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ import scipy.sparse as sp
 from mixtures import mixture, write_cache
 
 from temi.pipeline.config import StartConfig, load_config
+from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import _dealt, warm_start
+from temi.pipeline.registry import STARTS
+from temi.pipeline.runs.fit import fit_model
 from temi.pipeline.start import find
 from temi.pipeline.start.communities import communities
 from temi.pipeline.start.find import Start, pool_start
@@ -200,3 +203,26 @@ def test_every_cut_is_dealt_to_a_head_and_every_head_has_one(heads: int, cuts: i
     dealt = [_dealt(heads, cuts, step) for step in range(cuts)]
     assert all(len(hand) == heads for hand in dealt)
     assert {cut for hand in dealt for cut in hand} == set(range(cuts))
+
+
+@pytest.mark.parametrize(
+    ("found", "sentence"),
+    [
+        (5, "returned int; return a Start, or None"),
+        (Start(np.arange(60), 4, ("one",), np.zeros((1, 5), int)), r"rows of shape \(60,\) and cuts of shape \(1, 5\)"),
+        (
+            Start(np.arange(60), 4, ("one",), np.full((1, 60), 4)),
+            r"cuts of int64 from 4 to 4; return integers from 0 to 3",
+        ),
+        (Start(np.arange(60), 4, ("one",), np.full((1, 60), -1)), r"cuts of int64 from -1 to -1"),
+        (Start(np.arange(60), 4, ("one",), np.zeros((1, 60))), r"cuts of float64"),
+        (Start(np.arange(60) + 1, 4, ("one",), np.zeros((1, 60), int)), r"rows of int64 from 1 to 60"),
+    ],
+)
+def test_a_start_that_heads_cannot_learn_is_a_sentence(
+    found: object, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STARTS._entries, "mine", lambda *_: found)  # type: ignore[arg-type, return-value]
+    config = load_config(None, ["heads.clusters=4", "heads.count=2", "start.kind=mine"])
+    with pytest.raises(UserError, match="the start 'mine' .*" + sentence):
+        fit_model(Features.of_array(mixture(rows=60, clusters=4)[0]), config)
