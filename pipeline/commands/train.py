@@ -95,7 +95,7 @@ def train_heads(
         overrides, axes, count = list(set_ or ()), list(grid or ()), None
         before = None
         if from_ is not None:
-            from temi.pipeline.results.continuing import hand_on_names, open_before
+            from temi.pipeline.results.continuing import corrections_left_behind, hand_on_names, open_before
             from temi.pipeline.runs.continued import describe
 
             if trials or axes or seeds > 1 or (clusters is not None and not clusters.isdecimal()):
@@ -103,6 +103,11 @@ def train_heads(
                     "--from continues one run as one run; leave out --trials, --grid, --seeds and several --clusters"
                 )
             before, config = open_before(from_), config or from_ / "config.toml"
+            if corrections is None and (left := corrections_left_behind(from_)):
+                print(
+                    f"note: of what a person corrected in {from_}, {left:,} merges, splits, moves and removals are not "
+                    f"kept by --from alone; add --corrections {from_} to train with them"
+                )
         earlier, told = None, None
         if corrections is not None:
             from temi.pipeline.results.constraints import clusters_left, read_constraints

@@ -53,14 +53,15 @@ class Choice(Record):
     runs : their folders and trials
     score, acc : of each, mean over seeds; `acc` where `temi evaluate` found labels
     behind : the best choice's score minus this one's, over the seeds that both have
-    verdict : best; worse, where the interval of `behind` is above zero; else even: nothing tells them apart
+    verdict : best; worse, where the interval of `behind` is above zero; even, where it is not: nothing tells them
+        apart; ? where one seed says nothing
     """
 
     settings: dict[str, Setting]
     runs: tuple[str, ...]
     score: Estimate
     behind: Estimate | None = None
-    verdict: Literal["best", "worse", "even"]
+    verdict: Literal["best", "worse", "even", "?"]
     acc: Estimate | None = None
     used_clusters: float
 
@@ -90,7 +91,8 @@ def compare(folders: Sequence[Path], score: str = SCORES[0]) -> list[Choice]:
     """
     if score not in SCORES:
         raise UserError(f"there is no score {score!r}; choose one of {', '.join(SCORES)}")
-    runs = [run for folder in folders for run in read_runs(folder)]
+    places = {folder.resolve(): folder for folder in folders}  # a folder that is named twice counts once
+    runs = [run for folder in places.values() for run in read_runs(folder)]
     apart = [name for name in _names(runs) if len({_text(run.settings.get(name)) for run in runs}) > 1]
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -152,16 +154,21 @@ def _choice(group: Sequence[Run], own: dict[Seed, float], best: dict[Seed, float
     acc = [run.acc for run in group if run.acc is not None]
     score = _estimate(list(own.values()))
     assert score is not None  # a group has a run
-    surely = behind is not None and behind.margin is not None and behind.mean > behind.margin
     return Choice(
         settings={name: group[0].settings.get(name) for name in apart},
         runs=tuple(run.name for run in group),
         score=score,
         behind=behind,
-        verdict="best" if own is best else "worse" if surely else "even",
+        verdict="best" if own is best else _verdict(behind),
         acc=_estimate(acc),
         used_clusters=float(np.mean([run.training.used_clusters for run in group])),
     )
+
+
+def _verdict(behind: Estimate | None) -> Literal["worse", "even", "?"]:
+    if behind is None or behind.margin is None:
+        return "?"
+    return "worse" if behind.mean > behind.margin else "even"
 
 
 def _estimate(values: Sequence[float]) -> Estimate | None:
@@ -189,7 +196,7 @@ def cells(choice: Choice) -> dict[str, str]:
         "seeds": str(len(choice.runs)),
         "score": shown(choice.score),
         "behind": shown(choice.behind),
-        "verdict": choice.verdict if choice.behind is None or choice.behind.margin is not None else "?",
+        "verdict": choice.verdict,
         "ACC": shown(choice.acc, 100, 1),
     }
 

@@ -2,7 +2,18 @@
 
 from pathlib import Path
 
-from temi.pipeline.results.corrections import CORRECTIONS, Rename, append_corrections, signed
+from temi.pipeline.results.corrections import (
+    CORRECTIONS,
+    Merge,
+    Move,
+    Remove,
+    Rename,
+    Split,
+    append_corrections,
+    in_force,
+    read_corrections,
+    signed,
+)
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.continued import CONTINUED, Before, Continued
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
@@ -14,6 +25,11 @@ def open_before(folder: Path) -> Before:
     run = FinishedRun(folder)
     cluster = dict(zip(run.assignments["key"], run.assignments["cluster"].astype(int), strict=True))
     return Before(folder, cluster, run.clusters, run.model, Novelty.load(folder / NOVELTY))
+
+
+def corrections_left_behind(folder: Path) -> int:
+    """How many merges, splits, moves and removals of the run in `folder` one that continues it does not have."""
+    return sum(isinstance(entry, Merge | Split | Move | Remove) for entry in in_force(read_corrections(folder)))
 
 
 def hand_on_names(before: Path, run: Path) -> Continued:

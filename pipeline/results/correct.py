@@ -71,7 +71,7 @@ def read_file(path: Path) -> list[Correction]:
             text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; give a file of corrections, one JSON object a line") from None
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]  # not at U+2028
     if not lines:
         raise UserError(f"{path} holds no correction; give one JSON object a line")
     return [parse_correction(line, f"line {number} of {path}") for number, line in lines]

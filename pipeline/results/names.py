@@ -56,7 +56,10 @@ def set_names(run: Path, table: Path, clusters: int) -> list[str]:
     """
     given = _read_table(table, clusters)
     with correction_lock(run):
-        before = read_names(run, clusters)
+        state = replay_clusters(clusters, read_corrections(run), first_names(run, clusters))
+        before = [state.names.get(cluster, "") for cluster in range(clusters)]
+        if gone := [cluster for cluster, name in given.items() if name and cluster in state.merged]:
+            raise UserError(f"{table}: cluster {gone[0]} was merged into another; name that, or undo the merger")
         changed = {cluster: name for cluster, name in given.items() if name != before[cluster]}
         check_unique(dict(enumerate(before)) | changed)
         if changed:

@@ -22,7 +22,7 @@ from temi.pipeline.runs.records import Record
 from temi.pipeline.start.agreement import contingency
 
 CONTINUED = "continued.json"
-UNKNOWN = -1  # cluster before of an image that the run before did not have
+UNKNOWN = -2  # cluster before of an image that the run before did not have; of one that a person removed it is -1
 
 
 class Continued(Record):
@@ -31,7 +31,8 @@ class Continued(Record):
     Attributes
     ----------
     before : folder of that run
-    known, moved : images that both have, and those of them whose cluster has another number now
+    known, moved : images that both have, and those of them whose cluster has another number now, or that a person had
+        removed
     new, unlike : images that only this run has, and those of them less like the images before than 99 % of those are
         like each other
     drift : chance that a new image lies farther from those before than one of these from the others; 0.5: no drift
@@ -69,9 +70,9 @@ class Before:
         """`model` with the numbers of this run where its clusters are the same, and what became of the images."""
         rows = np.flatnonzero(cache.ok)
         before = np.array([self.cluster.get(cache.keys[row], UNKNOWN) for row in rows], np.int64)
-        known = before != UNKNOWN
+        known, placed = before != UNKNOWN, before >= 0  # not what a person removed
         now = model.assign(CachedRows(cache, rows))[0].cpu().numpy()
-        numbers = match_numbers(now[known], before[known], model.clusters, self.clusters)
+        numbers = match_numbers(now[placed], before[placed], model.clusters, self.clusters)
         total = max(self.clusters, int(numbers.max()) + 1)
         kept = numbers[numbers < self.clusters]
         likeness = self._likeness(cache, rows[~known])
@@ -84,7 +85,7 @@ class Before:
             drift=self.novelty.drift(likeness) if len(likeness) else 0.5,
             kept=tuple(sorted(kept.tolist())),
             begun=tuple(sorted(numbers[numbers >= self.clusters].tolist())),
-            given_up=tuple(sorted(set(self.cluster.values()) - set(kept.tolist()) - {UNKNOWN})),
+            given_up=tuple(sorted({number for number in self.cluster.values() if number >= 0} - set(kept.tolist()))),
         )
         return model.renumbered(torch.from_numpy(numbers), total), continued
 

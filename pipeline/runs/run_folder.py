@@ -12,6 +12,7 @@
     RUN/heads.safetensors     the trained model
     RUN/training.json         steps, seconds, skipped steps, losses, label-free scores
     RUN/assignments.parquet   key, row, cluster, confidence of every readable image; .csv beside it
+    RUN/run.lock              while a process trains
 """
 
 import json
@@ -28,7 +29,8 @@ from typing import Any
 import torch
 
 from temi.cache import EmbeddingCache, Fingerprint
-from temi.cache.files import os_errors, parse, write_atomic
+from temi.cache.files import LOCK, Lock, make_folder, os_errors, parse, write_atomic
+from temi.cache.schema import MANIFEST
 from temi.pipeline.config import Config, dump_toml, recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import Plugin
@@ -45,6 +47,32 @@ PACKAGES = (
     "faiss-gpu",
     "scikit-learn",
     "temi-clustering",
+)
+OWN = (  # what training and the commands that read a run leave in its folder
+    "config.toml",
+    "plugins",
+    "environment.json",
+    "metrics.jsonl",
+    "events",
+    "checkpoints",
+    "stopped.json",
+    "heads.safetensors",
+    "training.json",
+    "start.json",
+    "clusters.json",
+    "continued.json",
+    "novelty.safetensors",
+    "mlflow.json",
+    "assignments.parquet",
+    "assignments.csv",
+    "held-out",
+    "result.json",
+    "corrections.jsonl",
+    "names.json",
+    "atlas.safetensors",
+    "thumbnails.parquet",
+    "report.html",
+    "neighbors",
 )
 
 
@@ -155,10 +183,33 @@ class RunFolder:
         write_json(self.environment, asdict(environment))
         write_atomic(self.config, dump_toml(config, without="embed").encode())
 
+    def claim(self) -> Lock:
+        """The right to train here, which one process has at a time; makes the folder.
+
+        Raises
+        ------
+        UserError
+            Another process has it, or the folder is that of a cache, which would not grow any more with a run in it.
+        """
+        if (self.folder / MANIFEST).exists():
+            raise UserError(f"{self.folder} is the folder of a cache; give the run a folder of its own by --out")
+        make_folder(self.folder)
+        lock = Lock.acquire(self.folder / f"run{LOCK}")
+        if lock is None:
+            raise UserError(f"another process is training {self.folder}; wait for it, or choose another --out")
+        return lock
+
     def remove(self) -> None:
-        """Delete the run that is there; what is no run stays."""
-        if self.config.exists():
-            shutil.rmtree(self.folder)
+        """Delete the run that is there, and nothing else that lies in its folder."""
+        if not (self.config.exists() and self.environment.exists()):
+            return
+        for name in OWN:
+            path = self.folder / name
+            with os_errors(path, "delete"):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
     def _check_same(self, config: Config, environment: Environment) -> None:
         before = recorded_config(self.config)

@@ -63,7 +63,8 @@ def train_heads(
     Raises
     ------
     UserError
-        Settings that do not fit the cache, a folder that holds another run, or training that cannot go on.
+        Settings that do not fit the cache, a folder that holds another run or that another process trains, or training
+        that cannot go on.
     """
     run = RunFolder(out)
     train_pass(
@@ -109,36 +110,40 @@ def train_pass(
     if len(features) < len(rows):
         say(f"{len(rows) - len(features):,} of {len(rows):,} images repeat others: they count once, and are assigned")
     for config in configs:  # before a folder is begun: a mistake must not stand in the way of the corrected command
-        check_settings(config, len(features), cache.views, str(cache.folder))
+        check_settings(
+            config, len(features), cache.views, str(cache.folder), rows=len(rows), unreadable=not cache.ok.all()
+        )
         check_tracking(config)
         processes.check(config, min(config.train.batch_size, len(features)))
     known = None if told is None else told_of_distinct(told.on([cache.keys[row] for row in rows]), everything)
-    for config, run in zip(configs, runs, strict=True):
-        run.start(config, environment, overwrite, plugins)
-    owed = [(config, run) for config, run in zip(configs, runs, strict=True) if not run.settled]
-    configs, runs = zip(*owed, strict=True)
-    footprint = check_memory(configs, cache, len(features), device)
-    say(f"memory: about {footprint}")
-    if len(features) > LARGEST and configs[0].start.kind != "random":
-        say(f"heads begin at cuts of a random {LARGEST:,} of the {len(features):,} images")
-    data = load_training_set(features, configs[0], footprint.place, scratch)
-    trainer = HeadTrainer(configs, data, processes, told=known)
-    return_freed_memory()
-    trials = [LoggedTrial(run, trainer, index, config) for index, (config, run) in enumerate(owed)]
-    first_step = resume_trials(trials)
-    if first_step == 0:
-        for run, start in zip(runs, begin_heads(trainer, features, configs, known), strict=False):
-            found = StartRecord(cuts=start.names, images=len(start.rows), agreement=start.agreement)
-            write_record(run.start_file, found)
-    return_freed_memory()
-    processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
-    processes.take_over(trainer.state())
-    TrainingLoop(trials, trainer, first_step).run()
-    novelty = Novelty.of_features(features, configs[0].heads.scale, data.originals)
-    return_freed_memory()
-    for trial in trials:
-        if not trial.stopped:
-            _finish(trial, cache, features, everything, novelty, began, before)
+    with ExitStack() as claims:
+        for config, run in zip(configs, runs, strict=True):
+            claims.enter_context(run.claim())
+            run.start(config, environment, overwrite, plugins)
+        owed = [(config, run) for config, run in zip(configs, runs, strict=True) if not run.settled]
+        configs, runs = zip(*owed, strict=True)
+        footprint = check_memory(configs, cache, len(features), device)
+        say(f"memory: about {footprint}")
+        if len(features) > LARGEST and configs[0].start.kind != "random":
+            say(f"heads begin at cuts of a random {LARGEST:,} of the {len(features):,} images")
+        data = load_training_set(features, configs[0], footprint.place, scratch)
+        trainer = HeadTrainer(configs, data, processes, told=known)
+        return_freed_memory()
+        trials = [LoggedTrial(run, trainer, index, config) for index, (config, run) in enumerate(owed)]
+        first_step = resume_trials(trials)
+        if first_step == 0:
+            for run, start in zip(runs, begin_heads(trainer, features, configs, known), strict=False):
+                found = StartRecord(cuts=start.names, images=len(start.rows), agreement=start.agreement)
+                write_record(run.start_file, found)
+        return_freed_memory()
+        processes.begin(Task(Path(cache.place), configs, scratch, footprint.place, first_step, known))
+        processes.take_over(trainer.state())
+        TrainingLoop(trials, trainer, first_step).run()
+        novelty = Novelty.of_features(features, configs[0].heads.scale, data.originals)
+        return_freed_memory()
+        for trial in trials:
+            if not trial.stopped:
+                _finish(trial, cache, features, everything, novelty, began, before)
 
 
 def _finish(

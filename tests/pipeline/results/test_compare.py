@@ -114,6 +114,16 @@ def test_a_run_a_search_and_trials_stand_in_one_table(tmp_path: Path) -> None:
     assert cells(best)["settings"] == "name=temi lr=0.001 cache=one"
 
 
+def test_a_folder_named_twice_counts_once_and_one_seed_says_nothing_in_any_format(tmp_path: Path) -> None:
+    write_trials_folder(tmp_path / "a", {0.6: 0.80, 1.0: 0.90}, {0.6: 0.7, 1.0: 0.5})
+    assert [len(choice.runs) for choice in compare([tmp_path / "a", tmp_path / "a/../a"])] == [3, 3]
+    write_run(tmp_path / "one", [], training(0.9))
+    write_run(tmp_path / "two", ["objective.beta=0.6"], training(0.8))
+    choices = compare([tmp_path / "one", tmp_path / "two"])
+    assert [row["verdict"] for row in csv.DictReader(as_csv(choices).splitlines())] == ["best", "?"]
+    assert [row["verdict"] for row in json.loads(as_json(choices))] == ["best", "?"]
+
+
 def test_formats_hold_the_same(tmp_path: Path) -> None:
     write_trials_folder(tmp_path, {0.6: 0.80, 1.0: 0.90}, {0.6: 0.7, 1.0: 0.5})
     choices = compare([tmp_path], "linear_accuracy")

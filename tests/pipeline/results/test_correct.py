@@ -54,6 +54,14 @@ def test_the_command_takes_all_or_nothing(run: FinishedRun, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    file = tmp_path / "said.jsonl"
+    said = [{"action": "note", "cluster": 0, "text": "a\u2028b\x85c"}, {"action": "undo"}]
+    file.write_text("\r\n".join(json.dumps(entry, ensure_ascii=False) for entry in said), encoding="utf-8", newline="")
+    note, undo = read_file(file)
+    assert (note.text, type(undo)) == ("a\u2028b\x85c", Undo)
+
+
 def test_exports_predictions_and_names_respect_them(run: FinishedRun, photo_run: PhotoRun, tmp_path: Path) -> None:
     keys = run.trained["key"].tolist()
     correct(run, [Rename(names={2: "twos"}), Merge(clusters=[0, 2]), Move(keys=keys[:2], to=3), Remove(keys=keys[2:3])])

@@ -12,6 +12,8 @@ import pytest
 from photos import COLORS, PhotoRun, photo, short
 
 from temi.cache import CacheError, EmbeddingCache, Manifest
+from temi.cache.info import summarize
+from temi.pipeline.commands.console import failures
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
@@ -19,9 +21,13 @@ from temi.pipeline.evaluate.tables import evaluate_run
 from temi.pipeline.images import open_source
 from temi.pipeline.images.grown import GONE, Listing, find_rows, read_listing
 from temi.pipeline.images.recorded import open_images
+from temi.pipeline.results.continuing import corrections_left_behind
+from temi.pipeline.results.correct import correct
+from temi.pipeline.results.corrections import Move, Remove, Rename
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import set_names
 from temi.pipeline.results.predict import predict
+from temi.pipeline.runs.checks import rows_since
 from temi.pipeline.runs.continued import match_numbers
 from temi.pipeline.runs.train import train_heads
 
@@ -89,7 +95,7 @@ def test_nothing_new_makes_no_generation_and_the_earlier_one_can_be_opened(grown
     assert EmbeddingCache.open_as(grown.cache, "0" * 32) is None
 
 
-def test_a_photo_that_comes_back_gets_its_row_back(grown: PhotoRun) -> None:
+def test_a_photo_that_comes_back_gets_its_row_back(grown: PhotoRun, capsys: pytest.CaptureFixture[str]) -> None:
     photo_bytes = (grown.photos / "red/2.jpg").read_bytes()
     (grown.photos / "red/2.jpg").unlink()
     missing = embed(str(grown.photos), grown.cache, settings(grown))
@@ -98,9 +104,42 @@ def test_a_photo_that_comes_back_gets_its_row_back(grown: PhotoRun) -> None:
     assert missing is not None
     assert back is not None
     row = back.keys.index("red/2.jpg")
+    assert "the cache grows: 1 returned, 1 removed, 1 changed since" in capsys.readouterr().err
+    assert rows_since(missing, back).tolist() == [row]
+    assert rows_since(back, back).tolist() == []
     assert row in missing.gone
     assert row not in back.gone
     assert (back.rows, back.manifest.generation) == (missing.rows, 2)
+
+
+def test_rows_of_photos_that_came_back_are_predicted_as_new(grown: PhotoRun, tmp_path: Path) -> None:
+    (grown.photos / "red/2.jpg").rename(tmp_path / "away.jpg")
+    missing = embed(str(grown.photos), grown.cache, settings(grown))
+    assert missing is not None
+    train_heads(missing, short(), tmp_path / "run")
+    (tmp_path / "away.jpg").rename(grown.photos / "red/2.jpg")
+    (grown.photos / "red/102.jpg").write_bytes(photo(COLORS["red"], np.random.default_rng(2)))
+    embed(str(grown.photos), grown.cache, settings(grown))
+    assert predict(tmp_path / "run", str(grown.cache), tmp_path / "new.csv", new=True).unreadable == 0
+    rows = list(csv.DictReader((tmp_path / "new.csv").read_text().splitlines()))
+    assert [row["key"] for row in rows] == ["red/2.jpg", "red/102.jpg"]
+
+
+def test_an_image_that_left_is_gone_and_not_unreadable(grown: PhotoRun) -> None:
+    def told() -> tuple[list[str], list[str], int, str]:
+        cache = embed(str(grown.photos), grown.cache, settings(grown))
+        assert cache is not None
+        assert cache.verify() == []
+        assert cache.unusable.keys() == set(np.flatnonzero(~cache.ok))
+        with open(grown.cache / "failures.csv", newline="") as file:
+            listed = [row["key"] for row in csv.DictReader(file)]
+        unread = [cache.keys[row] for row in cache.failures]
+        return unread, listed, summarize(grown.cache).unreadable_images, failures(cache)
+
+    broken, file = "blue/7.jpg", grown.cache / "failures.csv"
+    assert told() == ([broken], [broken], 1, f", 1 unreadable (see {file}), 2 removed or changed since")
+    (grown.photos / broken).unlink()
+    assert told() == ([], [], 0, ", 3 removed or changed since")
 
 
 def test_an_unfinished_cache_goes_on_with_a_folder_that_has_grown(grown: PhotoRun) -> None:
@@ -181,6 +220,20 @@ def test_a_run_is_asked_for_new_rows_and_continued(grown: PhotoRun, tmp_path: Pa
     assert set(record["kept"]) | set(record["given_up"]) == set(map(int, before.values()))
     named = FinishedRun(tmp_path / "next").outline.names
     assert named == {number: ("first", "second", "third")[number] for number in record["kept"]}
+
+
+def test_a_continued_run_says_what_of_the_corrections_it_leaves_behind(photo_run: PhotoRun, tmp_path: Path) -> None:
+    before = FinishedRun(shutil.copytree(photo_run.run, tmp_path / "before"))
+    keys = before.trained["key"].tolist()
+    correct(before, [Remove(keys=keys[:1]), Move(keys=keys[1:2], to=2), Rename(names={0: "first"})])
+    assert corrections_left_behind(before.folder) == 2
+    continued = temi("train-heads", photo_run.cache, "--from", before.folder, "--out", tmp_path / "next")
+    assert continued.returncode == 0, continued.stderr
+    assert f"2 merges, splits, moves and removals are not kept by --from alone; add --corrections {before.folder}" in (
+        " ".join(continued.stdout.split())
+    )
+    record = json.loads((tmp_path / "next/continued.json").read_text())
+    assert (record["known"], record["new"]) == (len(keys), 0)  # what was removed is not new
 
 
 def cluster_of(run: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from temi.cache import EmbeddingCache
 from temi.cli import app
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.corrections import Undo, append_corrections
+from temi.pipeline.results.corrections import Merge, Undo, append_corrections
 from temi.pipeline.results.export import export_folders
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import NAMES, read_names, set_names
@@ -61,6 +61,15 @@ def test_a_table_that_does_not_fit_changes_nothing(tmp_path: Path, text: str, se
     with pytest.raises(UserError, match=sentence):
         set_names(tmp_path, table(tmp_path, text), 3)
     assert read_names(tmp_path, 3) == ["before", "", ""]
+
+
+def test_a_cluster_that_was_merged_away_gets_no_name(tmp_path: Path) -> None:
+    append_corrections(tmp_path, [Merge(clusters=[0, 1])])
+    with pytest.raises(
+        UserError, match=r"names\.csv: cluster 1 was merged into another; name that, or undo the merger"
+    ):
+        set_names(tmp_path, table(tmp_path, "cluster,name\n1,gone\n"), 3)
+    assert set_names(tmp_path, table(tmp_path, "cluster,name\n0,both\n1,\n"), 3) == ["both", "", ""]
 
 
 def test_files_that_are_missing_binary_or_damaged_are_sentences(tmp_path: Path) -> None:

@@ -14,12 +14,13 @@ import pytest
 import torch
 from mixtures import mixture, write_cache
 
+from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import CachedRows
 from temi.pipeline.runs import train as run_module
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.runs.run_folder import RunFolder, describe_environment, write_json
+from temi.pipeline.runs.run_folder import OWN, RunFolder, describe_environment, write_json
 from temi.pipeline.runs.train import train_heads
 
 
@@ -163,6 +164,39 @@ def test_another_setting_or_cache_is_refused_by_name_and_overwrite_starts_again(
         train_heads(other, settings(), tmp_path / "run")
     train_heads(other, settings("objective.beta=0.8"), tmp_path / "run", overwrite=True)
     assert load_config(tmp_path / "run/config.toml").objective.beta == 0.8
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "project/cache", mixture()[0])
+    photo, out = tmp_path / "project/photos/1.png", tmp_path / "project"
+    photo.parent.mkdir()
+    photo.write_bytes(b"a photo")
+    train_heads(cache, settings(), out)
+    assert {path.name for path in out.iterdir()} - {"cache", "photos"} < set(OWN)
+    stale = out / "checkpoints/step-00000001.safetensors"
+    stale.write_bytes(b"")
+    train_heads(cache, settings("objective.beta=0.8"), out, overwrite=True)
+    assert photo.read_bytes() == b"a photo"
+    assert EmbeddingCache.open(cache.folder).rows == cache.rows
+    assert not stale.exists()
+
+
+def test_what_is_no_run_is_not_deleted(tmp_path: Path) -> None:
+    cache, mine = write_cache(tmp_path / "cache", mixture()[0]), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.toml").write_text("x = 1")
+    RunFolder(mine).remove()
+    assert (mine / "config.toml").exists()
+    with pytest.raises(UserError, match="cache is the folder of a cache; give the run a folder of its own by --out"):
+        train_heads(cache, settings(), cache.folder)
+
+
+def test_one_process_at_a_time_trains_a_run(tmp_path: Path) -> None:
+    cache, run = write_cache(tmp_path / "cache", mixture()[0]), tmp_path / "run"
+    with RunFolder(run).claim(), pytest.raises(UserError, match=f"another process is training {run}; wait for it"):
+        train_heads(cache, settings(), run)
+    train_heads(cache, settings(), run)
+    assert not list(run.glob("*.lock"))
 
 
 def test_training_that_cannot_go_on_says_so(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def test_the_page_and_its_pictures(server: Server) -> None:
     assert status == 200
     assert len(json.loads(near)["images"]) == 4
     assert server.ask("views/3") == (200, b'{"views":null}')
+    for count in ("0", "-1", "x", "1" + 5000 * "0"):
+        assert server.ask(f"similar/3?count={count}")[0] == 400
 
 
 @pytest.mark.parametrize(
