@@ -142,6 +142,11 @@ class RunFolder:
         """Whether nothing is left to do: training ran to its end, or cannot go on."""
         return self.finished or self.stopped is not None
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether training left anything to go on from or to read; else a corrected command may start it anew."""
+        return self.settled or self.latest.exists() or self.previous.exists()
+
     def begun_with(self) -> Environment:
         """What ``environment.json`` says; UserError where it is missing or damaged."""
         table = read_json(self.environment)
@@ -161,12 +166,14 @@ class RunFolder:
     def start(self, config: Config, environment: Environment, overwrite: bool, plugins: Sequence[Plugin] = ()) -> None:
         """Create the folder, or check that the one there was made with these settings on this cache.
 
+        A run that came to no checkpoint, as of a loss with a mistake in it, is started anew.
+
         Raises
         ------
         UserError
             The folder holds a run with other settings or another cache, or something that is no run.
         """
-        if overwrite:
+        if overwrite or not self.holds_work:
             self.remove()
         with os_errors(self.folder, "create"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -181,6 +181,21 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert not stale.exists()
 
 
+def test_a_mistake_before_the_first_checkpoint_does_not_stand_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, run = write_cache(tmp_path / "cache", mixture()[0]), tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module.HeadTrainer, "step", lambda *_: pytest.fail("a mistake in a loss", pytrace=False))
+        with pytest.raises(pytest.fail.Exception):
+            train_heads(cache, settings(), run)
+    assert (run / "config.toml").exists()
+    train_heads(cache, settings("objective.beta=0.8"), run)
+    assert load_config(run / "config.toml").objective.beta == 0.8
+    with pytest.raises(UserError, match=r"objective.beta = 0.8"):
+        train_heads(cache, settings(), run)
+
+
 def test_what_is_no_run_is_not_deleted(tmp_path: Path) -> None:
     cache, mine = write_cache(tmp_path / "cache", mixture()[0]), tmp_path / "mine"
     mine.mkdir()
