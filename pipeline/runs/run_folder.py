@@ -48,7 +48,7 @@ PACKAGES = (
     "scikit-learn",
     "temi-clustering",
 )
-OWN = (  # what training and the commands that read a run leave in its folder
+OWN = (  # what training and the commands that read a run leave in its folder, without what serves any run
     "config.toml",
     "plugins",
     "environment.json",
@@ -72,7 +72,6 @@ OWN = (  # what training and the commands that read a run leave in its folder
     "atlas.safetensors",
     "thumbnails.parquet",
     "report.html",
-    "neighbors",
 )
 
 
