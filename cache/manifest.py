@@ -68,7 +68,7 @@ class Manifest:
         for name, (first, last) in self.splits.items():
             if not 0 <= first <= last <= self.rows:
                 raise CacheError(f"split {name!r} is rows {first} to {last} of {self.rows}")
-        if any(row >= self.rows for row in (*self.removed, *self.changed)):
+        if any(row >= self.rows for row in self.gone):
             raise CacheError(f"a row that is gone is not one of {self.rows}")
 
     @property

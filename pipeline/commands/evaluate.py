@@ -35,7 +35,7 @@ def evaluate(
     """Score a run beside baselines and the labeled ceilings; without labels, by label-free scores."""
     with user_errors():
         from temi.cache import EmbeddingCache
-        from temi.pipeline.evaluate.recipes import parse_baselines
+        from temi.pipeline.evaluate.recipes import asks_for_all, parse_baselines
         from temi.pipeline.evaluate.tables import evaluate_run
         from temi.pipeline.evaluate.trials import evaluate_trials
         from temi.pipeline.plugins import load_plugin
@@ -45,8 +45,7 @@ def evaluate(
             load_plugin(path)
         other, chosen = EmbeddingCache.open(cache) if cache else None, parse_baselines(baselines)
         score = evaluate_trials if is_trials(run) else evaluate_run
-        # Who asks for all cannot know which of them need more images; who names one wants that one.
-        result = score(run, other, chosen, leave_out="all" in baselines.split(","))
+        result = score(run, other, chosen, leave_out=asks_for_all(baselines))
         for part in result.parts:
             print_table(f"{part.name} ({part.images:,} images)", part.rows)
         if result.training is not None:

@@ -58,6 +58,11 @@ def parse_baselines(text: str) -> list[str]:
     return names
 
 
+def asks_for_all(text: str) -> bool:
+    """Whether ``--baselines`` names all: who asks so cannot know which of them need more images than there are."""
+    return any(asked.partition(ON)[0] == "all" for asked in text.split(","))
+
+
 def load_recipe(name: str, clusters: int, seed: int = 0, more: Sequence[str] = ()) -> Config:
     """Settings of configs/NAME.toml (empty: the default) for so many clusters; no tracking."""
     seeds = [f"{key}={seed}" for key in ("train.seed", "start.seed", "pairs.seed")]

@@ -215,7 +215,7 @@ def continue_cache(images: ImageSource, now: Listing, folder: Path, there: Manif
     if before is None or bool(before.contents) != bool(now.contents):
         return None
     grown = GrownImages(images, now, before, there.classes, there.gone)
-    expected = there.rows - len(there.removed) - len(there.changed)
+    expected = there.rows - len(there.gone)
     if grown.kept < FEWEST_KEPT * expected:
         raise UserError(
             f"{grown.kept:,} of the {expected:,} images of {folder} are among these, so they are another set; "

@@ -11,6 +11,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.results.corrections import (
     MAX_LENGTH,
     REMOVED,
+    Corrected,
     Rename,
     append_corrections,
     correction_lock,
@@ -25,7 +26,14 @@ COLUMNS = ["cluster", "name"]
 
 def read_names(run: Path, clusters: int) -> list[str]:
     """Name of each of the `clusters` clusters of `run`; "" where none was given."""
-    state = replay_clusters(clusters, read_corrections(run), first_names(run, clusters))
+    return _names(_corrected(run, clusters), clusters)
+
+
+def _corrected(run: Path, clusters: int) -> Corrected:
+    return replay_clusters(clusters, read_corrections(run), first_names(run, clusters))
+
+
+def _names(state: Corrected, clusters: int) -> list[str]:
     return [state.names.get(cluster, "") for cluster in range(clusters)]
 
 
@@ -56,8 +64,8 @@ def set_names(run: Path, table: Path, clusters: int) -> list[str]:
     """
     given = _read_table(table, clusters)
     with correction_lock(run):
-        state = replay_clusters(clusters, read_corrections(run), first_names(run, clusters))
-        before = [state.names.get(cluster, "") for cluster in range(clusters)]
+        state = _corrected(run, clusters)
+        before = _names(state, clusters)
         if gone := [cluster for cluster, name in given.items() if name and cluster in state.merged]:
             raise UserError(f"{table}: cluster {gone[0]} was merged into another; name that, or undo the merger")
         changed = {cluster: name for cluster, name in given.items() if name != before[cluster]}

@@ -29,6 +29,7 @@ from temi.pipeline.encode.backbones import Backbone, load_backbone
 from temi.pipeline.encode.forward import BATCH_SIZES, cut, embed_rows, stored
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.tables import check_same_backbone
+from temi.pipeline.features.blocks import CachedRows, enumerate_blocks
 from temi.pipeline.images import ImageSource, open_source
 from temi.pipeline.images.left_out import found_beside
 from temi.pipeline.progress import Progress
@@ -215,15 +216,10 @@ def _new_rows(run: FinishedRun, cache: EmbeddingCache) -> Int64[np.ndarray, " n"
 
 def _cached(cache: EmbeddingCache, wanted: Int64[np.ndarray, " n"]) -> Iterator[Block]:
     """Blocks of the rows `wanted`, which rise."""
-    unusable = cache.unusable
-    for rows in cut(0, cache.rows, BLOCK_ROWS):
-        first, last = np.searchsorted(wanted, (rows.start, rows.stop))
-        if first == last:
-            continue
-        chosen = wanted[first:last]
-        failures = {place: unusable[row] for place, row in enumerate(chosen.tolist()) if row in unusable}
-        embedding = cache.embedding(rows.start, rows.stop)[chosen - rows.start]
-        yield Block([cache.keys[row] for row in chosen], embedding, failures)
+    for first, block in enumerate_blocks(CachedRows(cache, wanted), BLOCK_ROWS):
+        rows = wanted[first : first + len(block)].tolist()
+        failures = {place: cache.unusable[row] for place, row in enumerate(rows) if row in cache.unusable}
+        yield Block([cache.keys[row] for row in rows], block.numpy(), failures)
 
 
 def _computed(encoder: Backbone, source: ImageSource) -> Iterator[Block]:

@@ -25,7 +25,7 @@ def rows_since(before: EmbeddingCache, now: EmbeddingCache) -> Int64[np.ndarray,
     grown = before.manifest.fingerprint.digest in [generation.fingerprint for generation in now.manifest.earlier]
     if not grown and before.digest != now.digest:
         return np.arange(now.rows)
-    returned = np.array(sorted(before.gone.keys() - now.gone.keys()), np.int64)
+    returned = np.array(sorted(before.manifest.gone - now.manifest.gone), np.int64)
     return np.concatenate([returned, np.arange(before.rows, now.rows)])
 
 

@@ -117,7 +117,7 @@ def search(
     config = wanted.config({})
     rows, device = training_rows(cache, config.train.split), pick_device(config.train.device)
     for point in ({}, *ends(wanted.space)):
-        check_settings(wanted.config(point), len(rows), cache.views, str(cache.folder), unreadable=not cache.ok.all())
+        check_settings(wanted.config(point), len(rows), cache.views, str(cache.folder), unreadable=bool(cache.failures))
     make_folder(out / "workers")
     study = open_study(out, storage, kept_apart(cache, wanted, plugins))
     if on:

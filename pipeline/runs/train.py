@@ -111,7 +111,7 @@ def train_pass(
         say(f"{len(rows) - len(features):,} of {len(rows):,} images repeat others: they count once, and are assigned")
     for config in configs:  # before a folder is begun: a mistake must not stand in the way of the corrected command
         check_settings(
-            config, len(features), cache.views, str(cache.folder), rows=len(rows), unreadable=not cache.ok.all()
+            config, len(features), cache.views, str(cache.folder), rows=len(rows), unreadable=bool(cache.failures)
         )
         check_tracking(config)
         processes.check(config, min(config.train.batch_size, len(features)))

@@ -165,7 +165,7 @@ def train_trials(
         raise UserError(f"{out} is the folder of a single run; choose another --out for the trials")
     for config in configs:
         images = len(training_rows(cache, config.train.split))
-        check_settings(config, images, cache.views, str(cache.folder), unreadable=not cache.ok.all())
+        check_settings(config, images, cache.views, str(cache.folder), unreadable=bool(cache.failures))
     runs = [RunFolder(out / f"trial-{position:03d}") for position in range(len(configs))]
     groups = group_trials(configs)
     if on:

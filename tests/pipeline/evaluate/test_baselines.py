@@ -18,7 +18,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate import baselines, recipes, tables
 from temi.pipeline.evaluate.baselines import run_baseline
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
-from temi.pipeline.evaluate.recipes import RECIPES, load_recipe, parse_baselines
+from temi.pipeline.evaluate.recipes import RECIPES, asks_for_all, load_recipe, parse_baselines
 from temi.pipeline.features.unit_rows import unit_rows
 from temi.pipeline.registry import BASELINES
 from temi.pipeline.runs.train import train_heads
@@ -164,6 +164,7 @@ def test_names_of_baselines_on_scaled_rows(monkeypatch: pytest.MonkeyPatch) -> N
     assert parse_baselines("kmeans,ward@views") == ["kmeans", "ward@views"]
     assert parse_baselines("all@views") == [f"{name}@views" for name in BASELINES]
     assert parse_baselines("all") == [*BASELINES, *RECIPES]
+    assert [asks_for_all(text) for text in ("all", "kmeans,all@views", "kmeans,ward@views", "none")] == [1, 1, 0, 0]
     assert recipes.title_of("ward@views") == "Ward, views"
     for wrong, sentence in (
         ("ward@view", "no scaling is called 'view'; give none, l2,"),
