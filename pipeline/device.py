@@ -21,8 +21,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        return torch.device("cuda", local % torch.cuda.device_count()) if local else torch.device("cuda")
+        if (local := os.environ.get("LOCAL_RANK")) is None:
+            return torch.device("cuda")
+        return torch.device("cuda", int(local) % torch.cuda.device_count())
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

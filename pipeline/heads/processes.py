@@ -7,6 +7,7 @@ and the gradients, are averaged over the processes, so all of them hold the same
 A process that fails ends with its error, and torchrun ends the others.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -138,4 +139,10 @@ def join() -> Processes:
     device = pick_device("auto")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return Processes(rank, size, dist.new_group(backend="nccl" if device.type == "cuda" else "gloo", timeout=STEP))
+    return Processes(rank, size, dist.new_group(backend=backend(), timeout=STEP))
+
+
+def backend() -> str:
+    """What carries the messages: between processors gloo, between GPUs NCCL, where each process here has its own."""
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return "cpu:gloo,cuda:nccl" if on_this_machine <= torch.cuda.device_count() else "gloo"

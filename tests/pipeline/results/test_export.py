@@ -120,7 +120,8 @@ def test_onnx_computes_what_torch_does(tmp_path: Path, kind: str) -> None:
     from temi.pipeline.results.onnx import export_onnx
 
     embedding, _ = mixture(rows=200)
-    model = train_heads(write_cache(tmp_path / "cache", embedding), short(f"heads.kind={kind}"), tmp_path / "run")
+    config = short(f"heads.kind={kind}", "train.device=cpu")  # a model is exported from there
+    model = train_heads(write_cache(tmp_path / "cache", embedding), config, tmp_path / "run")
     assert export_onnx(model, tmp_path / "model.onnx") < 1e-5
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     probability, cluster, confidence = session.run(None, {"embedding": embedding.astype(np.float32)})
@@ -133,7 +134,8 @@ def test_onnx_computes_what_torch_does(tmp_path: Path, kind: str) -> None:
 def test_an_onnx_file_that_differs_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = pytest.importorskip("temi.pipeline.results.onnx")
     pytest.importorskip("onnxscript")
-    model = train_heads(write_cache(tmp_path / "cache", mixture(rows=60)[0]), short(), tmp_path / "run")
+    config = short("train.device=cpu")
+    model = train_heads(write_cache(tmp_path / "cache", mixture(rows=60)[0]), config, tmp_path / "run")
     monkeypatch.setattr(module, "_difference", lambda *_: 0.5)
     with pytest.raises(UserError, match=r"differs from the model by 0.5"):
         module.export_onnx(model, tmp_path / "model.onnx")

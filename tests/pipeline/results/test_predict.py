@@ -30,7 +30,8 @@ from temi.pipeline.runs.train import train_heads
 
 
 def test_training_images_get_the_clusters_they_were_assigned(photo_run: PhotoRun, tmp_path: Path) -> None:
-    counts = predict(photo_run.run, str(photo_run.photos), tmp_path / "p.parquet", backbone=str(photo_run.weights))
+    as_embedded = {"backbone": str(photo_run.weights), "device": "cpu"}
+    counts = predict(photo_run.run, str(photo_run.photos), tmp_path / "p.parquet", **as_embedded)
     found = pd.read_parquet(tmp_path / "p.parquet")
     expected = pd.read_parquet(photo_run.run / "assignments.parquet")
     assert (counts.images, counts.unreadable) == (45, 1)

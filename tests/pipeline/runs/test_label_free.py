@@ -28,6 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClusterModel, tor
     folder = tmp_path_factory.mktemp("select")
     embedding, _ = mixture(noise=0.6)
     settings = ["heads.clusters=6", "heads.count=4", "train.min_steps=20", "start.steps=40", "train.tensorboard=false"]
+    settings.append("train.device=cpu")  # where the references are
     model = train_heads(write_cache(folder / "cache", embedding), load_config(None, settings), folder / "run")
     return model, torch.from_numpy(embedding.astype(np.float16))
 

@@ -101,7 +101,7 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
     cache = write_cache(tmp_path / "cache", mixture()[0])
     monkeypatch.setattr(memory, "free_memory", lambda _: 1000)
     with pytest.raises(UserError, match=r"training needs about .* GB .*, and 0.00 GB are free on cpu"):
-        train_heads(cache, settings(), tmp_path / "run")
+        train_heads(cache, settings("train.device=cpu"), tmp_path / "run")
     kept = [path.name.rpartition("-")[0] for path in (cache.folder / "neighbors").glob("*.*")]
     assert set(kept) <= {"copies"}  # which rows repeat others is all that was asked
 
