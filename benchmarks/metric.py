@@ -157,7 +157,7 @@ def scores(z: np.ndarray, label: np.ndarray) -> dict[str, float]:
         index, _ = exact_neighbors(z, PURE)
     found = {"knn": np.mean(label[index[:, 0]] == label), "purity": np.mean(label[index] == label[:, None])}
     for name in BASELINES:
-        cluster = run_baseline(name, z, (), int(label.max()) + 1, 0)[0][0]
+        cluster = run_baseline(name, z, int(label.max()) + 1)[0]
         found |= {f"{name} acc": hungarian_accuracy(label, cluster)}
         found |= {f"{name} nmi": normalized_mutual_info_score(label, cluster)}
     return {name: round(100 * float(value), 2) for name, value in found.items()}

@@ -34,7 +34,7 @@ from temi.cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_
 from temi.cache.schema import MANIFEST
 from temi.pipeline.config import load_config
 from temi.pipeline.encode.embed import embed
-from temi.pipeline.evaluate.baselines import run_baseline
+from temi.pipeline.evaluate.baselines import extended, run_baseline
 from temi.pipeline.evaluate.metrics import cluster_scores, confident_accuracy, knn_accuracy, probe_accuracy
 from temi.pipeline.evaluate.recipes import CONFIGS, RECIPES, load_recipe, title_of
 from temi.pipeline.registry import BASELINES
@@ -212,7 +212,8 @@ def run_method(
         return {part: {"acc": acc} for part, acc in zip(parts, found, strict=True)}, None
     clusters = len(np.unique(label[train]))
     if method in BASELINES:
-        labels, seconds = run_baseline(method, embedding[train], [embedding[rows] for rows in others], clusters, seed)
+        found, seconds = run_baseline(method, embedding[train], clusters, seed)
+        labels = [found, *extended(method, embedding[train], found, [embedding[rows] for rows in others])]
         pairs = zip(parts.items(), labels, strict=True)
         return {part: cluster_scores(label[rows], own, int(own.max()) + 1) for (part, rows), own in pairs}, seconds
     recipe, more = TRAINED[method]

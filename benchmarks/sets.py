@@ -53,7 +53,7 @@ def run(method: str, features: Features, embedding: np.ndarray, clusters: int, s
     name, _, kind = method.partition(ON)
     if name in BASELINES:
         rows = features.scaled(kind).numpy() if kind else embedding
-        return run_baseline(name, rows, (), clusters, seed)[0][0]
+        return run_baseline(name, rows, clusters, seed)[0]
     settings = [f"heads.clusters={clusters}", *(f"{part}.seed={seed}" for part in ("start", "train", "pairs"))]
     settings += [] if method == DEFAULT else method.split()
     with quiet():

@@ -63,7 +63,10 @@ def _made(kept: "Made") -> str:
 def cache_prune(
     folder: CacheFolder,
     only: Annotated[
-        str, typer.Option(metavar="NAME", help="drop only this: neighbors, copies, scaling, start, heads or familiar")
+        str,
+        typer.Option(
+            metavar="NAME", help="drop only this: neighbors, copies, scaling, start, heads, familiar or baseline"
+        ),
     ] = "",
 ) -> None:
     """Drop what was computed from CACHE and is kept in it (see `temi cache info`); the next run makes it again."""

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import packages_distributions, version
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,6 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import temi
 from temi.pipeline.device import pick_device
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.metrics import majority
@@ -273,11 +275,10 @@ register_baseline("turtle", Baseline("TURTLE", turtle))
 
 
 def run_baseline(
-    name: str, train: Embedding, others: Sequence[Embedding], clusters: int, seed: int = 0, widths: Sequence[int] = ()
-) -> tuple[list[Labeling], float]:
-    """Clusters of `train`, then of each of `others`, and the seconds that clustering `train` took.
+    name: str, train: Embedding, clusters: int, seed: int = 0, widths: Sequence[int] = ()
+) -> tuple[Labeling, float]:
+    """Clusters of `train`, and the seconds that it took.
 
-    Other rows take the nearest center (k-means, spherical k-means) or the majority of their 20 nearest training rows.
     `widths` are those of the spaces of a joined cache: TURTLE sees them one by one, all others see them as one.
     UserError where the baseline returns no cluster for every row.
     """
@@ -286,9 +287,15 @@ def run_baseline(
         cluster = turtle(split_spaces(train, widths), clusters, seed)
     else:
         cluster = _checked(BASELINES[name].cluster(train, clusters, seed), name, len(train))
-    seconds = time.perf_counter() - began
+    return cluster, time.perf_counter() - began
+
+
+def extended(name: str, train: Embedding, cluster: Labeling, others: Sequence[Embedding]) -> list[Labeling]:
+    """Clusters of other rows: that of the nearest center (k-means, spherical k-means), or of most of the 20 nearest
+    training rows.
+    """
     extend = nearest_mean if BASELINES[name].centered else neighbor_vote
-    return [cluster, *(extend(unit_rows(train), cluster, unit_rows(other)) for other in others)], seconds
+    return [extend(unit_rows(train), cluster, unit_rows(other)) for other in others]
 
 
 def _checked(found: object, name: str, rows: int) -> Labeling:
@@ -322,6 +329,16 @@ def neighbor_vote(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D
     """Majority cluster of the 20 nearest training rows by cosine; a tie goes to the lowest id."""
     index, _ = nearest(train, rows, min(VOTERS, len(train)))
     return majority(cluster[index], np.ones(index.shape))
+
+
+def version_of(name: str) -> str | None:
+    """What finds the baseline's clusters, by the versions of its packages; None of a plugin's, which may be edited."""
+    baseline = BASELINES[name]
+    if not baseline.cluster.__module__.startswith(f"{temi.__name__}."):
+        return None
+    packages = packages_distributions() if baseline.modules else {}
+    needed = {"scikit-learn", *(package for module in baseline.modules for package in packages[module])}
+    return ", ".join([f"temi {temi.__version__}", *(f"{package} {version(package)}" for package in sorted(needed))])
 
 
 def import_needed(name: str) -> None:

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast, get_args
 
+import numpy as np
 import torch
-from jaxtyping import Float16, Int64
+from jaxtyping import Float16
 from numpy import ndarray
 
 from temi.cache import EmbeddingCache
 from temi.cache.convert.join import spaces_of
+from temi.cache.kept import Recipe
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.evaluate.baselines import import_needed, run_baseline
+from temi.pipeline.evaluate.baselines import Labeling, extended, import_needed, run_baseline, version_of
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.progress import say
@@ -98,22 +100,46 @@ def _least_rows(name: str) -> int:
 
 
 def run_rival(
-    name: str, cache: EmbeddingCache, split: str, parts: Sequence[Float16[ndarray, "_ D"]], clusters: int
-) -> tuple[list[Int64[ndarray, " _"]], float]:
+    name: str,
+    cache: EmbeddingCache,
+    split: str,
+    parts: Sequence[Float16[ndarray, "_ D"]],
+    clusters: int,
+    scratch: Path | None = None,
+) -> tuple[list[Labeling], float]:
     """Clusters of every part by the baseline or recipe `name`, and the seconds that clustering the first took.
+
+    What a baseline of this package finds in the training rows is kept beside the cache, else in `scratch`: it is the
+    same for every run.
 
     Parameters
     ----------
     cache, split : what recipes train on; its rows are the first part
     parts : embeddings that are clustered: the training rows, then held-out ones
     """
+    if name in RECIPES:
+        return _run_recipe(name, cache, split, parts, clusters)
     baseline, _, kind = name.partition(ON)
+    features, train, others = Features.of_cache(cache, training_rows(cache, split), scratch), parts[0], parts[1:]
     if kind:
-        scaling = Features.of_cache(cache, training_rows(cache, split)).scaling(cast(Kind, kind))
+        scaling = features.scaling(cast(Kind, kind))
         train, *others = (scaling(torch.from_numpy(part)).numpy() for part in parts)
-        return run_baseline(baseline, train, others, clusters)
-    if name not in RECIPES:
-        return run_baseline(name, parts[0], parts[1:], clusters, widths=spaces_of(cache))
+    versions = version_of(baseline)
+    recipe: Recipe = {"baseline": name, "clusters": clusters, "versions": versions or ""}
+    kept = features.memory.recall("baseline", recipe) if versions else None
+    if kept is None:
+        cluster, seconds = run_baseline(baseline, train, clusters, widths=() if kind else spaces_of(cache))
+        kept = {"cluster": cluster, "seconds": np.array([seconds])}
+        if versions:
+            features.memory.keep("baseline", recipe, kept)
+    else:
+        say(f"{title_of(name)}, {clusters} clusters: kept from when it first ran on these images, its seconds, too")
+    return [kept["cluster"], *extended(baseline, train, kept["cluster"], others)], float(kept["seconds"][0])
+
+
+def _run_recipe(
+    name: str, cache: EmbeddingCache, split: str, parts: Sequence[Float16[ndarray, "_ D"]], clusters: int
+) -> tuple[list[Labeling], float]:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         model = train_heads(cache, load_recipe(name, clusters, more=[f"train.split={split}"]), Path(folder))

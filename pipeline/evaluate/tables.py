@@ -150,7 +150,8 @@ def run_rivals(
     split = recorded_config(run.config).train.split
     names = runnable(names, home, split, leave_out=leave_out)
     embeddings = [part.embedding for part in parts]
-    found = [run_rival(name, home, split, embeddings, clusters) for name in names]
+    scratch = run.folder / "neighbors"
+    found = [run_rival(name, home, split, embeddings, clusters, scratch) for name in names]
     return [Rival(title_of(name), *clustered) for name, clustered in zip(names, found, strict=True)]
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,16 @@ from mixtures import mixture, write_cache
 from sklearn.cluster import KMeans
 from typer.testing import CliRunner
 
+from temi.cache.info import list_made
 from temi.cli import app
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate import baselines, recipes, tables
-from temi.pipeline.evaluate.baselines import run_baseline
+from temi.pipeline.evaluate.baselines import extended, run_baseline
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.evaluate.recipes import RECIPES, asks_for_all, load_recipe, parse_baselines
 from temi.pipeline.features.unit_rows import unit_rows
+from temi.pipeline.plugins import load_plugin
 from temi.pipeline.registry import BASELINES
 from temi.pipeline.runs.train import train_heads
 
@@ -46,12 +49,13 @@ def test_every_baseline_finds_an_easy_mixture_and_assigns_new_rows(name: str) ->
     if not available(name):
         pytest.skip(f"the extra {BASELINES[name].extra} is not installed")
     embedding, label = mixture(rows=400, clusters=4, noise=0.2)
-    (found, held_out), seconds = run_baseline(name, embedding[:300], [embedding[300:]], 4)
+    found, seconds = run_baseline(name, embedding[:300], 4)
+    (held_out,) = extended(name, embedding[:300], found, [embedding[300:]])
     assert found.dtype == held_out.dtype == np.int64
     assert hungarian_accuracy(label[:300], found) == 1.0
     assert hungarian_accuracy(np.r_[label], np.r_[found, held_out]) == 1.0
     assert seconds > 0
-    (again,), _ = run_baseline(name, embedding[:300], [], 4)
+    again, _ = run_baseline(name, embedding[:300], 4)
     assert (again == found).all()
 
 
@@ -132,7 +136,8 @@ def test_spherical_k_means_centers_are_its_clusters_directions() -> None:
 def test_new_rows_of_k_means_join_what_scikit_learn_says() -> None:
     embedding, _ = mixture(rows=500, clusters=5, noise=0.4)
     x = unit_rows(embedding)
-    (_, held_out), _ = run_baseline("kmeans", embedding[:400], [embedding[400:]], 5)
+    found, _ = run_baseline("kmeans", embedding[:400], 5)
+    (held_out,) = extended("kmeans", embedding[:400], found, [embedding[400:]])
     model = KMeans(5, n_init=10, random_state=0).fit(x[:400])
     assert (held_out == model.predict(x[400:])).mean() > 0.98
 
@@ -197,6 +202,61 @@ def test_a_baseline_on_the_metric_of_views(tmp_path: Path) -> None:
         recipes.run_rival("kmeans@views", bare, "train", parts, 4)
 
 
+def test_what_a_baseline_finds_is_kept_for_the_next_run_on_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    embedding, label = mixture(rows=200)
+    cache = write_cache(tmp_path / "cache", embedding, label, splits={"train": (0, 150), "test": (150, 200)})
+    parts = [cache.embedding()[:150], cache.embedding()[150:]]
+    ran: list[int] = []
+
+    def counted(rows: np.ndarray, clusters: int, seed: int) -> np.ndarray:
+        ran.append(clusters)
+        return baselines.k_means(rows, clusters, seed)
+
+    def run(clusters: int = 4) -> tuple[list[np.ndarray], float]:
+        return recipes.run_rival("kmeans", cache, "train", parts, clusters)
+
+    counted.__module__ = baselines.__name__  # one of this package
+    monkeypatch.setitem(BASELINES._entries, "kmeans", replace(BASELINES["kmeans"], cluster=counted))
+    first, seconds = run()
+    assert "kept" not in capsys.readouterr().err
+    again, then = run()
+    assert "k-means, 4 clusters: kept from when it first ran on these images" in capsys.readouterr().err
+    assert (ran, then) == ([4], seconds)
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    run(clusters=5)
+    recipes.run_rival("kmeans", cache, "test", parts[1:], 4)  # other rows
+    monkeypatch.setattr(baselines, "version", lambda package: f"another {package}")
+    run()
+    assert ran == [4, 5, 4, 4]
+
+
+def test_what_a_plugins_baseline_finds_is_not_kept(tmp_path: Path) -> None:
+    """Its file may be edited between two runs."""
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        "import numpy as np\n"
+        "from temi.pipeline.evaluate.baselines import Baseline, register_baseline\n"
+        "ran = []\n"
+        "def thirds(rows, clusters, seed):\n"
+        "    ran.append(clusters)\n"
+        "    return np.arange(len(rows)) % clusters\n"
+        "register_baseline('thirds', Baseline('thirds', thirds))\n"
+    )
+    ran = load_plugin(plugin).module.ran
+    cache = write_cache(tmp_path / "cache", mixture(rows=30)[0])
+    try:
+        for _ in range(2):
+            (found,), _ = recipes.run_rival("thirds", cache, "", [cache.embedding()], 3)
+            np.testing.assert_array_equal(found, np.arange(30) % 3)
+    finally:
+        del BASELINES._entries["thirds"]
+    assert ran == [3, 3]
+    assert "baseline" not in [kept.name for kept in list_made(cache.folder)]
+
+
 def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(UserError, match=r"umap is not installed; pip install 'temi-clustering\[umap\]'"):
@@ -231,7 +291,7 @@ def test_turtle_sees_the_spaces_of_a_joined_cache_one_by_one(monkeypatch: pytest
 
     monkeypatch.setattr(baselines, "turtle", spy)
     rows = np.random.default_rng(0).normal(size=(9, 10)).astype(np.float16)
-    baselines.run_baseline("turtle", rows, [], 3, widths=[4, 6])
+    baselines.run_baseline("turtle", rows, 3, widths=[4, 6])
     np.testing.assert_allclose(np.concatenate([seen[0] / 4**0.5, seen[1] / 6**0.5], 1), rows, rtol=1e-3)
 
 
@@ -303,7 +363,7 @@ def test_start_is_open_to_a_file_of_ones_own() -> None:
 def test_labels_that_are_none_are_a_sentence(found: object, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BASELINES._entries, "mine", baselines.Baseline("mine", lambda *_: found))  # type: ignore[arg-type, return-value]
     with pytest.raises(UserError, match="the baseline 'mine' " + sentence):
-        run_baseline("mine", mixture(rows=40)[0], [], 2)
+        run_baseline("mine", mixture(rows=40)[0], 2)
 
 
 def test_baselines_that_need_more_images_are_left_out_of_all_and_refused_by_name(
