@@ -64,7 +64,8 @@ def evaluate_run(
     held_out = None if other is None or other.digest == home.digest else other
     parts = scored_parts(run, home, held_out, model)
     training = read_record(Training, run.training)
-    rivals = run_rivals(run, home, parts, baselines, model.clusters, leave_out=leave_out)
+    names = runnable(baselines, home, trained_split(run), leave_out=leave_out)
+    rivals = run_rivals(run, home, parts, names, model.clusters)
     tables = _tables(model, parts, rivals, training.seconds)
     scored = tuple(
         ScoredPart(name=part.name, images=len(part.label), rows=tuple(rows))
@@ -97,9 +98,13 @@ def open_training_cache(run: RunFolder, other: EmbeddingCache | None) -> Embeddi
     return cache
 
 
+def trained_split(run: RunFolder) -> str:
+    """The split of the cache that `run` was trained on, as its settings name it."""
+    return recorded_config(run.config).train.split
+
+
 def scored_parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | None, model: ClusterModel) -> list[Part]:
-    trained_split = recorded_config(run.config).train.split
-    rows = training_rows(home, trained_split)
+    rows = training_rows(home, trained_split(run))
     parts = [_part("training rows", home, rows)]
     if other is not None:
         check_same_backbone(model, other)
@@ -138,18 +143,10 @@ class Rival:
 
 
 def run_rivals(
-    run: RunFolder,
-    home: EmbeddingCache,
-    parts: Sequence[Part],
-    names: Sequence[str],
-    clusters: int,
-    *,
-    leave_out: bool = False,
+    run: RunFolder, home: EmbeddingCache, parts: Sequence[Part], names: Sequence[str], clusters: int
 ) -> list[Rival]:
-    """Baselines fitted on the training rows of `run`, which are the first part."""
-    split = recorded_config(run.config).train.split
-    names = runnable(names, home, split, leave_out=leave_out)
-    embeddings = [part.embedding for part in parts]
+    """Baselines fitted on the training rows of `run`, which are the first part and enough for each."""
+    split, embeddings = trained_split(run), [part.embedding for part in parts]
     scratch = run.folder / "neighbors"
     found = [run_rival(name, home, split, embeddings, clusters, scratch) for name in names]
     return [Rival(title_of(name), *clustered) for name, clustered in zip(names, found, strict=True)]

@@ -4,7 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from temi.cache import EmbeddingCache
-from temi.pipeline.evaluate.tables import Part, open_training_cache, run_rivals, score_row, scored_parts
+from temi.pipeline.evaluate.recipes import runnable
+from temi.pipeline.evaluate.tables import (
+    Part,
+    open_training_cache,
+    run_rivals,
+    score_row,
+    scored_parts,
+    trained_split,
+)
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.records import Result, ScoredPart, ScoreRow, write_record
 from temi.pipeline.runs.run_folder import RunFolder
@@ -26,6 +34,7 @@ def evaluate_trials(
     parts: dict[str, Part] = {}
     rows: dict[str, list[ScoreRow]] = {}
     compared: set[tuple[str, int]] = set()
+    names: dict[str, list[str]] = {}
     for trial in list_trained(folder):
         run = RunFolder(folder / trial.trial)
         model = ClusterModel.load(run.model)
@@ -37,7 +46,9 @@ def evaluate_trials(
             rows.setdefault(part.name, []).append(own)
         if (scored[0].name, model.clusters) not in compared:
             compared.add((scored[0].name, model.clusters))
-            for rival in run_rivals(run, home, scored, baselines, model.clusters, leave_out=leave_out):
+            if (split := trained_split(run)) not in names:
+                names[split] = runnable(baselines, home, split, leave_out=leave_out)
+            for rival in run_rivals(run, home, scored, names[split], model.clusters):
                 title = f"{rival.title}, {model.clusters} clusters"
                 for part, cluster in zip(scored, rival.clusters, strict=True):
                     rows[part.name].append(score_row(title, part, cluster, model.clusters, kind="baseline"))

@@ -25,6 +25,7 @@ from temi.pipeline.features.unit_rows import unit_rows
 from temi.pipeline.plugins import load_plugin
 from temi.pipeline.registry import BASELINES
 from temi.pipeline.runs.train import train_heads
+from temi.pipeline.runs.trials import plan_trials, train_trials
 
 
 def available(name: str) -> bool:
@@ -386,3 +387,8 @@ def test_baselines_that_need_more_images_are_left_out_of_all_and_refused_by_name
     assert "scan is left out: SCAN needs 21 different images" in shown.stderr
     assert ran == [*BASELINES, *(name for name in RECIPES if f"{name} is left out" not in shown.stderr)]
     assert "scan" not in ran
+    numbers = plan_trials(None, ["heads.clusters=2,3"], None, [*quick[1:], "neighbors.k=3", "train.tensorboard=false"])
+    train_trials(cache, numbers, tmp_path / "runs")
+    shown = CliRunner().invoke(app, ["evaluate", str(tmp_path / "runs"), "--baselines", "all"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stderr.count("scan is left out") == 1  # and not once for every number of clusters
