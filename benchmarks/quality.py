@@ -2,8 +2,10 @@
 
     python benchmarks/quality.py --results FILE [--features FOLDER] [--fashion FOLDER] [--sets ...] [--methods ...]
     python benchmarks/quality.py --results FILE --table          # the tables of what FILE holds
+    python benchmarks/quality.py --results FILE --features FOLDER --sets shared [--table]   # as sets.py does
 
-FEATURES holds ``NAME-efficientnet_lite0.npz`` files with arrays embedding (N, D) float16, label, key, classes and
+``shared`` are all sets of FEATURES/sets and FEATURES/views, in one table with means, mean ranks and the worst case.
+Else FEATURES holds ``NAME-efficientnet_lite0.npz`` files with arrays embedding (N, D) float16, label, key, classes and
 optionally split (train/test). FASHION holds Fashion-MNIST's four ``*-ubyte.gz`` files; 10,000 train and 5,000 test
 images of it are written as PNG and embedded as a user would. Digits come from scikit-learn, mixtures from
 benchmarks/mixtures.py. Methods train on the train rows and are scored on train and test rows; labels are read by the
@@ -29,6 +31,9 @@ import numpy as np
 import torch
 from mixtures import MIXTURES, make_mixture
 from PIL import Image
+from sets import measure as measure_sets
+from sets import run_or_show
+from sets import table as one_table
 
 from temi.cache import EmbeddingCache, Fingerprint, Manifest, ShardWriter, plan_shards
 from temi.cache.schema import MANIFEST
@@ -61,12 +66,20 @@ NAMES = {
 CEILINGS = {"knn": knn_accuracy, "probe": probe_accuracy}
 FREE_COUNT = ("hdbscan",)  # finds its own number of clusters
 UNSEEDED = ("ward", "knn", "probe")  # one run is all there is
+SHARED = "shared"
 SETS = ("caltech101", "cifar10", "digits", "fashion", *MIXTURES)
 FASHION_IMAGES = {"train": 10_000, "t10k": 5_000}
 
 
 def main() -> None:
     arguments = parse_arguments()
+    if arguments.sets == SHARED:
+        if arguments.features is None and not arguments.table:
+            raise SystemExit(f"{SHARED} needs --features")
+        methods = [name for name in arguments.methods.split(",") if name not in CEILINGS]
+        given = {"sets": [], "methods": methods, "seeds": range(arguments.seeds), "without_views": False}
+        run_or_show(argparse.Namespace(**vars(arguments) | given, data=arguments.features), measure_sets, one_table)
+        return
     if arguments.table:
         print_tables(read_results(arguments.results))
         return

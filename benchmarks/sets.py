@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from sklearn.metrics import normalized_mutual_info_score
 
 from temi.pipeline.config import load_config
@@ -36,7 +37,8 @@ DEFAULT = "default"
 
 def read_sets(folder: Path, names: list[str]) -> Iterator[tuple[str, np.ndarray, np.ndarray | None, np.ndarray]]:
     """Name, embeddings, views if there are any, and labels numbered from 0; "views/NAME" are those with views."""
-    files = sorted(folder.glob("sets/*.npz")) + sorted(folder.glob("views/*.npz"))
+    if not (files := sorted(folder.glob("sets/*.npz")) + sorted(folder.glob("views/*.npz"))):
+        raise SystemExit(f"{folder} holds no sets/*.npz and no views/*.npz")
     for file in files:
         name = file.stem if file.parent.name == "sets" else f"views/{file.stem}"
         if not names or name in names:
@@ -94,7 +96,9 @@ def read_rows(results: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table: a set a line, the methods beside each other, and their means over the sets that all have."""
+    """A Markdown table: a set a line, the methods beside each other, their means and mean ranks by ACC over the sets
+    that all have, and how far the default is from the best other method.
+    """
     found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     sizes = {row["set"]: (row["rows"], row["classes"]) for row in rows}
     for row in rows:
@@ -115,6 +119,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines.append(
         f"| mean of {len(whole)} sets | | {' | '.join(cells)} | {np.nanmean(gaps):+.1f}, worst {np.nanmin(gaps):+.1f} |"
     )
+    ranks = [rankdata([-np.mean(found[name][method], 0)[0] for method in methods]) for name in whole]
+    lines.append(f"| mean rank | | {' | '.join(f'{rank:.1f}' for rank in np.mean(ranks, 0))} | |")
     return "\n".join(lines)
 
 
