@@ -15,8 +15,12 @@ from temi.cache.schema import CacheError
 PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
 PACKAGES |= {"az": ("adlfs", "azure"), "abfs": ("adlfs", "azure")}
 ATTEMPTS = 5
+VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime")  # as the providers' packages name it
 FIRST_WAIT = 0.5  # seconds, twice as long after each error
 _URL = re.compile(rf"({'|'.join(PACKAGES)}):/+(.+)")
+
+MISTAKES = ("ProfileNotFound", "ParamValidationError", "InvalidRegionError", "ConfigParseError", "NoRegionError")
+"""Errors of the provider's packages that another try does not mend."""
 
 T = TypeVar("T")
 
@@ -63,6 +67,15 @@ class Bucket:
         entries = self._try(listed, "list")
         return {entry["name"].rpartition("/")[2]: int(entry["size"]) for entry in entries if entry["type"] == "file"}
 
+    def version(self, name: str) -> str:
+        """What tells an object from another of the same name: its ETag, or when it was written."""
+
+        def known() -> str:
+            about = self._files.info(f"{self._root}/{name}", refresh=True)
+            return str(next((about[key] for key in VERSIONS if about.get(key)), ""))
+
+        return self._try(known, "read")
+
     def tree(self) -> dict[str, int]:
         """Bytes of every object, also of those deeper down, by its path from here; empty where there is none."""
 
@@ -93,9 +106,11 @@ class Bucket:
 
         def read_rest() -> None:
             paths = {f"{self._root}/{name}": name for name in names if name not in found}
-            answers = self._files.cat(list(paths), on_error="return") if paths else {}
-            found.update({paths[path]: data for path, data in answers.items() if isinstance(data, bytes)})
-            for error in answers.values():
+            # Not `cat`, which takes a name with brackets or stars for a pattern.
+            answers = self._files.cat_ranges(list(paths), None, None, on_error="return") if paths else []
+            answered = dict(zip(paths, answers, strict=True))
+            found.update({paths[path]: data for path, data in answered.items() if isinstance(data, bytes)})
+            for error in answers:
                 if isinstance(error, Exception):
                     raise error
 
@@ -117,6 +132,9 @@ class Bucket:
             except Exception as error:
                 if type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError"):
                     raise self._refused(what) from None
+                if isinstance(error, ValueError) or type(error).__name__ in MISTAKES:
+                    reason = " ".join(str(error).split())
+                    raise CacheError(f"cannot {what} {self.url}: {reason}; check the URL and AWS_* variables") from None
                 if attempt == ATTEMPTS - 1:
                     raise CacheError(
                         f"cannot {what} {self.url}: {type(error).__name__} after {ATTEMPTS} tries; check the network "

@@ -27,6 +27,7 @@ from temi.cache.writer import OWN_FILES, ShardWriter
 
 KEPT_GB = "TEMI_BUCKET_CACHE_GB"  # environment variable
 DEFAULT_GB = 50.0
+SHARD = "shard-"  # what its files begin with
 WHOLE = "whole"  # folder of objects that are no part of a cache
 IN_USE = 60.0  # seconds after which a shard that was read may be dropped
 
@@ -52,7 +53,10 @@ def pull_index(bucket: Bucket, folder: Path) -> dict[str, int]:
             if OWN_FILES.fullmatch(path.name) and path.name not in sizes and not coming:
                 path.unlink()
         for name, data in found.items():
-            write_atomic(folder / name, data)
+            path = folder / name
+            if path.name.startswith(SHARD) and path.exists() and path.read_bytes() != data:
+                path.with_suffix(".h5").unlink(missing_ok=True)  # of a cache that was at this place before
+            write_atomic(path, data)
     return sizes
 
 
@@ -127,7 +131,10 @@ def fetch_whole(bucket: Bucket, name: str, folder: Path, size: int, digest: str 
         if not _is_here(path, size):
             data = bucket.read([name])[name]
             if digest is not None and xxhash.xxh3_128_hexdigest(data) != digest:
-                raise CacheError(f"{bucket.url}/{name} is damaged: its digest is not that of its sidecar; embed again")
+                raise CacheError(
+                    f"{bucket.url}/{name} is damaged: its digest is not that of its sidecar; "
+                    f"delete {Path(name).with_suffix('.json')} there and rerun the same `temi embed`"
+                )
             drop_oldest(len(data))
             write_atomic(path, data)
     return path
@@ -166,11 +173,18 @@ def verify_url(url: str, progress: Progress = silent) -> list[str]:
         return [problem.replace(name, url) for problem in problems]
 
 
+def _kept_bytes() -> float:
+    try:
+        return float(os.environ.get(KEPT_GB, DEFAULT_GB)) * 1e9
+    except ValueError:
+        raise CacheError(f"{KEPT_GB}={os.environ[KEPT_GB]} is no number; set it to gigabytes, such as 50") from None
+
+
 def drop_oldest(coming: int) -> None:
     """Make room for `coming` bytes among the shards that are kept here."""
-    room = float(os.environ.get(KEPT_GB, DEFAULT_GB)) * 1e9 - coming
+    room = _kept_bytes() - coming
     found = []
-    for path in chain(kept_folder().glob("*/shard-*.h5"), kept_folder().glob(f"*/{WHOLE}/*")):
+    for path in chain(kept_folder().glob(f"*/{SHARD}*.h5"), kept_folder().glob(f"*/{WHOLE}/*/*")):
         with suppress(FileNotFoundError):
             status = path.stat()
             found.append((status.st_atime, status.st_size, path))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -32,6 +33,15 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
     BitImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}).save_pretrained(folder)
     return folder
+
+
+def test_what_pages_import_is_there() -> None:
+    pages = [EXAMPLES.parent / "README.md", *EXAMPLES.parent.glob("docs/*.md")]
+    lines = {line.strip() for page in pages for line in page.read_text().splitlines()}
+    asked = [line for line in lines if re.fullmatch(r"import (temi|cache|pipeline)|from \S+ import [\w, ]+", line)]
+    assert len(asked) > 5
+    for line in asked:
+        exec(line, {})
 
 
 def test_every_example_is_run_here() -> None:

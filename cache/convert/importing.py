@@ -1,7 +1,7 @@
 """Caches made of what `cache.export` wrote, or of embeddings made elsewhere."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,19 @@ from temi.cache.writer import ShardWriter
 Content = Callable[[Shard], Mapping[str, Any]]
 
 
-def fill(folder: Path, manifest: Manifest, content: Content, *, overwrite: bool, progress: Progress) -> EmbeddingCache:
-    """Write a cache whose shards' values come from `content`; resumes one that was interrupted."""
+def fill(
+    folder: Path, manifest: Manifest, content: Content, made_of: Sequence[Path], *, overwrite: bool, progress: Progress
+) -> EmbeddingCache:
+    """Write a cache whose shards' values come from `content`; resumes one that was interrupted.
+
+    Raises
+    ------
+    CacheError
+        `folder` is, or holds, what the cache is `made_of`: overwriting would delete it first.
+    """
+    for place in made_of:
+        if place.resolve().is_relative_to(folder.resolve()):
+            raise CacheError(f"{folder} is, or holds, {place}, which the new cache is made of; give another --out")
     with ShardWriter.open(folder, manifest, overwrite=overwrite) as writer:
         for shard in writer.pending():
             writer.write(shard, **content(shard))
@@ -57,8 +68,8 @@ def import_embeddings(
     Raises
     ------
     CacheError
-        `source` is none of these or empty, its parts differ in length, a key is empty, two keys are equal, or float16
-        does not hold a row.
+        `source` is none of these or empty or in `folder`, its parts differ in length, a key is empty, two keys are
+        equal, or float16 does not hold a row.
     """
     with os_errors(source, "read"):
         opened = open_source(source, keys, labels)
@@ -67,7 +78,8 @@ def import_embeddings(
     manifest = opened.manifest or _manifest(opened, backbone, shard_rows)
     _check_lengths(opened, manifest)
     _refuse_twins(opened)
-    return fill(folder, manifest, _content(opened, manifest), overwrite=overwrite, progress=progress)
+    made_of = [place for place in (source, keys, labels) if place is not None]
+    return fill(folder, manifest, _content(opened, manifest), made_of, overwrite=overwrite, progress=progress)
 
 
 def _refuse_empty(source: Source) -> None:

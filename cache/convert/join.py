@@ -34,7 +34,8 @@ def join_caches(
     Raises
     ------
     CacheError
-        The caches are not of the same images in the same order, or differ in splits or in the number of views.
+        The caches are not of the same images in the same order, differ in splits or in the number of views, or `out`
+        is one of them.
     """
     if len(folders) < 2:
         raise CacheError("joining takes two caches or more; name them all")
@@ -45,7 +46,7 @@ def join_caches(
     manifest = Manifest(
         _fingerprint(caches), rows, dim, plan_shards(rows, shard_rows), dict(caches[0].splits), caches[0].classes
     )
-    return fill(out, manifest, lambda shard: _content(caches, shard), overwrite=overwrite, progress=progress)
+    return fill(out, manifest, lambda shard: _content(caches, shard), folders, overwrite=overwrite, progress=progress)
 
 
 def spaces_of(cache: EmbeddingCache) -> list[int]:

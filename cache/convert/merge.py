@@ -42,7 +42,8 @@ def merge_caches(
     Raises
     ------
     CacheError
-        The caches were made with different settings (named), share an image, or their splits overlap.
+        The caches were made with different settings (named), share an image, their splits overlap, or `out` is one of
+        them.
     """
     if len(folders) < 2:
         raise CacheError("merging takes two caches or more; name them all")
@@ -53,7 +54,7 @@ def merge_caches(
     segments, splits = _plan(caches, classes)
     rows = sum(cache.rows for cache in caches)
     manifest = Manifest(_fingerprint(caches), rows, caches[0].dim, plan_shards(rows, shard_rows), splits, classes)
-    return fill(out, manifest, lambda shard: _content(segments, shard), overwrite=overwrite, progress=progress)
+    return fill(out, manifest, lambda shard: _content(segments, shard), folders, overwrite=overwrite, progress=progress)
 
 
 def _refuse_differences(caches: Sequence[EmbeddingCache]) -> None:

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from temi.pipeline.commands.console import failures, user_errors
-from temi.pipeline.commands.options import Overwrite
+from temi.pipeline.commands.options import Overwrite, on_this_machine
 from temi.pipeline.commands.tables import print_wide
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ CacheFolder = Annotated[Path, typer.Argument(metavar="CACHE", help="folder writt
 CachePlace = Annotated[
     Path, typer.Argument(metavar="CACHE", help="written by `temi embed`: a folder, or s3://BUCKET/NAME")
 ]
-NewCache = Annotated[Path, typer.Option("--out", metavar="CACHE", help="folder of the new cache")]
+NewCache = Annotated[
+    Path, typer.Option("--out", metavar="CACHE", help="folder of the new cache", callback=on_this_machine)
+]
 
 
 @commands.command("info")
@@ -102,7 +104,10 @@ def cache_verify(folder: CachePlace) -> None:
 @commands.command("export")
 def cache_export(
     folder: CacheFolder,
-    out: Annotated[Path, typer.Argument(help="FILE.parquet, FILE.safetensors, or a folder for .npy files")],
+    out: Annotated[
+        Path,
+        typer.Argument(help="FILE.parquet, FILE.safetensors, or a folder for .npy files", callback=on_this_machine),
+    ],
     neighbors: Annotated[str, typer.Option(metavar="KEY", help="neighbor graph to put into the Parquet file")] = "",
 ) -> None:
     """Write CACHE in a format of other programs; `temi cache import` makes the same cache of it again."""

@@ -39,7 +39,9 @@ def user_errors() -> Iterator[None]:
 
         if not isinstance(error, USER_ERRORS):
             raise
-        print(f"temi: {error}", file=sys.stderr)
+        from temi.pipeline.runs.mirror import with_urls
+
+        print(f"temi: {with_urls(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from None
     except BrokenPipeError:
         _close_output()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import failures, known, typed, user_errors
-from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins
+from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins, here_or_in_a_bucket
 
 commands = typer.Typer()
 
@@ -16,7 +16,12 @@ def embed(
     source: Annotated[str, typer.Argument(help="folder, tar, Parquet or list of images, digits, cifar10, hf:ID")],
     out: Annotated[
         Path,
-        typer.Option("--out", metavar="CACHE", help="folder of the cache, or s3://BUCKET/NAME; resumed if it is there"),
+        typer.Option(
+            "--out",
+            metavar="CACHE",
+            help="folder of the cache, or s3://BUCKET/NAME; resumed if it is there",
+            callback=here_or_in_a_bucket,
+        ),
     ],
     root: Annotated[Path | None, typer.Option(help="where torchvision data sets are, or are downloaded to")] = None,
     shard: Annotated[
@@ -39,6 +44,7 @@ def embed(
     with user_errors():
         from temi.cache.bucket import bucket_url
         from temi.pipeline.config import load_config
+        from temi.pipeline.errors import UserError
         from temi.pipeline.network import check_backbone_is_here
         from temi.pipeline.plugins import load_plugin
 
@@ -46,7 +52,13 @@ def embed(
         settings = load_config(config, [*(set_ or ()), *([f"embed.digest={digest}"] if digest else [])]).embed
         part = _parse_shard(shard, overwrite, on)
         if not (plugins or on):  # a plugin may register any name; nodes look for themselves
-            check_backbone_is_here(settings.backbone)
+            try:
+                check_backbone_is_here(settings.backbone)
+            except UserError:
+                from temi.pipeline.images import open_source
+
+                open_source(source, root=root, max_pixels=settings.max_pixels)  # a mistake in SOURCE is told first
+                raise
         from temi.pipeline.encode.embed import embed as run_embed  # brings torch: not before the hub is known to answer
 
         cache = run_embed(source, out, settings, root=root, shard=part, overwrite=overwrite, on=on, plugins=plugins)

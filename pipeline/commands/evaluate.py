@@ -39,6 +39,7 @@ def evaluate(
         from temi.pipeline.evaluate.tables import evaluate_run
         from temi.pipeline.evaluate.trials import evaluate_trials
         from temi.pipeline.plugins import load_plugin
+        from temi.pipeline.runs.mirror import shown
         from temi.pipeline.runs.trials import is_trials
 
         for path in plugin or ():
@@ -55,4 +56,4 @@ def evaluate(
                 f"head agreement {figure(scores.head_agreement)}, "
                 f"expected accuracy {figure(scores.expected_accuracy)}"
             )
-        print(f"written: {run / 'result.json'}\nnext: temi report {typed(run)}")
+        print(f"written: {shown(run / 'result.json')}\nnext: temi report {typed(run)}")

@@ -8,7 +8,7 @@ import typer
 from temi.pipeline.commands.console import user_errors
 from temi.pipeline.commands.embed import embed
 from temi.pipeline.commands.evaluate import evaluate
-from temi.pipeline.commands.options import START
+from temi.pipeline.commands.options import START, on_this_machine
 from temi.pipeline.commands.results import report
 from temi.pipeline.commands.train import train_heads
 
@@ -17,7 +17,9 @@ commands = typer.Typer()
 
 @commands.command(rich_help_panel=START)
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="holds the cache and the run")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FOLDER", help="holds the cache and the run", callback=on_this_machine)
+    ] = Path("demo"),
 ) -> None:
     """Cluster scikit-learn's 1,797 digits, from images to a report: nothing to download, a few minutes on a CPU."""
     from temi.pipeline.evaluate.recipes import CONFIGS

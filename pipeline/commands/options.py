@@ -1,7 +1,9 @@
 """Options that several verbs share."""
 
 import os
+import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +41,7 @@ def _run_here(context: typer.Context, given: Path) -> Path:
         from temi.pipeline.runs.mirror import Mirror
 
         if (url := bucket_url(given)) is None:
-            return given
+            return here_or_in_a_bucket(given)
         if int(os.environ.get("RANK", "0")):  # of torchrun's processes the first writes
             return Mirror(url).folder
         mirror = Mirror.open(url)
@@ -51,6 +53,50 @@ def _run_here(context: typer.Context, given: Path) -> Path:
 
     context.call_on_close(send)
     return mirror.folder
+
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")  # also one that was made a path of; C:/ is a drive
+
+
+def on_this_machine(given: Path | None) -> Path | None:
+    """What a command writes that writes to no bucket: a URL is refused, which would become a folder of that name."""
+    if found := _URL.fullmatch(str(given)):
+        _refuse(
+            f"{found[1]}://{found[2]} is a URL, and this command writes to this machine only; "
+            "give a path here, and copy there what it wrote"
+        )
+    return given
+
+
+def here_or_in_a_bucket(given: Path) -> Path:
+    """What a command reads or writes that may be in a bucket; any other URL is refused."""
+    if found := _URL.fullmatch(str(given)):
+        with user_errors():
+            from temi.cache.bucket import PACKAGES, bucket_url
+
+            if bucket_url(given) is None:
+                taken = ", ".join(f"{kind}://" for kind in PACKAGES)
+                _refuse(f"{found[1]}://{found[2]} is no place of caches and runs; give a folder, or a URL of {taken}")
+    return given
+
+
+def file_ending(suffix: str) -> Callable[[Path | None], Path | None]:
+    """What a command writes as a file of one kind: a name of another kind may be a file that is not to be lost."""
+
+    def checked(given: Path | None) -> Path | None:
+        on_this_machine(given)
+        if given is not None and given.suffix.lower() != suffix:
+            _refuse(f"--out {given} must end in {suffix}")
+        return given
+
+    return checked
+
+
+def _refuse(sentence: str) -> None:
+    with user_errors():
+        from temi.pipeline.errors import UserError
+
+        raise UserError(sentence)
 
 
 OnCluster = Annotated[

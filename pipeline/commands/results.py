@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import typed, user_errors
-from temi.pipeline.commands.options import RESULTS, Plugins, run_here
+from temi.pipeline.commands.options import RESULTS, Plugins, file_ending, on_this_machine, run_here
 
 commands = typer.Typer()
 
@@ -36,7 +36,10 @@ class Link(StrEnum):
 @commands.command(rich_help_panel=RESULTS)
 def report(
     run: Run,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE.html", help="default: RUN/report.html")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE.html", help="default: RUN/report.html", callback=file_ending(".html")),
+    ] = None,
     images: Images = None,
     cache: Cache = None,
     plugin: Plugins = None,
@@ -69,7 +72,10 @@ def report(
 def predict(
     run: Run,
     images: Annotated[str, typer.Argument(help="an image, a folder or any other source of `temi embed`, or a cache")],
-    out: Annotated[Path | None, typer.Option("--out", help="FILE.parquet or FILE.csv; default: CSV to stdout")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="FILE.parquet or FILE.csv; default: CSV to stdout", callback=on_this_machine),
+    ] = None,
     backbone: Annotated[str | None, typer.Option(help="folder of the weights, where they are not from a hub")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     new: Annotated[bool, typer.Option("--new", help="of a cache that grew: the rows since RUN was trained")] = False,
@@ -88,7 +94,12 @@ def predict(
 @commands.command(rich_help_panel=RESULTS)
 def export(
     run: Run,
-    out: Annotated[Path, typer.Option("--out", help="file; a folder for `lists`, a new one for what is many files")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", help="file; a folder for `lists`, a new one for what is many files", callback=on_this_machine
+        ),
+    ],
     format_: Annotated[
         str | None,
         typer.Option(
@@ -145,7 +156,8 @@ def names(
         finished = FinishedRun(run, cache)
         if table is not None:
             given = sum(map(bool, set_names(run, table, finished.clusters)))
-            print(f"{run}: {given} of {finished.clusters} clusters have a name\nnext: temi report {typed(run)}")
+            there = finished.clusters - len(finished.outline.merged)
+            print(f"{run}: {given} of {there} clusters have a name\nnext: temi report {typed(run)}")
             return
         found = {}
         if suggest is not None:
@@ -190,7 +202,9 @@ def serve(
 def label_next(
     run: Run,
     count: Annotated[int, typer.Option(help="images to choose")] = 50,
-    out: Annotated[Path | None, typer.Option("--out", help="FILE.csv; default: standard output")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="FILE.csv; default: standard output", callback=file_ending(".csv"))
+    ] = None,
     cache: Cache = None,
 ) -> None:
     """Choose the images of RUN whose labels would teach most: typical ones, a few per cluster, spread."""

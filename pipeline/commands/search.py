@@ -6,7 +6,15 @@ from typing import Annotated
 import typer
 
 from temi.pipeline.commands.console import typed, user_errors
-from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins, run_here
+from temi.pipeline.commands.options import (
+    ConfigFile,
+    OnCluster,
+    Overrides,
+    Overwrite,
+    Plugins,
+    on_this_machine,
+    run_here,
+)
 
 commands = typer.Typer()
 
@@ -16,7 +24,15 @@ PRINTED = 15  # choices of settings; --all prints more
 @commands.command()
 def search(
     cache: Annotated[Path, typer.Argument(help="written by `temi embed`: a folder, or s3://BUCKET/NAME")],
-    out: Annotated[Path, typer.Option("--out", metavar="STUDY", help="folder of the study; one that is there goes on")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="STUDY",
+            help="folder of the study; one that is there goes on",
+            callback=on_this_machine,
+        ),
+    ],
     clusters: Annotated[int | None, typer.Option(help="number of clusters", min=1)] = None,
     space: Annotated[
         Path | None, typer.Option(help="TOML file of what to choose from; default: configs/search.toml")
@@ -53,8 +69,6 @@ def search(
     """
     with user_errors():
         from temi.cache import EmbeddingCache
-        from temi.cache.bucket import bucket_url
-        from temi.pipeline.errors import UserError
         from temi.pipeline.plugins import load_plugin
         from temi.pipeline.runs.search import BEST, SEARCH, Search, remove_study
         from temi.pipeline.runs.search import search as run_search
@@ -65,8 +79,6 @@ def search(
         wanted = Search(
             read_space(space or DEFAULT_SPACE), config, overrides, trials, together, seeds, sampler, score, halving
         )
-        if bucket_url(out):
-            raise UserError("a study is kept in a folder, not in a bucket; give --out a folder")
         opened = EmbeddingCache.open(cache)
         if overwrite:
             remove_study(out)
@@ -100,12 +112,15 @@ def compare(
     with user_errors():
         from temi.pipeline.commands.tables import print_choices
         from temi.pipeline.errors import UserError
+        from temi.pipeline.progress import say
         from temi.pipeline.results import compare as comparing
 
         written = {"csv": comparing.as_csv, "json": comparing.as_json, "md": comparing.as_markdown}
         if format_ not in ("table", *written):
             raise UserError(f"there is no format {format_!r}; choose one of {', '.join(('table', *written))}")
         choices = comparing.compare(runs, score)
+        if warning := comparing.warning(choices):
+            say(f"note: {warning}")
         if format_ != "table":
             print(written[format_](choices).rstrip())
             return

@@ -64,6 +64,7 @@ def train_heads(
             metavar="FILE",
             help="corrections.jsonl of an earlier run, or its folder: training keeps what it says; "
             "without --clusters, as many as were left",
+            callback=run_here,
         ),
     ] = None,
     on: OnCluster = "",
@@ -79,7 +80,7 @@ def train_heads(
         from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugin
-        from temi.pipeline.runs.mirror import mirror_of
+        from temi.pipeline.runs.mirror import mirror_of, shown
         from temi.pipeline.runs.records import Training, read_record, write_record
         from temi.pipeline.runs.train import follow, train_heads
         from temi.pipeline.runs.trials import plan_trials, with_seeds
@@ -105,8 +106,8 @@ def train_heads(
             before, config = open_before(from_), config or from_ / "config.toml"
             if corrections is None and (left := corrections_left_behind(from_)):
                 print(
-                    f"note: of what a person corrected in {from_}, {left:,} merges, splits, moves and removals are not "
-                    f"kept by --from alone; add --corrections {from_} to train with them"
+                    f"note: of what a person corrected in {shown(from_)}, {left:,} merges, splits, moves and removals "
+                    f"are not kept by --from alone; add --corrections {typed(from_)} to train with them"
                 )
         earlier, told = None, None
         if corrections is not None:
@@ -139,11 +140,11 @@ def train_heads(
         summary = read_record(Training, out / "training.json")
         if clusters is None and "clusters" not in settings.heads.model_fields_set:
             print(f"note: {summary.clusters} clusters were made because that is the default; {HINT}")
-        _print_training(summary)
+        _print_training(summary, settings.heads.clusters)
         if from_ is not None:
             for line in describe(hand_on_names(from_, out)):
                 print(line)
-        print(f"assignments: {out / 'assignments.csv'}\nnext: temi evaluate {typed(out)}")
+        print(f"assignments: {shown(out / 'assignments.csv')}\nnext: temi evaluate {typed(out)}")
 
 
 def _count_clusters(
@@ -192,6 +193,7 @@ def _train_trials(
 ) -> None:
     from temi.pipeline.errors import UserError
     from temi.pipeline.runs.label_free import choose_trial
+    from temi.pipeline.runs.mirror import shown
     from temi.pipeline.runs.records import MergeTree, read_record
     from temi.pipeline.runs.trials import MERGES, train_trials
 
@@ -211,7 +213,7 @@ def _train_trials(
     for tree in read_record(list[MergeTree], out / MERGES):
         print_wide(merge_tree(tree))
     print(
-        f"written: {out / 'trials.json'}\nnext: temi evaluate {typed(out)}, "
+        f"written: {shown(out / 'trials.json')}\nnext: temi evaluate {typed(out)}, "
         f"temi compare {typed(out)}, temi report {typed(out)}"
     )
 
@@ -234,8 +236,8 @@ def _row(trial: "TrialRecord", best: bool) -> dict[str, str]:
     }
 
 
-def _print_training(training: "Training") -> None:
-    empty = training.clusters - training.used_clusters
+def _print_training(training: "Training", asked: int) -> None:
+    empty = asked - training.used_clusters  # a run that goes on from another has numbers, too, that were given up
     sure, expected = f"mean confidence {training.mean_confidence:.2f}", training.expected_accuracy
     if expected is not None:
         sure = f"about {expected:.0%} of the images are expected to be where they belong (no label was read)"
@@ -244,7 +246,7 @@ def _print_training(training: "Training") -> None:
         f"{training.used_clusters} of {training.clusters} clusters used, sizes {training.smallest_cluster} to "
         f"{training.largest_cluster}; {sure}"
     )
-    if empty:
+    if empty > 0:
         print(f"note: {empty} of the clusters asked for are empty")
     if training.skipped_steps:
         print(f"note: {training.skipped_steps} steps with a non-finite loss or gradient were skipped")

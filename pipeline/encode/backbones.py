@@ -21,6 +21,7 @@ from temi.pipeline.plugins import plugin_of
 
 __all__ = ["DTYPES", "Backbone", "compiled", "digest_files", "load_backbone", "register_backbone"]
 
+PLUGIN = ", plugin sha256:"  # in a revision, before the digest of the file that a backbone comes from
 Loader = Callable[[EmbedConfig, torch.device, str], Backbone]  # settings, device, precision -> the encoder
 
 _LOADERS: dict[str, Loader] = dict.fromkeys(LITE, efficientnet_lite)
@@ -44,6 +45,11 @@ def register_backbone(name: str) -> Callable[[Loader], Loader]:
     return register
 
 
+def is_registered(name: str) -> bool:
+    """Whether `name` is a backbone of the package or of a plugin that is loaded; others are asked of the model hub."""
+    return name in _LOADERS
+
+
 def load_backbone(config: EmbedConfig) -> Backbone:
     """The encoder that `config` names, on its device, ready to run.
 
@@ -59,7 +65,7 @@ def load_backbone(config: EmbedConfig) -> Backbone:
     load = _LOADERS.get(config.backbone, hugging_face)
     backbone = load(config, device, precision)
     if plugin := plugin_of(load):  # the file, not only its weights, makes the numbers
-        backbone = replace(backbone, revision=f"{backbone.revision}, plugin sha256:{plugin.digest}")
+        backbone = replace(backbone, revision=f"{backbone.revision}{PLUGIN}{plugin.digest}")
     if config.compile:
         backbone = replace(backbone, encode=compiled(backbone.encode), compiled=True)
     return with_engine(backbone, config.engine)

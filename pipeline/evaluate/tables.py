@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 
 from temi.cache import EmbeddingCache
+from temi.cache.bucket import bucket_url
+from temi.cache.schema import MANIFEST
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.metrics import (
@@ -89,6 +91,11 @@ def open_training_cache(run: RunFolder, other: EmbeddingCache | None) -> Embeddi
     trained = run.begun_with().cache
     if other is not None and (given := EmbeddingCache.open_as(other.place, trained.digest)):
         return given
+    if not bucket_url(trained.folder) and not (Path(trained.folder) / MANIFEST).exists():
+        raise UserError(
+            f"{run.folder} was trained on the cache {trained.folder}, which is not there any more; give its new place "
+            "by --cache or as second argument of `temi evaluate`"
+        )
     cache = EmbeddingCache.open_as(trained.folder, trained.digest)
     if cache is None:
         raise UserError(

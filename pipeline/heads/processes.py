@@ -102,8 +102,11 @@ class Processes:
         self._tell(task)
 
     def hear(self) -> Task | None:
-        """On the others: the next pass; None after the last."""
-        task: Task | None = self._tell(None)
+        """On the others: the next pass; None after the last. UserError where rank 0 ended without a word."""
+        try:
+            task: Task | None = self._tell(None)
+        except RuntimeError:  # of gloo, whose connection is closed
+            raise UserError("the first process has ended; what it printed says why") from None
         return task
 
     def _tell(self, message: object) -> Any:

@@ -3,6 +3,8 @@
 import os
 from pathlib import PurePosixPath
 
+import xxhash
+
 from temi.cache.bucket import Bucket
 from temi.cache.files import make_folder
 from temi.cache.remote import WHOLE, fetch_whole, folder_of
@@ -13,6 +15,7 @@ class BucketFile(os.PathLike[str]):
 
     def __init__(self, url: str, name: str, size: int) -> None:
         self.url, self.name, self.size = url, name, size
+        self._version = ""  # once it is known
 
     @property
     def stem(self) -> str:
@@ -23,6 +26,8 @@ class BucketFile(os.PathLike[str]):
         return f"{self.url}/{self.name}"
 
     def __fspath__(self) -> str:
-        folder = folder_of(self.url) / WHOLE
+        bucket = Bucket(self.url)
+        self._version = self._version or bucket.version(self.name)  # another object may have this name and size
+        folder = folder_of(self.url) / WHOLE / xxhash.xxh3_64_hexdigest(self._version.encode())
         make_folder(folder)
-        return str(fetch_whole(Bucket(self.url), self.name, folder, self.size))
+        return str(fetch_whole(bucket, self.name, folder, self.size))

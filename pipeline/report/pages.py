@@ -26,13 +26,14 @@ from scipy.optimize import linear_sum_assignment
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
+from temi.pipeline.progress import say
 from temi.pipeline.report.cards import TYPICAL, centers, class_name, nearest_clusters, typical_images
 from temi.pipeline.report.columns import image_columns, rounded
 from temi.pipeline.report.levels import run_levels
 from temi.pipeline.report.records import Base, Brackets, Confusion, Curves, Overview, RunFigures, page_json
 from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
-from temi.pipeline.results.lists import Evidence, evidence, write_lists
+from temi.pipeline.results.lists import Evidence, evidence, refuse_other_lists, write_lists
 from temi.pipeline.results.map import run_atlas
 from temi.pipeline.results.names import first_names
 from temi.pipeline.results.thumbnails import Thumbnail, oddities, run_thumbnails
@@ -56,13 +57,26 @@ def write_report(run: FinishedRun, out: Path | None = None, source: str | None =
 
     Beside it stand the lists duplicates.csv, unsure.csv and unusual.csv. Where the images cannot be found and no
     `source` is given, the report has no pictures and says why.
+
+    Raises
+    ------
+    UserError
+        A file that has the name of one of the lists is not such a list.
     """
     out = out or run.folder / "report.html"
+    refuse_other_lists(out.parent)
     known = evidence(run)
     data, pictures, odd = figures(run, known, source)
+    say_missing(data.missing)
     write_page(out, render("report", page_json(data), run.folder.resolve().name, pictures))
     write_lists(run, known, out.parent, odd)
     return out
+
+
+def say_missing(reason: str) -> None:
+    """Say on stderr why a page has no pictures, where it has none."""
+    if reason:
+        say(f"no pictures: {reason}")
 
 
 def write_page(out: Path, page: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from temi.pipeline.report.levels import read_trees, tree_levels
-from temi.pipeline.report.pages import CHUNK, pictures_of, render, write_page
+from temi.pipeline.report.pages import CHUNK, pictures_of, render, say_missing, write_page
 from temi.pipeline.report.records import LinkedTrial, Pictured, Tree, TrialsFigures, page_json
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.label_free import choose_trial
@@ -20,6 +20,7 @@ def write_overview(folder: Path, out: Path | None = None, source: str | None = N
     """
     out = out or folder / "report.html"
     data, pictures = figures(folder, out, source, cache)
+    say_missing(data.missing)
     write_page(out, render("overview", page_json(data), folder.resolve().name, pictures))
     return out
 

@@ -123,7 +123,8 @@ def carry_over(earlier: FinishedRun, run: FinishedRun) -> Carried:
     for cluster in np.unique(left[moved]):
         images = keys[moved & (left == cluster)].tolist()
         entries.append(Remove(keys=images) if cluster == REMOVED else Move(keys=images, to=int(cluster)))
-    names, lost = _names(earlier.corrected.names, kept.shared)
+    given = {cluster: name for cluster, name in earlier.corrected.names.items() if name != f"cluster {cluster}"}
+    names, lost = _names(given, kept.shared)
     entries += [Rename(names=names)] if names else []
     entries += _marks(earlier.corrections, run, kept.home)
     if entries:

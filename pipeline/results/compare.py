@@ -103,6 +103,17 @@ def compare(folders: Sequence[Path], score: str = SCORES[0]) -> list[Choice]:
     return sorted(choices, key=lambda choice: (choice.verdict != "best", -choice.score.mean))
 
 
+def warning(choices: Sequence[Choice]) -> str:
+    """What a reader must know who sees `choices` in one list; "" where there is nothing."""
+    counts = {str(choice.settings.get("heads.clusters")) for choice in choices}
+    if len(counts) < 2:
+        return ""
+    return (
+        "numbers of clusters differ, and their label-free scores do not compare: trust best, behind and verdict among "
+        "choices of one heads.clusters alone"
+    )
+
+
 def read_runs(folder: Path) -> list[Run]:
     """What was trained to its end in `folder`: a run, trials, or a search."""
     if (folder / SEARCH).exists():

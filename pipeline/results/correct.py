@@ -33,7 +33,7 @@ from temi.pipeline.results.corrections import (
     signed,
 )
 from temi.pipeline.results.finished import FinishedRun
-from temi.pipeline.results.names import check_name, check_unique
+from temi.pipeline.results.names import check_heading, check_name, check_unique
 
 STARTS = 4  # of k-means in splitting a cluster
 
@@ -117,6 +117,7 @@ def _check_clusters(state: Corrected, clusters: Iterable[int]) -> None:
 def _check_names(state: Corrected, names: dict[int, str]) -> None:
     for cluster, name in names.items():
         check_name(name, f"cluster {cluster}")
+        check_heading(cluster, name, "names")
     check_unique(state.names | names)
 
 

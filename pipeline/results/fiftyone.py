@@ -105,6 +105,10 @@ def _said(label: dict[str, Any], tags: set[str], number: dict[str, int]) -> tupl
     """The cluster that a sample is said to be in, "" where nothing is said; and the tags that are notes."""
     wanted = {tag for tag in tags if tag in number or tag.startswith(NEW)}
     names = {tag.removeprefix(NEW).strip() for tag in wanted}
+    if GONE in names and GONE not in wanted:
+        raise UserError(
+            f"{label['key']}: no cluster can be called {GONE!r}, as images in none are; choose another name"
+        )
     if label["label"] != label.get("was"):
         names.add(label["label"])
     if len(names) > 1:

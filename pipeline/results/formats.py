@@ -48,7 +48,7 @@ def format_of(out: Path, asked: str | None) -> str:
     Raises
     ------
     UserError
-        The two contradict each other, or neither says it.
+        The two contradict each other, or neither says it, or a file of another kind is there, which would be lost.
     """
     told = [name for name, suffix in SUFFIXES.items() if suffix == out.suffix.lower()]
     if not told and asked is None:
@@ -56,6 +56,8 @@ def format_of(out: Path, asked: str | None) -> str:
         raise UserError(f"--out {out} does not say what to write; end it in {endings}, or give --format")
     if told and asked is not None and asked not in told:
         raise UserError(f"--out {out} is a {told[0]} file and --format asks for {asked}; change one of the two")
+    if not told and asked in SUFFIXES and out.is_file():
+        raise UserError(f"--out {out} is there already and may be a file of another kind; end it in {SUFFIXES[asked]}")
     return asked or told[0]
 
 

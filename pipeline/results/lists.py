@@ -226,8 +226,22 @@ def write_lists(run: FinishedRun, known: Evidence, folder: Path, odd: Mapping[in
     return [_write(folder / f"{name}.csv", rows[name], columns) for name, columns in LISTS.items()]
 
 
+def refuse_other_lists(folder: Path) -> None:
+    """Raise a UserError where `folder` holds a file of a person's own under the name of a list."""
+    for name, columns in LISTS.items():
+        path, head = folder / f"{name}.csv", ",".join(columns).encode() + b"\n"
+        with os_errors(path, "read"):
+            if not path.exists():
+                continue
+            with path.open("rb") as file:
+                ours = file.read(len(head)) == head
+        if not ours:
+            raise UserError(f"{path} would be replaced, and temi did not write it; move it, or give another --out")
+
+
 def export_lists(run: FinishedRun, folder: Path) -> list[Path]:
     """The lists in `folder`; of pixels, what is known from small pictures that were made before."""
+    refuse_other_lists(folder)
     return write_lists(run, evidence(run), folder, kept_oddities(run))
 
 

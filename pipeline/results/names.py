@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from temi.pipeline.results.corrections import (
 
 NAMES = "names.json"
 COLUMNS = ["cluster", "name"]
+HEADING = re.compile("cluster (0|[1-9][0-9]*)|removed")  # what `display_name` says where there is no name
 
 
 def read_names(run: Path, clusters: int) -> list[str]:
@@ -83,6 +85,13 @@ def check_unique(names: dict[int, str]) -> None:
             raise UserError(f"clusters {first[name]} and {cluster} would both be called {name!r}; name one differently")
 
 
+def check_heading(cluster: int, name: str, where: object) -> None:
+    """Refuse to call `cluster` what another is called without a name, or what images in no cluster are."""
+    if HEADING.fullmatch(name.strip()) and name.strip() != f"cluster {cluster}":
+        own = "images in no cluster are" if name.strip() == "removed" else "another cluster is"
+        raise UserError(f"{where}: cluster {cluster} cannot be called {name!r}, as {own}; choose another name")
+
+
 def display_name(cluster: int, names: list[str]) -> str:
     """What a person reads: the name, or the number where there is none."""
     if cluster == REMOVED:
@@ -106,6 +115,7 @@ def _read_table(path: Path, clusters: int) -> dict[int, str]:
         if cluster in found:
             raise UserError(f"{where} names cluster {cluster} again; keep one line per cluster")
         found[cluster] = check_name((row["name"] or "").strip(), where)
+        check_heading(cluster, found[cluster], where)
     return found
 
 

@@ -25,7 +25,7 @@ from temi.cache.files import os_errors
 from temi.cache.fingerprint import IMPORTED
 from temi.cache.schema import MANIFEST
 from temi.pipeline.config import EmbedConfig
-from temi.pipeline.encode.backbones import Backbone, load_backbone
+from temi.pipeline.encode.backbones import PLUGIN, Backbone, is_registered, load_backbone
 from temi.pipeline.encode.forward import BATCH_SIZES, cut, embed_rows, stored
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.tables import check_same_backbone
@@ -141,6 +141,7 @@ def _embedded(
         cache = EmbeddingCache.open(path)
         check_same_backbone(run.model, cache)
         rows = _new_rows(run, cache) if new else np.arange(cache.rows)
+        rows = rows[~np.isin(rows, list(cache.gone))]  # their images are not there any more, or have a later row
         return _cached(cache, rows), len(rows)
     if new:
         raise UserError(f"{images} is not a cache; --new takes the cache that {run.folder} was trained on, grown since")
@@ -168,10 +169,16 @@ def recorded_settings(run: FinishedRun, backbone: str | None, device: str) -> Em
     name = backbone or made.backbone
     if backbone is None and name.endswith(LOCAL):
         raise UserError(f"{run.folder} was trained with a backbone from a local folder; give it by --backbone FOLDER")
+    revision, plugin, digest = made.revision.partition(PLUGIN)
+    if plugin and backbone is None and not is_registered(name):
+        raise UserError(
+            f"{run.folder} was trained with the backbone {name} of a plugin (sha256 {digest[:12]}...); name it by "
+            "--plugin FILE of `temi predict`"
+        )
     from_hub = backbone is None and not made.revision.startswith("xxh3:")
     return EmbedConfig(
         backbone=name,
-        revision=made.revision if from_hub else None,
+        revision=revision if from_hub else None,
         pooling=made.pooling,
         precision=made.precision.partition(",")[0],  # without "compiled": a few images are not worth it
         engine="auto" if "openvino" in made.precision else "torch",

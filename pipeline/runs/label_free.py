@@ -23,16 +23,25 @@ COMPARED = 12  # bytes of a row and head while heads are compared: its cluster, 
 RIDGE = 1e-2  # penalty, as a share of the mean variance of a coordinate
 
 
-def label_free_scores(model: ClusterModel, embedding: Embeddings, neighbors: Int32[Tensor, "N K"] | None) -> LabelFree:
-    """What can be said of a trained model without a label."""
+def label_free_scores(
+    model: ClusterModel,
+    embedding: Embeddings,
+    neighbors: Int32[Tensor, "N K"] | None,
+    copies: Int64[np.ndarray, " M"] | None = None,
+) -> LabelFree:
+    """What can be said of a trained model without a label.
+
+    `copies` is which row of `embedding` each image equals, by which clusters are counted; None: each has its own.
+    """
     model, rows = replace(model, softness=1.0), len(embedding)  # trials differ in how sure their heads are
     steps = -(-rows // COMPARED_ROWS), -(-rows // LINEAR_ROWS)
     lengths = [rows] * 2 + [-(-rows // step) for step in (steps[0], steps[0], steps[1])]
     cluster, confidence, own, halves, sample = collect(_observed(model, embedding, *steps), lengths)
     mined = neighbors is not None and neighbors.shape[1] > 0
     consistency = neighbor_consistency(cluster, neighbors) if neighbors is not None and mined else None
+    assigned = cluster if copies is None else cluster[torch.from_numpy(copies).to(cluster.device)]
     return LabelFree(
-        **size_scores(cluster, model.clusters).model_dump(),
+        **size_scores(assigned, model.clusters).model_dump(),
         mean_confidence=confidence.mean().item(),
         head_agreement=head_agreement(own.mT),
         stability=None if len(model.loss) < 2 else stability(halves.mT),

@@ -3,6 +3,7 @@
 What allocates says how much, beside the code that does; here it is added up.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -122,6 +123,11 @@ def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, de
     if footprint.total <= free:
         return footprint
     if footprint.rest > free:
+        if budget and budget * GIGABYTE < footprint.rest <= free_memory(device):
+            raise UserError(
+                f"training needs about {footprint}, {_at_least(footprint)} at once without the bank, and train.memory "
+                f"= {budget:g} allows less; set train.memory to {_at_least(footprint, unit='')} or more"
+            )
         raise UserError(
             f"training needs about {footprint}, and {free / GIGABYTE:.2f} GB are free on {device}; "
             f"{_advice(configs, footprint, free)}"
@@ -130,10 +136,18 @@ def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, de
     return replace(footprint, place="host" if fits_host else "disk")
 
 
+def _at_least(footprint: Footprint, unit: str = " GB") -> str:
+    """What a pass takes without its bank, in GB, rounded up."""
+    return f"{math.ceil(footprint.rest / GIGABYTE * 100) / 100:.2f}{unit}"
+
+
 def _advice(configs: Sequence[Config], footprint: Footprint, free: int) -> str:
     first, sizes = configs[0], footprint.worst
     worst = max(sizes, key=lambda name: sizes[name])
     share = max(0.0, 1 - (footprint.rest - free) / sizes[worst])  # that the largest part may keep
+
+    if share < 0.01:
+        return f"free {_at_least(footprint)} there, or train on a machine that has more"
 
     def less(count: int) -> int:
         return max(1, int(count * share))

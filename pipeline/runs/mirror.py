@@ -1,21 +1,27 @@
 """A run in a bucket: a folder of this machine stands for it while a command runs, and goes up when it ends.
 
-The bucket is right where it holds anything: what stands for it is fetched anew by every command. A run that was killed
-before anything went up is gone on with on the machine that it was begun on.
+What both had when they were last the same is noted beside the folder. So a command brings here what changed in the
+bucket since, and leaves what changed here, as of a run or a server that was killed: that goes up with the command. A
+run that was deleted in the bucket is deleted here. What changed in both is left in both, and a sentence says so.
 """
 
-import shutil
+import json
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import xxhash
 
 from temi.cache.bucket import Bucket
-from temi.cache.files import LOCK, PART, file_digest, make_folder, user_cache, write_atomic
-from temi.cache.schema import NEIGHBORS
+from temi.cache.files import LOCK, PART, Lock, make_folder, user_cache, write_atomic
+from temi.cache.schema import NEIGHBORS, CacheError
 
+FIRST = ("config.toml", "environment.json")  # without these the rest of a run is nothing that could go on
 LAST = ("training.json", "trials.json")  # what says that a run is finished goes up after the rest
 
 _open: dict[Path, "Mirror"] = {}
+
+Digests = dict[str, str]  # by the name of a file
 
 
 class Mirror:
@@ -23,7 +29,7 @@ class Mirror:
 
     def __init__(self, url: str) -> None:
         self.url, self.folder = url, user_cache("runs") / xxhash.xxh3_64_hexdigest(url.encode())
-        self._bucket, self._there = Bucket(url), dict[str, str]()  # digest of every object, by its name
+        self._bucket, self._notes = Bucket(url), self.folder.with_suffix(".json")
 
     @classmethod
     def open(cls, url: str) -> "Mirror":
@@ -34,26 +40,81 @@ class Mirror:
         return mirror
 
     def pull(self) -> None:
-        """Fetch everything anew."""
-        names = [name for name in self._bucket.tree() if _goes_along(PurePosixPath(name))]
-        if names:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Fetch what changed there. Raises CacheError, and changes nothing, where a file changed here, too."""
         make_folder(self.folder)
-        for name, data in self._bucket.read(names).items():
-            make_folder((self.folder / name).parent)
-            write_atomic(self.folder / name, data)
-            self._there[name] = xxhash.xxh3_128_hexdigest(data)
+        with self._alone():
+            found = self._bucket.read([name for name in self._bucket.tree() if _goes_along(PurePosixPath(name))])
+            there = {name: xxhash.xxh3_128_hexdigest(data) for name, data in found.items()}
+            coming = self._coming(there)
+            for name in coming:
+                if name in found:
+                    make_folder((self.folder / name).parent)
+                    write_atomic(self.folder / name, found[name])
+                else:
+                    (self.folder / name).unlink()
+            self._note(there)
+
+    def _coming(self, there: Mapping[str, str]) -> list[str]:
+        """Names of what the bucket has otherwise than this folder, or no more; what changed here alone is not among
+        them.
+        """
+        here, before = self._here(), self._noted()
+        if before is None:  # an earlier version took all that the bucket has
+            before = {name: digest for name, digest in here.items() if name in there}
+        other = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
+        coming = [name for name in other if name not in here or there.get(name) != before.get(name)]
+        both = [name for name in coming if name in here and here[name] != before.get(name)]
+        if both:
+            raise CacheError(
+                f"{self.url}/{both[0]} was changed in the bucket and on this machine"
+                + (f", and {len(both) - 1} more files" if len(both) > 1 else "")
+                + f"; to go on with the bucket's, delete {self.folder}"
+            )
+        return coming
 
     def push(self) -> int:
         """Send what is new or changed here; how many files that were."""
-        files = {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if path.is_file()}
-        changed = 0
-        for name in sorted(files, key=lambda name: (PurePosixPath(name).name in LAST, name)):
-            if _goes_along(PurePosixPath(name)) and self._there.get(name) != (digest := file_digest(files[name])):
-                self._bucket.write(name, files[name].read_bytes())
-                self._there[name] = digest
-                changed += 1
+        with self._alone():
+            here, sent, changed = self._here(), self._noted() or {}, 0
+            try:
+                for name in sorted(here, key=_turn):
+                    if sent.get(name) != here[name]:
+                        data = (self.folder / name).read_bytes()
+                        self._bucket.write(name, data)
+                        sent[name] = xxhash.xxh3_128_hexdigest(data)  # another command may have added to it since
+                        changed += 1
+            finally:
+                self._note(sent)
         return changed
+
+    def _here(self) -> Digests:
+        found = Digests()
+        for path in self.folder.rglob("*"):
+            name = path.relative_to(self.folder)
+            if _goes_along(PurePosixPath(name)):
+                with suppress(FileNotFoundError, IsADirectoryError):  # another command may have taken it away
+                    found[name.as_posix()] = xxhash.xxh3_128_hexdigest(path.read_bytes())
+        return found
+
+    def _noted(self) -> Digests | None:
+        """What both had when they were last the same; None where that is not known."""
+        with suppress(OSError, ValueError):
+            noted: Digests = json.loads(self._notes.read_bytes())
+            return noted
+        return None
+
+    def _note(self, same: Mapping[str, str]) -> None:
+        write_atomic(self._notes, json.dumps(same).encode())
+
+    def _alone(self) -> Lock:
+        """Held while files come or go: other commands on the run may be at work."""
+        return Lock.wait_for(self.folder.with_suffix(LOCK))
+
+
+def _turn(name: str) -> tuple[bool, bool, str]:
+    """When a file goes up."""
+    last = PurePosixPath(name).name
+    return last in LAST, last not in FIRST, name
 
 
 def _goes_along(name: PurePosixPath) -> bool:
@@ -74,3 +135,10 @@ def shown(place: Path | str) -> str:
         if mirror := _open.get(parent):
             return "/".join([mirror.url, *path.relative_to(parent).parts])
     return str(place)
+
+
+def with_urls(text: str) -> str:
+    """`text` in which a run in a bucket is named by its URL, and not by the folder that stands for it."""
+    for folder, mirror in _open.items():
+        text = text.replace(str(folder), mirror.url)
+    return text

@@ -163,9 +163,9 @@ class Seating:
         trial, skipped = Trial(self.trainer, place, config), int(self.trainer.skipped[place])
         trial.record(steps, Metrics(self.loss[place], 0.0, self.trainer.marginal, skipped))
         trial.checkpoint(steps)
-        fingerprint, data = cache.manifest.fingerprint, self.trainer.data
-        model = build_model(trial, self.features, everything.copies[1], fingerprint)
-        scores = label_free_scores(model.of_scaled, data.originals, data.neighbors)
+        data, copies = self.trainer.data, everything.copies[1]
+        model = build_model(trial, self.features, copies, cache.manifest.fingerprint)
+        scores = label_free_scores(model.of_scaled, data.originals, data.neighbors, copies)
         return Training(
             steps=steps,
             images=len(everything),

@@ -28,9 +28,9 @@ from typing import Any
 
 import torch
 
-from temi.cache import EmbeddingCache, Fingerprint
+from temi.cache import EmbeddingCache, Fingerprint, Manifest
 from temi.cache.files import LOCK, Lock, make_folder, os_errors, parse, write_atomic
-from temi.cache.schema import MANIFEST
+from temi.cache.schema import MANIFEST, CacheError
 from temi.pipeline.config import Config, dump_toml, recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import Plugin
@@ -73,6 +73,7 @@ OWN = (  # what training and the commands that read a run leave in its folder, w
     "thumbnails.parquet",
     "report.html",
 )
+MANY = ("trials.json", "trial-000", "search.json", "study.db", "journal.log")  # in a folder of trials, or of a study
 
 
 @dataclass(frozen=True)
@@ -189,16 +190,24 @@ class RunFolder:
         write_json(self.environment, asdict(environment))
         write_atomic(self.config, dump_toml(config, without="embed").encode())
 
+    def check_place(self) -> None:
+        """Raise a UserError where this is no place for a run: the folder of a cache, of trials or of a study."""
+        refuse_cache(self.folder)
+        for name in MANY:
+            if (self.folder / name).exists():
+                raise UserError(
+                    f"{self.folder} holds {name} and is a folder of trials or of a search; "
+                    "choose another --out for a single run"
+                )
+
     def claim(self) -> Lock:
         """The right to train here, which one process has at a time; makes the folder.
 
         Raises
         ------
         UserError
-            Another process has it, or the folder is that of a cache, which would not grow any more with a run in it.
+            Another process has it.
         """
-        if (self.folder / MANIFEST).exists():
-            raise UserError(f"{self.folder} is the folder of a cache; give the run a folder of its own by --out")
         make_folder(self.folder)
         lock = Lock.acquire(self.folder / f"run{LOCK}")
         if lock is None:
@@ -256,6 +265,24 @@ class RunFolder:
                 f"{self.folder} was trained on other embeddings than {environment.cache.folder} holds; "
                 "use another --out, or --overwrite to start again"
             )
+
+
+def refuse_cache(folder: Path) -> None:
+    """Raise a UserError where `folder` is that of a cache, or inside it: the cache would not grow any more."""
+    if (folder / MANIFEST).exists():
+        raise UserError(f"{folder} is the folder of a cache; give the run a folder of its own by --out")
+    for parent in folder.resolve().parents:
+        if (parent / MANIFEST).exists() and _is_cache(parent):
+            raise UserError(f"{folder} is in the folder of the cache {parent}; give a folder outside of it by --out")
+
+
+def _is_cache(folder: Path) -> bool:
+    """Whether the manifest in `folder` is that of a cache: other programs write files of this name, too."""
+    try:
+        Manifest.read(folder)
+    except CacheError:
+        return False
+    return True
 
 
 def _continuing(environment: Environment) -> str:

@@ -33,6 +33,7 @@ from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, write_record
+from temi.pipeline.runs.run_folder import RunFolder, refuse_cache
 from temi.pipeline.runs.space import Point, Range, Space, check_space, dump_space, ends, point_config
 from temi.pipeline.runs.trials import as_overrides, group_trials
 
@@ -111,13 +112,14 @@ def search(
     Raises
     ------
     UserError
-        Settings that do not fit the cache, or a study of something else.
+        Settings that do not fit the cache, a study of something else, or a folder of something else.
     """
     wanted.check()
     config = wanted.config({})
     rows, device = training_rows(cache, config.train.split), pick_device(config.train.device)
     for point in ({}, *ends(wanted.space)):
         check_settings(wanted.config(point), len(rows), cache.views, str(cache.folder), unreadable=bool(cache.failures))
+    refuse_run(out)
     make_folder(out / "workers")
     study = open_study(out, storage, kept_apart(cache, wanted, plugins))
     if on:
@@ -146,8 +148,16 @@ def finished(study: "optuna.Study") -> int:
     return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
+def refuse_run(out: Path) -> None:
+    """Raise a UserError where `out` is no place for a study: the folder of a run or of a cache."""
+    refuse_cache(out)
+    if RunFolder(out).config.exists():
+        raise UserError(f"{out} is the folder of a single run; choose another --out for the study")
+
+
 def remove_study(out: Path) -> None:
     """Remove the study in `out`, and what was kept beside it; whatever else is in the folder stays."""
+    refuse_run(out)
     for name in (*STORAGES.values(), SEARCH, BEST):
         (out / name).unlink(missing_ok=True)
     for folder in (out / "workers", out / "neighbors"):

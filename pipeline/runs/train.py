@@ -104,6 +104,8 @@ def train_pass(
         for config, run in zip(configs, runs, strict=True):
             run.start(config, environment, overwrite, plugins)  # refuses other settings
         return
+    for run in runs:
+        run.check_place()
     rows = training_rows(cache, configs[0].train.split)
     everything = Features.of_cache(cache, rows, scratch, device)
     features = everything.distinct()
@@ -181,7 +183,7 @@ def _finish(
         head_loss=tuple(model.loss.tolist()),
         selected_head=model.selected,
         expected_accuracy=expected,
-        **label_free_scores(model.of_scaled, rows, trainer.data.neighbors).model_dump(),
+        **label_free_scores(model.of_scaled, rows, trainer.data.neighbors, copies).model_dump(),
     )
     log_result(run, trial.config, training, np.bincount(cluster, minlength=model.clusters).tolist())
     write_record(run.training, training)

@@ -101,3 +101,11 @@ def test_one_cache_is_not_joined(tmp_path: Path) -> None:
     write(tmp_path / "a", make_manifest())
     with pytest.raises(CacheError, match="two caches or more"):
         join_caches([tmp_path / "a"], tmp_path / "ab")
+
+
+def test_a_cache_is_not_overwritten_by_what_is_made_of_it(tmp_path: Path) -> None:
+    first = write(tmp_path / "a", make_manifest())
+    write(tmp_path / "b", other_encoder(make_manifest(), 6))
+    with pytest.raises(CacheError, match="which the new cache is made of; give another --out"):
+        join_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "a", overwrite=True)
+    assert first.verify() == []

@@ -90,6 +90,17 @@ def test_overlapping_splits_are_refused(tmp_path: Path) -> None:
         merge_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
 
 
+def test_a_cache_is_not_overwritten_by_what_is_made_of_it(tmp_path: Path) -> None:
+    first = write(tmp_path / "a", make_manifest(), "a")
+    write(tmp_path / "b", make_manifest(images="f" * 32), "b")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for out in (tmp_path / "a", tmp_path / "link", tmp_path / "b"):
+        with pytest.raises(CacheError, match="which the new cache is made of; give another --out"):
+            merge_caches([tmp_path / "a", tmp_path / "b"], out, overwrite=True)
+    assert EmbeddingCache.open(tmp_path / "a").digest == first.digest
+    assert first.verify() == []
+
+
 def test_one_cache_is_not_enough(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="two caches or more"):
         merge_caches([tmp_path], tmp_path / "m")

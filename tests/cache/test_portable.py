@@ -46,6 +46,16 @@ def test_export_and_import_give_the_same_bytes(tmp_path: Path, name: str, views:
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [name]
 
 
+def test_an_export_is_not_overwritten_by_the_cache_made_of_it(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache")
+    export_cache(cache, tmp_path / "out/folder")
+    before = contents(tmp_path / "out/folder")
+    for out in (tmp_path / "out/folder", tmp_path / "out"):
+        with pytest.raises(CacheError, match="which the new cache is made of; give another --out"):
+            import_embeddings(tmp_path / "out/folder", out, overwrite=True)
+    assert contents(tmp_path / "out/folder") == before
+
+
 @pytest.mark.parametrize("name", ["folder", "file.parquet", "file.safetensors"])
 def test_awkward_names_survive(tmp_path: Path, name: str) -> None:
     cache = awkward_cache(tmp_path / "cache")

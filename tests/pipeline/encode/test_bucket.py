@@ -237,3 +237,28 @@ def test_a_url_that_was_made_a_path_of_is_still_one() -> None:
     assert bucket_url("s3://bucket/cache") == "s3://bucket/cache"
     assert bucket_url("photos/s3") is None
     assert isinstance(RemoteCache.place, property)
+
+
+def test_a_cache_that_was_made_anew_is_not_taken_for_the_one_before(weather: Weather, photo_run: PhotoRun) -> None:
+    """Its shards have the size of those that are kept here."""
+    assert embed(str(photo_run.photos), Path(URL), settings(photo_run)) is not None
+    before = EmbeddingCache.open(URL).embedding()
+    client = boto3.client("s3")
+    for name in objects():
+        client.delete_object(Bucket="photos", Key=f"cache/{name}")
+    mean = settings(photo_run).model_copy(update={"pooling": "mean"})
+    made = embed(str(photo_run.photos), Path(URL), mean)
+    assert made is not None
+    now = EmbeddingCache.open(URL).embedding()
+    assert (before != now).any()
+
+
+def test_settings_that_no_other_try_mends_are_one_sentence(
+    weather: Weather, photo_run: PhotoRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CacheError, match=r"cannot list s3://Bad_Bucket!/cache: .*; check the URL"):
+        EmbeddingCache.open("s3://Bad_Bucket!/cache")
+    assert embed(str(photo_run.photos), Path(URL), settings(photo_run)) is not None
+    monkeypatch.setenv("TEMI_BUCKET_CACHE_GB", "lots")
+    with pytest.raises(CacheError, match="TEMI_BUCKET_CACHE_GB=lots is no number"):
+        EmbeddingCache.open(URL).embedding()

@@ -11,8 +11,10 @@ import torch
 from photos import interrupted
 from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+from typer.testing import CliRunner
 
 from temi.cache import CacheError, EmbeddingCache
+from temi.cli import app
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode import embed as module
 from temi.pipeline.encode import forward
@@ -298,6 +300,17 @@ def test_rows_can_be_embedded_without_a_cache(photos, config):
     assert [batch.failures.keys() for batch in batches] == [{4}, set(), set()]
     assert clock.seconds["forward"] > 0
     assert clock.seconds["decode wait"] > 0
+
+
+def test_a_mistake_in_the_source_is_told_before_the_encoder_is_looked_for(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_backbone", lambda config: pytest.fail("loaded"))
+    with pytest.raises(UserError, match="nonexistent does not exist"):
+        embed(str(tmp_path / "nonexistent"), tmp_path / "cache", config)
+    monkeypatch.setattr("temi.pipeline.network.hub_answers", lambda: False)
+    missing, out = str(tmp_path / "nonexistent"), str(tmp_path / "cache")
+    done = CliRunner().invoke(app, ["embed", missing, "--out", out, "--set", "embed.backbone=nobody/nothing"])
+    assert (done.exit_code, f"temi: {missing} does not exist" in done.stderr) == (2, True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_progress_counts_failures_and_says_where_time_went(photos, config, tmp_path, capsys):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from photos import short
 
 from temi.cache import CacheError, EmbeddingCache
 from temi.pipeline.config import EmbedConfig
@@ -15,6 +16,7 @@ from temi.pipeline.encode.backbones import load_backbone, register_backbone
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import load_plugin
+from temi.pipeline.runs.train import train_heads
 
 TEMI = Path(sys.executable).with_name("temi")
 PAGE = Path(__file__).parents[3] / "docs/adding-a-backbone.md"
@@ -52,6 +54,22 @@ def test_a_changed_file_does_not_go_on_with_the_cache(
     load_plugin(plugin)
     with pytest.raises(CacheError, match="revision"):
         embed("digits", tmp_path / "cache", config)
+
+
+def test_predict_asks_for_the_plugin_of_the_run(plugin: Path, tmp_path: Path) -> None:
+    config = EmbedConfig(backbone="mean-color", views=0, workers=0, device="cpu", engine="torch")
+    load_plugin(plugin)
+    cache = embed("digits", tmp_path / "cache", config)
+    assert cache is not None
+    train_heads(cache, short(), tmp_path / "run")
+    del backbones._LOADERS["mean-color"]
+    command = [TEMI, "predict", tmp_path / "run", "digits", "--out", tmp_path / "new.csv"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert refused.returncode == 2
+    assert "with the backbone mean-color of a plugin" in refused.stderr
+    named = subprocess.run([*command, "--plugin", plugin], capture_output=True, text=True, timeout=600)
+    assert named.returncode == 0, named.stderr
+    assert len((tmp_path / "new.csv").read_text().splitlines()) == 1 + 1797
 
 
 def test_a_name_is_registered_once(plugin: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixtures import mixture, write_cache
 
+from temi.cache import EmbeddingCache
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.metrics import (
@@ -20,6 +21,7 @@ from temi.pipeline.evaluate.metrics import (
     purity,
 )
 from temi.pipeline.evaluate.tables import evaluate_run
+from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.records import Result, read_record
 from temi.pipeline.runs.train import train_heads
 
@@ -120,3 +122,14 @@ def test_what_cannot_be_evaluated_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "cache/manifest.json").unlink()
     with pytest.raises(ValueError, match=r"cache"):
         evaluate_run(tmp_path / "run")
+
+
+def test_a_training_cache_that_moved_is_asked_for(tmp_path: Path) -> None:
+    train_heads(write_cache(tmp_path / "cache", mixture()[0]), load_config(None, QUICK), tmp_path / "run")
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    sentence = r"run was trained on the cache .*cache, which is not there any more; give its new place by --cache or as"
+    with pytest.raises(UserError, match=sentence):
+        evaluate_run(tmp_path / "run")
+    with pytest.raises(UserError, match=sentence):
+        _ = FinishedRun(tmp_path / "run").cache
+    assert len(evaluate_run(tmp_path / "run", EmbeddingCache.open(tmp_path / "moved")).parts) == 1

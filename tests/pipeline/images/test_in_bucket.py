@@ -141,3 +141,23 @@ def test_what_is_not_there_is_one_sentence(weather: Weather, tmp_path: Path) -> 
         text=True,
     )
     assert (ran.returncode, ran.stderr.count("\n")) == (2, 1)
+
+
+def test_a_name_with_signs_of_patterns_is_a_name(weather: Weather, photo_run: PhotoRun) -> None:
+    data, client = (photo_run.photos / "red/1.jpg").read_bytes(), boto3.client("s3")
+    names = ["cat[1].jpg", "cat*.jpg", "cat1.jpg"]
+    for name in names:
+        client.put_object(Bucket="photos", Key=f"odd/{name}", Body=data + name.encode())
+    images = source("s3://photos/odd")
+    images.prefetch(range(3))
+    assert [images.data(row) for row in range(3)] == [data + key.encode() for key in images.keys]
+    assert sorted(images.keys) == sorted(names)
+
+
+def test_another_archive_of_the_same_name_and_size_is_read_anew(weather: Weather, tmp_path: Path) -> None:
+    client, url = boto3.client("s3"), "s3://photos/days/day.tar"
+    for value in (0, 9):
+        (tmp_path / "day").mkdir(exist_ok=True)
+        (tmp_path / "day/1.jpg").write_bytes(bytes([value]) * 99)
+        client.put_object(Bucket="photos", Key="days/day.tar", Body=tarred(tmp_path / "day"))
+        assert source(url).data(0) == bytes([value]) * 99

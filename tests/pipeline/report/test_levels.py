@@ -88,7 +88,9 @@ def test_a_run_that_was_trained_alone_has_no_levels(photo_run: PhotoRun, tmp_pat
     assert run_levels(FinishedRun(tmp_path / "run"), np.zeros((44, 2), np.float32)) is None
 
 
-def test_the_folder_has_a_page_of_its_own_and_other_commands_say_what_to_type(trials: Path, tmp_path: Path) -> None:
+def test_the_folder_has_a_page_of_its_own_and_other_commands_say_what_to_type(
+    trials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = CliRunner().invoke(app, ["report", str(trials), "--out", str(tmp_path / "page.html")])
     assert shown.exit_code == 0, shown.output
     data = block(tmp_path / "page.html")
@@ -112,6 +114,7 @@ def test_the_folder_has_a_page_of_its_own_and_other_commands_say_what_to_type(tr
     (moved / "source.json").unlink()
     write_overview(trials, tmp_path / "without.html", cache=moved)
     assert "does not say where its images are" in block(tmp_path / "without.html")["missing"]
+    assert "no pictures: " in capsys.readouterr().err
 
 
 @needs_browser

@@ -106,6 +106,7 @@ def test_a_cache_without_labels_or_images_makes_a_page(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
     assert "open it in a browser" in result.stdout
+    assert "no pictures: " in result.stderr
     data = block((tmp_path / "run/report.html").read_text())
     assert "confusion" not in data
     assert len(data["images"]["x"]) == 80

@@ -89,6 +89,14 @@ def test_a_contradiction_of_suffix_and_format_is_refused(out: str, asked: str | 
         format_of(Path(out), asked)
 
 
+def test_a_file_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"a photo")
+    with pytest.raises(UserError, match=r"photo\.jpg is there already .*; end it in \.csv"):
+        format_of(tmp_path / "photo.jpg", "csv")
+    (tmp_path / "table.csv").write_bytes(b"key\n")
+    assert format_of(tmp_path / "table.csv", "csv") == "csv"
+
+
 def test_names_that_are_not_utf8_come_through(photo_run: PhotoRun, tmp_path: Path) -> None:
     """Embed, train, export by link, copy and data set, report, and predict the file and its folder: one key."""
     photos = tmp_path / "photos"

@@ -1,6 +1,7 @@
 """What a person said of a run lasts: training keeps it, with other clusters and more images too; names go along."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from mixtures import mixture, write_cache
 
 import temi
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.carry import Kept
+from temi.pipeline.results.carry import Kept, carry_over
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import CORRECTIONS, REMOVED, Different, Move, Remove, Rename, Same
 from temi.pipeline.results.finished import FinishedRun
@@ -68,6 +69,15 @@ def test_training_keeps_what_a_person_said(corrected: Path, tmp_path: Path, cach
         assert set(table[keys]) == {home}
     again = temi.train_heads(corrected / cache, tmp_path / "run", **arguments)
     assert len(again.corrections) == len(run.corrections)  # nothing twice
+
+
+def test_the_number_of_a_cluster_is_no_name_to_take_along(corrected: Path, tmp_path: Path) -> None:
+    earlier, later = (FinishedRun(shutil.copytree(corrected / "run", tmp_path / name)) for name in ("a", "b"))
+    for run in (earlier, later):
+        (run.folder / CORRECTIONS).unlink()
+    correct(earlier, [Rename(names={1: "cluster 1", 2: "twos"})])
+    assert carry_over(earlier, later).lost == []
+    assert later.names == ["", "", "twos", ""]
 
 
 def test_the_command_says_what_it_kept_and_takes_no_other_corrections_up(corrected: Path, tmp_path: Path) -> None:

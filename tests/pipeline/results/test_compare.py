@@ -13,7 +13,7 @@ from scipy import stats
 from temi.cache import Fingerprint
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.compare import as_csv, as_json, as_markdown, cells, compare
+from temi.pipeline.results.compare import as_csv, as_json, as_markdown, cells, compare, warning
 from temi.pipeline.runs.records import (
     Result,
     ScoredPart,
@@ -122,6 +122,15 @@ def test_a_folder_named_twice_counts_once_and_one_seed_says_nothing_in_any_forma
     choices = compare([tmp_path / "one", tmp_path / "two"])
     assert [row["verdict"] for row in csv.DictReader(as_csv(choices).splitlines())] == ["best", "?"]
     assert [row["verdict"] for row in json.loads(as_json(choices))] == ["best", "?"]
+
+
+def test_different_numbers_of_clusters_are_said_not_to_compare(tmp_path: Path) -> None:
+    for clusters in (5, 10):
+        write_run(tmp_path / str(clusters), [f"heads.clusters={clusters}"], training(0.9))
+    shown = subprocess.run([TEMI, "compare", tmp_path / "5", tmp_path / "10"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "numbers of clusters differ, and their label-free scores do not compare" in shown.stderr
+    assert warning(compare([tmp_path / "5"])) == ""
 
 
 def test_formats_hold_the_same(tmp_path: Path) -> None:

@@ -125,6 +125,17 @@ def test_rows_of_photos_that_came_back_are_predicted_as_new(grown: PhotoRun, tmp
     assert [row["key"] for row in rows] == ["red/2.jpg", "red/102.jpg"]
 
 
+def test_an_image_that_left_is_not_predicted(grown: PhotoRun, tmp_path: Path) -> None:
+    train_heads(EmbeddingCache.open(grown.cache), short(), tmp_path / "run")
+    cache = embed(str(grown.photos), grown.cache, settings(grown))
+    assert cache is not None
+    counts = predict(tmp_path / "run", str(grown.cache), tmp_path / "all.csv")
+    assert (counts.images, counts.unreadable) == (cache.rows - 2, 1)
+    keys = [row["key"] for row in csv.DictReader((tmp_path / "all.csv").read_text().splitlines())]
+    assert "green/4.jpg" not in keys
+    assert keys.count("blue/5.jpg") == 1
+
+
 def test_an_image_that_left_is_gone_and_not_unreadable(grown: PhotoRun) -> None:
     def told() -> tuple[list[str], list[str], int, str]:
         cache = embed(str(grown.photos), grown.cache, settings(grown))

@@ -104,6 +104,26 @@ def test_the_report_leaves_lists_beside_it_that_respect_corrections(run: Finishe
     assert (tmp_path / "out/unsure.csv").read_text().startswith("key,cluster,name,confidence,second,")
 
 
+def test_a_file_of_ones_own_is_not_taken_for_a_list(run: FinishedRun, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "unsure.csv").write_text("my,own,notes\n")
+    for command, *options in (["report", f"--out={mine}/page.html"], ["export", "--format=lists", f"--out={mine}"]):
+        done = CliRunner().invoke(app, [command, str(run.folder), *options])
+        assert done.exit_code == 2
+        assert done.stderr.startswith(f"temi: {mine}/unsure.csv would be replaced, and temi did not write it; move it")
+    assert [path.name for path in mine.iterdir()] == ["unsure.csv"]
+
+
+@pytest.mark.parametrize(("command", "suffix"), [("report", ".html"), ("label-next", ".csv")])
+def test_a_file_of_another_kind_is_not_replaced(command: str, suffix: str, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"a photo")
+    done = CliRunner().invoke(app, [command, str(tmp_path), "--out", str(photo)])
+    assert (done.exit_code, done.stderr) == (2, f"temi: --out {photo} must end in {suffix}\n")
+    assert photo.read_bytes() == b"a photo"
+
+
 def test_label_next_is_a_command(tmp_path: Path) -> None:
     train_heads(write_cache(tmp_path / "cache", mixture(rows=80)[0]), short(), tmp_path / "run")
     done = CliRunner().invoke(app, ["label-next", str(tmp_path / "run"), "--count", "6"])

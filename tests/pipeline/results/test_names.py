@@ -54,6 +54,8 @@ def test_names_of_earlier_versions_are_kept(tmp_path: Path) -> None:
         ("cluster,name\n1,before\n", "clusters 0 and 1 would both be called 'before'"),
         ("cluster,name\n0," + "x" * 121, "at most 120 characters"),
         ('cluster,name\n0,"a\nb"\n', "line break or control character"),
+        ("cluster,name\n0,removed\n", "line 2 of .*: cluster 0 cannot be called 'removed', as images in no"),
+        ("cluster,name\n0,cluster 2\n", "cluster 0 cannot be called 'cluster 2', as another cluster is"),
     ],
 )
 def test_a_table_that_does_not_fit_changes_nothing(tmp_path: Path, text: str, sentence: str) -> None:
@@ -61,6 +63,17 @@ def test_a_table_that_does_not_fit_changes_nothing(tmp_path: Path, text: str, se
     with pytest.raises(UserError, match=sentence):
         set_names(tmp_path, table(tmp_path, text), 3)
     assert read_names(tmp_path, 3) == ["before", "", ""]
+
+
+def test_a_cluster_may_be_called_by_its_own_number(tmp_path: Path) -> None:
+    assert set_names(tmp_path, table(tmp_path, "cluster,name\n2,cluster 2\n0,cluster 07\n"), 3)[2] == "cluster 2"
+
+
+def test_clusters_with_a_name_are_counted_among_those_that_are_left(photo_run: PhotoRun, tmp_path: Path) -> None:
+    run = shutil.copytree(photo_run.run, tmp_path / "run")
+    append_corrections(run, [Merge(clusters=[0, 1])])
+    result = CliRunner().invoke(app, ["names", str(run), str(table(tmp_path, "cluster,name\n0,both\n"))])
+    assert "1 of 2 clusters have a name" in result.stdout
 
 
 def test_a_cluster_that_was_merged_away_gets_no_name(tmp_path: Path) -> None:

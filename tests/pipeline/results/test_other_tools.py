@@ -127,6 +127,20 @@ def test_another_file_is_refused(run: FinishedRun, tmp_path: Path, text: str) ->
         read_fiftyone(run, tmp_path / "f.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("removed", "cannot be called 'removed'"), ("cluster 9", "'cluster 9'")]
+)
+def test_what_clusters_are_called_without_a_name_makes_none(
+    run: FinishedRun, tmp_path: Path, name: str, sentence: str
+) -> None:
+    export_fiftyone(run, tmp_path / "out", "symlink")
+    told = samples(tmp_path / "out")
+    told[next(iter(told))]["tags"] = [f"new: {name}"]
+    with pytest.raises(UserError, match=sentence):
+        correct(run, read_fiftyone(run, write_json(tmp_path / "f.json", told)).entries)
+    assert not (run.folder / "corrections.jsonl").exists()
+
+
 def test_two_clusters_for_one_image_and_two_files_are_refused(run: FinishedRun, tmp_path: Path) -> None:
     export_fiftyone(run, tmp_path / "out", "symlink")
     told = samples(tmp_path / "out")

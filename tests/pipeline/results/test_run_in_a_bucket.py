@@ -1,6 +1,7 @@
 """A run in a bucket: trained, scored and used by the commands as one on a disk is."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -89,3 +90,76 @@ def test_what_changed_goes_up_the_end_of_a_run_last(weather: Weather) -> None:
     (mirror.folder / "training.json").write_text("later")
     with pytest.raises(CacheError, match=f"cannot write to {OTHER}: .* after 5 tries"):
         mirror.push()
+
+
+def test_what_a_killed_command_left_here_goes_up_with_the_next(weather: Weather) -> None:
+    """A server of the page, or a run whose end had not gone up yet: the bucket has an older state, or a part."""
+    mirror = Mirror.open("s3://photos/runs/third")
+    for name in ("training.json", "config.toml", "checkpoints/last"):
+        (mirror.folder / name).parent.mkdir(exist_ok=True)
+        (mirror.folder / name).write_text(name)
+    mirror.push()
+    written = [line.split()[1].rpartition("third/")[2] for line in weather.seen if line.startswith("PUT")]
+    assert [name.partition("?")[0] for name in written] == ["config.toml", "checkpoints/last", "training.json"]
+    (mirror.folder / "corrections.jsonl").write_text("a merge")  # and killed
+    (mirror.folder / "training.json").write_text("later")
+    again = Mirror.open("s3://photos/runs/third")
+    assert (again.folder / "corrections.jsonl").read_text() == "a merge"
+    assert (again.folder / "training.json").read_text() == "later"
+    assert again.push() == 2
+    assert mirror.push() == 0  # another command has sent it
+
+
+def test_a_run_that_was_deleted_in_the_bucket_does_not_come_back(weather: Weather) -> None:
+    url = "s3://photos/runs/fourth"
+    mirror = Mirror.open(url)
+    (mirror.folder / "config.toml").write_text("of the first run")
+    mirror.push()
+    boto3.client("s3").delete_object(Bucket="photos", Key="runs/fourth/config.toml")
+    again = Mirror.open(url)
+    assert not list(again.folder.iterdir())
+    assert again.push() == 0
+    assert objects(url) == {}
+
+
+def test_what_changed_here_and_there_is_left_and_told(weather: Weather) -> None:
+    url = "s3://photos/runs/fifth"
+    mirror = Mirror.open(url)
+    for name in ("names.json", "config.toml"):
+        (mirror.folder / name).write_text("first")
+    mirror.push()
+    (mirror.folder / "names.json").write_text("here")
+    for name in ("names.json", "config.toml"):
+        boto3.client("s3").put_object(Bucket="photos", Key=f"runs/fifth/{name}", Body=b"there")
+    with pytest.raises(CacheError, match=f"{url}/names.json was changed in the bucket and on this machine; .* delete"):
+        Mirror.open(url)
+    assert {path.read_text() for path in mirror.folder.iterdir()} == {"here", "first"}
+    shutil.rmtree(mirror.folder)
+    assert (Mirror.open(url).folder / "names.json").read_text() == "there"
+
+
+def test_a_run_in_a_bucket_is_named_by_its_url(weather: Weather, photo_run: PhotoRun) -> None:
+    url = "s3://photos/runs/sixth"
+    refused = CliRunner().invoke(temi_app, ["predict", url, str(photo_run.cache)])
+    assert refused.exit_code == 2
+    assert url in refused.stderr
+    assert str(Mirror(url).folder) not in refused.stderr
+
+
+@pytest.mark.slow
+def test_corrections_of_a_run_in_a_bucket_are_trained_with(
+    weather: Weather, photo_run: PhotoRun, tmp_path: Path
+) -> None:
+    url, app = "s3://photos/runs/seventh", CliRunner()
+    mirror = Mirror(url)
+    shutil.copytree(photo_run.run, mirror.folder)
+    (tmp_path / "said.jsonl").write_text('{"action": "merge", "clusters": [0, 1]}\n')
+    corrected = app.invoke(temi_app, ["correct", url, str(tmp_path / "said.jsonl")])
+    assert corrected.exit_code == 0, corrected.output
+    assert "corrections.jsonl" in objects(url)
+    words = ["train-heads", str(photo_run.cache), "--out", str(tmp_path / "run"), "--corrections", url]
+    (tmp_path / "short.toml").write_text(dump_toml(short(), without="embed"))
+    trained = app.invoke(temi_app, [*words, "--config", str(tmp_path / "short.toml")])
+    assert trained.exit_code == 0, trained.output
+    assert "corrections: " in trained.stdout
+    assert "2 of 3 clusters used" in trained.stdout  # two are merged

@@ -1,8 +1,10 @@
 """Scores without labels: numpy references, and that they see what they claim to."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from mixtures import mixture, write_cache
@@ -19,7 +21,7 @@ from temi.pipeline.runs.label_free import (
     size_scores,
 )
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.runs.records import Sizes, Training, TrialRecord
+from temi.pipeline.runs.records import Sizes, Training, TrialRecord, read_record
 from temi.pipeline.runs.train import train_heads
 
 
@@ -87,6 +89,15 @@ def test_scores_of_one_pass_are_those_of_a_pass_for_each(
         "neighbor_consistency": pytest.approx((cluster[neighbors.long()] == cluster[:, None]).float().mean().item()),
         "linear_accuracy": linear_accuracy(model.scaling(embedding[::step]), cluster[::step], model.clusters),
     }
+
+
+def test_clusters_are_counted_by_all_images_of_a_run(tmp_path: Path) -> None:
+    embedding = np.repeat(mixture(noise=0.6)[0], 3, axis=0)
+    settings = ["heads.clusters=6", "heads.count=4", "train.min_steps=20", "start.steps=40", "train.tensorboard=false"]
+    train_heads(write_cache(tmp_path / "cache", embedding), load_config(None, settings), tmp_path / "run")
+    training = read_record(Training, tmp_path / "run" / "training.json")
+    sizes = pd.read_parquet(tmp_path / "run" / "assignments.parquet")["cluster"].value_counts()
+    assert (training.smallest_cluster, training.largest_cluster) == (sizes.min(), sizes.max())
 
 
 def stability(model: ClusterModel, embedding: torch.Tensor) -> float:

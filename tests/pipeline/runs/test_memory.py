@@ -106,6 +106,17 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
     assert set(kept) <= {"copies"}  # which rows repeat others is all that was asked
 
 
+def test_a_limit_of_the_users_own_is_named_with_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = write_cache(tmp_path, mixture(rows=4000, dim=64)[0])
+    with pytest.raises(UserError, match=r"train.memory = 0.0001 allows less; set train.memory to \d+\.\d\d") as refused:
+        memory.check_memory([settings("train.memory=0.0001")], cache, 4000, CPU)
+    enough = str(refused.value).split("set train.memory to ")[1].split()[0]
+    memory.check_memory([settings(f"train.memory={enough}")], cache, 4000, CPU)
+    monkeypatch.setattr(memory, "free_memory", lambda _: 1000)
+    with pytest.raises(UserError, match=r"0.00 GB are free on cpu; free \d+\.\d\d GB there, or train on a machine"):
+        memory.check_memory([settings()], cache, 4000, CPU)
+
+
 def test_free_memory_is_that_of_the_machine() -> None:
     assert 2**20 < memory.free_memory(CPU) < 2**50
 

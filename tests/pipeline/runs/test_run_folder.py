@@ -206,6 +206,23 @@ def test_what_is_no_run_is_not_deleted(tmp_path: Path) -> None:
         train_heads(cache, settings(), cache.folder)
 
 
+def test_a_run_has_its_place_outside_of_caches_trials_and_studies(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    before = sorted(cache.folder.rglob("*"))
+    for inside in ("run", "neighbors", "my/run"):
+        with pytest.raises(UserError, match=r"is in the folder of the cache .*; give a folder outside of it by --out"):
+            train_heads(cache, settings(), cache.folder / inside)
+    assert sorted(cache.folder.rglob("*")) == before
+    for many in ("trials.json", "trial-000", "study.db"):
+        out = tmp_path / f"with {many}"
+        (out / many).mkdir(parents=True)
+        with pytest.raises(UserError, match=f"holds {many} .*; choose another --out for a single run"):
+            train_heads(cache, settings(), out)
+        assert [path.name for path in out.iterdir()] == [many]
+    (tmp_path / "manifest.json").write_text('{"name": "of another program"}')
+    train_heads(cache, settings(), tmp_path / "run")
+
+
 def test_one_process_at_a_time_trains_a_run(tmp_path: Path) -> None:
     cache, run = write_cache(tmp_path / "cache", mixture()[0]), tmp_path / "run"
     with RunFolder(run).claim(), pytest.raises(UserError, match=f"another process is training {run}; wait for it"):

@@ -20,7 +20,7 @@ from temi.pipeline.plugins import load_plugin
 from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Training, read_record
-from temi.pipeline.runs.search import SEARCH, Desk, Search, kept_apart, open_study, search, study_lock
+from temi.pipeline.runs.search import SEARCH, Desk, Search, kept_apart, open_study, remove_study, search, study_lock
 from temi.pipeline.runs.space import Range, check_space, point_config, read_space
 
 TEMI = Path(sys.executable).with_name("temi")
@@ -85,6 +85,19 @@ def test_a_study_of_other_settings_is_refused(tmp_path: Path) -> None:
         open_study_of(cache, tmp_path, Search({"objective.beta": [0.5, 0.6]}, overrides=SHORT_TRIALS))
     with pytest.raises(UserError, match=r"is a study with seeds of its own"):
         open_study_of(cache, tmp_path, wanted(seeds=2))
+
+
+def test_a_study_is_not_put_into_a_run_or_a_cache_and_removes_nothing_there(tmp_path: Path) -> None:
+    cache, run = small_cache(tmp_path), tmp_path / "run"
+    (run / "neighbors").mkdir(parents=True)
+    (run / "config.toml").touch()
+    for out, sentence in ((run, "folder of a single run"), (cache.folder, "of a cache"), (cache.folder / "a", "cache")):
+        before = sorted(out.rglob("*"))
+        with pytest.raises(UserError, match=sentence):
+            search(cache, wanted(), out)
+        with pytest.raises(UserError, match=sentence):
+            remove_study(out)
+        assert sorted(out.rglob("*")) == before
 
 
 def open_study_of(cache: EmbeddingCache, folder: Path, asked: Search, storage: str = "sqlite") -> optuna.Study:
