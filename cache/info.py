@@ -47,9 +47,7 @@ class Summary:
 
 def summarize(folder: Path) -> Summary:
     """What is in the cache in `folder`, or in a bucket, also if it is unfinished; CacheError if it is none."""
-    place = folder
-    if url := bucket_url(folder):
-        folder = Index.pull(url).folder
+    place, folder = folder, _here(folder)
     manifest = Manifest.read(folder)
     sidecars, damaged = _sidecars(folder, manifest)
     seconds: dict[str, float] = {}
@@ -75,6 +73,12 @@ def summarize(folder: Path) -> Summary:
     )
 
 
+def _here(place: Path) -> Path:
+    """The folder of a cache; of one in a bucket that where it is kept on this machine."""
+    url = bucket_url(place)
+    return Index.pull(url).folder if url else place
+
+
 def list_made(folder: Path) -> list[Kept]:
     """What was computed from the embeddings of the cache in `folder` and is kept in it, so that it is made once."""
     with os_errors(folder / NEIGHBORS, "read"):
@@ -84,17 +88,20 @@ def list_made(folder: Path) -> list[Kept]:
 def prune(folder: Path, only: str = "") -> list[Kept]:
     """Drop what is kept, or `only` what has this name, and return what went; whoever needs it makes it again.
 
+    Of a cache in a bucket it is kept on this machine.
+
     Raises
     ------
     CacheError
         `folder` is no cache, a file cannot be removed, or nothing has this name.
     """
-    Manifest.read(folder)
-    made = list_made(folder)
+    here = _here(folder)
+    Manifest.read(here)
+    made = list_made(here)
     doomed = [kept for kept in made if only in ("", kept.name)]
     if only and not doomed:
         names = ", ".join(sorted({kept.name for kept in made})) or "nothing"
-        raise CacheError(f"{folder} keeps no {only!r}; it keeps {names}")
+        raise CacheError(f"{bucket_url(folder) or folder} keeps no {only!r}; it keeps {names}")
     for kept in doomed:
         with os_errors(kept.path, "remove"):
             kept.path.unlink(missing_ok=True)

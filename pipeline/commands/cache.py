@@ -63,7 +63,7 @@ def _made(kept: "Made") -> str:
 
 @commands.command("prune")
 def cache_prune(
-    folder: CacheFolder,
+    folder: CachePlace,
     only: Annotated[
         str,
         typer.Option(
@@ -73,10 +73,11 @@ def cache_prune(
 ) -> None:
     """Drop what was computed from CACHE and is kept in it (see `temi cache info`); the next run makes it again."""
     with user_errors():
+        from temi.cache.bucket import bucket_url
         from temi.cache.info import prune
 
-        dropped = prune(folder, only)
-        print(f"{folder}: {len(dropped)} files dropped, {sum(kept.nbytes for kept in dropped) / 1e6:,.1f} MB")
+        dropped, place = prune(folder, only), bucket_url(folder) or folder
+        print(f"{place}: {len(dropped)} files dropped, {sum(kept.nbytes for kept in dropped) / 1e6:,.1f} MB")
 
 
 @commands.command("verify")

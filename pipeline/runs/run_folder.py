@@ -73,7 +73,8 @@ OWN = (  # what training and the commands that read a run leave in its folder, w
     "thumbnails.parquet",
     "report.html",
 )
-MANY = ("trials.json", "trial-000", "search.json", "study.db", "journal.log")  # in a folder of trials, or of a study
+STUDY = ("search.json", "study.db", "journal.log")  # in the folder of a search
+MANY = ("trials.json", "trial-000", *STUDY)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from temi.pipeline.runs.records import (
     write_record,
     write_trials,
 )
-from temi.pipeline.runs.run_folder import RunFolder
+from temi.pipeline.runs.run_folder import STUDY, RunFolder
 from temi.pipeline.runs.train import train_pass
 
 TRIALS, MERGES = "trials.json", "merge.json"
@@ -163,6 +163,8 @@ def train_trials(
     """
     if RunFolder(out).config.exists():
         raise UserError(f"{out} is the folder of a single run; choose another --out for the trials")
+    if any((out / name).exists() for name in STUDY):
+        raise UserError(f"{out} is the folder of a search; choose another --out for the trials")
     for config in configs:
         images = len(training_rows(cache, config.train.split))
         check_settings(config, images, cache.views, str(cache.folder), unreadable=bool(cache.failures))

@@ -19,7 +19,7 @@ from temi.cache import CacheError, EmbeddingCache
 from temi.cache.bucket import Bucket, bucket_url
 from temi.cache.info import summarize
 from temi.cache.remote import KEPT_GB, RemoteCache, RemoteWriter, kept_folder, verify_url
-from temi.pipeline.commands.cache import cache_verify
+from temi.pipeline.commands.cache import cache_prune, cache_verify
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
@@ -121,14 +121,19 @@ def test_what_another_reader_is_writing_stays(weather: Weather, photo_run: Photo
     assert "shard-00077.json" not in left  # of a cache that was there before
 
 
-def test_info_and_verify_of_a_cache_in_a_bucket(
-    weather: Weather, photo_run: PhotoRun, capsys: pytest.CaptureFixture[str]
+def test_info_verify_and_prune_of_a_cache_in_a_bucket(
+    weather: Weather, photo_run: PhotoRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert embed(str(photo_run.photos), Path(URL), settings(photo_run)) is not None
     summary = summarize(Path(URL))
     assert (summary.folder, summary.rows, summary.shards_done, summary.unreadable_images) == (URL, 45, 5, 1)
     cache_verify(Path(URL))
     assert re.search(rf"{URL}: 45 rows, every byte as written, digest [0-9a-f]{{32}}", capsys.readouterr().out)
+    train_heads(EmbeddingCache.open(URL), short("heads.count=2"), tmp_path / "run")
+    assert {kept.name for kept in summarize(Path(URL)).kept} >= {"copies", "neighbors"}
+    cache_prune(Path(URL))
+    assert f"{URL}: " in capsys.readouterr().out
+    assert summarize(Path(URL)).kept == []
     client, data = boto3.client("s3"), objects()["shard-00003.h5"]
     client.put_object(Bucket="photos", Key="cache/shard-00003.h5", Body=data[:-1] + b"?")
     client.put_object(Bucket="photos", Key="cache/shard-00009.h5", Body=b"")

@@ -88,10 +88,13 @@ def test_a_study_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_study_is_not_put_into_a_run_or_a_cache_and_removes_nothing_there(tmp_path: Path) -> None:
-    cache, run = small_cache(tmp_path), tmp_path / "run"
+    cache, run, trials = small_cache(tmp_path), tmp_path / "run", tmp_path / "trials"
     (run / "neighbors").mkdir(parents=True)
     (run / "config.toml").touch()
-    for out, sentence in ((run, "folder of a single run"), (cache.folder, "of a cache"), (cache.folder / "a", "cache")):
+    trials.mkdir()
+    (trials / "trials.json").touch()
+    places = {run: "folder of a single run", trials: "folder of trials", cache.folder: "of a cache"}
+    for out, sentence in (*places.items(), (cache.folder / "a", "cache")):
         before = sorted(out.rglob("*"))
         with pytest.raises(UserError, match=sentence):
             search(cache, wanted(), out)

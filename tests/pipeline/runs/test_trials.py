@@ -172,3 +172,7 @@ def test_settings_that_fit_no_trial_are_refused_before_any_folder_is_made(tmp_pa
     train_heads(cache, load_config(None, BASE), tmp_path / "run")
     with pytest.raises(UserError, match="folder of a single run"):
         train_trials(cache, trials("objective.beta=0.5,0.6"), tmp_path / "run")
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/study.db").touch()
+    with pytest.raises(UserError, match="folder of a search"):
+        train_trials(cache, trials("objective.beta=0.5,0.6"), tmp_path / "study")
