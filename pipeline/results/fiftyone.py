@@ -107,7 +107,7 @@ def _said(label: dict[str, Any], tags: set[str], number: dict[str, int]) -> tupl
     names = {tag.removeprefix(NEW).strip() for tag in wanted}
     if GONE in names and GONE not in wanted:
         raise UserError(
-            f"{label['key']}: no cluster can be called {GONE!r}, as images in none are; choose another name"
+            f"{label['key']}: a cluster cannot be called {GONE!r}, as images in none are; choose another name"
         )
     if label["label"] != label.get("was"):
         names.add(label["label"])

@@ -146,13 +146,12 @@ def _advice(configs: Sequence[Config], footprint: Footprint, free: int) -> str:
     worst = max(sizes, key=lambda name: sizes[name])
     share = max(0.0, 1 - (footprint.rest - free) / sizes[worst])  # that the largest part may keep
 
-    if share < 0.01:
-        return f"free {_at_least(footprint)} there, or train on a machine that has more"
-
     def less(count: int) -> int:
         return max(1, int(count * share))
 
     match worst:
+        case "search" | "reading" | "start" | "results" if share < 0.01:
+            return f"free {_at_least(footprint)} there, or train on a machine that has more"
         case "search" | "reading" | "start" | "results":
             return f"train on a split of at most {share:.0%} of these images (--set train.split=NAME)"
         case "activations":
