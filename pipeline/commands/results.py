@@ -148,6 +148,7 @@ def names(
         from temi.pipeline.errors import UserError
         from temi.pipeline.results.finished import FinishedRun
         from temi.pipeline.results.names import set_names
+        from temi.pipeline.runs.mirror import shown
 
         if words is not None and suggest is None:
             raise UserError("--words needs --suggest MODEL, the model that chooses among them")
@@ -157,7 +158,7 @@ def names(
         if table is not None:
             given = sum(map(bool, set_names(run, table, finished.clusters)))
             there = finished.clusters - len(finished.outline.merged)
-            print(f"{run}: {given} of {there} clusters have a name\nnext: temi report {typed(run)}")
+            print(f"{shown(run)}: {given} of {there} clusters have a name\nnext: temi report {typed(run)}")
             return
         found = {}
         if suggest is not None:

@@ -80,7 +80,7 @@ def train_heads(
         from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugin
-        from temi.pipeline.runs.mirror import mirror_of, shown
+        from temi.pipeline.runs.mirror import mirror_of, shown, with_urls
         from temi.pipeline.runs.records import Training, read_record, write_record
         from temi.pipeline.runs.train import follow, train_heads
         from temi.pipeline.runs.trials import plan_trials, with_seeds
@@ -143,7 +143,7 @@ def train_heads(
         _print_training(summary, settings.heads.clusters)
         if from_ is not None:
             for line in describe(hand_on_names(from_, out)):
-                print(line)
+                print(with_urls(line))
         print(f"assignments: {shown(out / 'assignments.csv')}\nnext: temi evaluate {typed(out)}")
 
 

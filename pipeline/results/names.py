@@ -64,10 +64,10 @@ def set_names(run: Path, table: Path, clusters: int) -> list[str]:
     UserError
         The file is not such a table, a cluster in it does not exist or occurs twice, or two would have one name.
     """
-    given = _read_table(table, clusters)
     with correction_lock(run):
         state = _corrected(run, clusters)
         before = _names(state, clusters)
+        given = _read_table(table, before)
         if gone := [cluster for cluster, name in given.items() if name and cluster in state.merged]:
             raise UserError(f"{table}: cluster {gone[0]} was merged into another; name that, or undo the merger")
         changed = {cluster: name for cluster, name in given.items() if name != before[cluster]}
@@ -99,7 +99,8 @@ def display_name(cluster: int, names: list[str]) -> str:
     return names[cluster] or f"cluster {cluster}"
 
 
-def _read_table(path: Path, clusters: int) -> dict[int, str]:
+def _read_table(path: Path, before: list[str]) -> dict[int, str]:
+    """Names by cluster; one that a cluster has had `before` is not asked about again."""
     try:
         with os_errors(path, "read"):
             text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark first
@@ -111,11 +112,12 @@ def _read_table(path: Path, clusters: int) -> dict[int, str]:
     found: dict[int, str] = {}
     for row in reader:
         where = f"line {reader.line_num} of {path}"
-        cluster = _cluster(row["cluster"], clusters, where)
+        cluster = _cluster(row["cluster"], len(before), where)
         if cluster in found:
             raise UserError(f"{where} names cluster {cluster} again; keep one line per cluster")
         found[cluster] = check_name((row["name"] or "").strip(), where)
-        check_heading(cluster, found[cluster], where)
+        if found[cluster] != before[cluster]:
+            check_heading(cluster, found[cluster], where)
     return found
 
 

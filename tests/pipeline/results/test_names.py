@@ -40,6 +40,11 @@ def test_names_of_earlier_versions_are_kept(tmp_path: Path) -> None:
     (tmp_path / NAMES).write_text('{"0": "cars", "2": "cats"}')
     assert set_names(tmp_path, table(tmp_path, "cluster,name\n0,vans"), 3) == ["vans", "", "cats"]
     assert read_names(tmp_path, 3) == ["vans", "", "cats"]
+    (tmp_path / NAMES).write_text('{"0": "vans", "2": "cluster 1"}')  # which could be said then
+    assert set_names(tmp_path, table(tmp_path, "cluster,name\n0,vans\n1,dogs\n2,cluster 1"), 3)[1:] == [
+        "dogs",
+        "cluster 1",
+    ]
 
 
 @pytest.mark.parametrize(
