@@ -6,7 +6,7 @@ run that was deleted in the bucket is deleted here. What changed in both is left
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -63,29 +63,39 @@ class Mirror:
             before = {name: digest for name, digest in here.items() if name in there}
         other = [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
         coming = [name for name in other if name not in here or there.get(name) != before.get(name)]
-        both = [name for name in coming if name in here and here[name] != before.get(name)]
+        self._refuse([name for name in coming if name in here and here[name] != before.get(name)])
+        return coming
+
+    def push(self) -> int:
+        """Send what is new or changed here; how many files that were.
+
+        Raises CacheError, and sends nothing, where one of them was changed there since.
+        """
+        with self._alone():
+            here, sent = self._here(), self._noted() or {}
+            going = [name for name in sorted(here, key=_turn) if sent.get(name) != here[name]]
+            there = dict[str, bytes | None]()
+            with suppress(CacheError):  # a network that fails: writing says so
+                there = self._bucket.read_each(name for name in going if name in sent)
+            known = {name: None if data is None else xxhash.xxh3_128_hexdigest(data) for name, data in there.items()}
+            self._refuse([name for name, digest in known.items() if digest not in (sent[name], here[name])])
+            try:
+                for name in going:
+                    data = (self.folder / name).read_bytes()
+                    self._bucket.write(name, data)
+                    sent[name] = xxhash.xxh3_128_hexdigest(data)  # another command may have added to it since
+            finally:
+                self._note(sent)
+        return len(going)
+
+    def _refuse(self, both: Sequence[str]) -> None:
+        """Raise a CacheError where files were changed here and there."""
         if both:
             raise CacheError(
                 f"{self.url}/{both[0]} was changed in the bucket and on this machine"
                 + (f", and {len(both) - 1} more files" if len(both) > 1 else "")
                 + f"; to go on with the bucket's, delete {self.folder}"
             )
-        return coming
-
-    def push(self) -> int:
-        """Send what is new or changed here; how many files that were."""
-        with self._alone():
-            here, sent, changed = self._here(), self._noted() or {}, 0
-            try:
-                for name in sorted(here, key=_turn):
-                    if sent.get(name) != here[name]:
-                        data = (self.folder / name).read_bytes()
-                        self._bucket.write(name, data)
-                        sent[name] = xxhash.xxh3_128_hexdigest(data)  # another command may have added to it since
-                        changed += 1
-            finally:
-                self._note(sent)
-        return changed
 
     def _here(self) -> Digests:
         found = Digests()

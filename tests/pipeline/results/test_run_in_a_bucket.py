@@ -134,6 +134,9 @@ def test_what_changed_here_and_there_is_left_and_told(weather: Weather) -> None:
     with pytest.raises(CacheError, match=f"{url}/names.json was changed in the bucket and on this machine; .* delete"):
         Mirror.open(url)
     assert {path.read_text() for path in mirror.folder.iterdir()} == {"here", "first"}
+    with pytest.raises(CacheError, match=f"{url}/names.json was changed in the bucket and on this machine"):
+        mirror.push()  # of a command that had begun before
+    assert objects(url) == {"names.json": b"there", "config.toml": b"there"}
     shutil.rmtree(mirror.folder)
     assert (Mirror.open(url).folder / "names.json").read_text() == "there"
 
