@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import packages_distributions, version
 
 import numpy as np
@@ -331,12 +332,15 @@ def neighbor_vote(train: Unit, cluster: Labeling, rows: Float32[np.ndarray, "n D
     return majority(cluster[index], np.ones(index.shape))
 
 
+installed = cache(packages_distributions)  # it looks through all that is installed: once, and not for each baseline
+
+
 def version_of(name: str) -> str | None:
     """What finds the baseline's clusters, by the versions of its packages; None of a plugin's, which may be edited."""
     baseline = BASELINES[name]
     if not baseline.cluster.__module__.startswith(f"{temi.__name__}."):
         return None
-    packages = packages_distributions() if baseline.modules else {}
+    packages = installed() if baseline.modules else {}
     needed = {"scikit-learn", *(package for module in baseline.modules for package in packages[module])}
     return ", ".join([f"temi {temi.__version__}", *(f"{package} {version(package)}" for package in sorted(needed))])
 
