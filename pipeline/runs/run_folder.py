@@ -277,6 +277,12 @@ def refuse_cache(folder: Path) -> None:
             raise UserError(f"{folder} is in the folder of the cache {parent}; give a folder outside of it by --out")
 
 
+def refuse_single_run(folder: Path, wanted: str) -> None:
+    """Raise a UserError where `folder`, asked for `wanted`, is that of a single run."""
+    if RunFolder(folder).config.exists():
+        raise UserError(f"{folder} is the folder of a single run; choose another --out for {wanted}")
+
+
 def _is_cache(folder: Path) -> bool:
     """Whether the manifest in `folder` is that of a cache: other programs write files of this name, too."""
     try:

@@ -33,7 +33,7 @@ from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, write_record
-from temi.pipeline.runs.run_folder import RunFolder, refuse_cache
+from temi.pipeline.runs.run_folder import refuse_cache, refuse_single_run
 from temi.pipeline.runs.space import Point, Range, Space, check_space, dump_space, ends, point_config
 from temi.pipeline.runs.trials import TRIALS, as_overrides, group_trials
 
@@ -151,8 +151,7 @@ def finished(study: "optuna.Study") -> int:
 def refuse_run(out: Path) -> None:
     """Raise a UserError where `out` is no place for a study: the folder of a run, of trials or of a cache."""
     refuse_cache(out)
-    if RunFolder(out).config.exists():
-        raise UserError(f"{out} is the folder of a single run; choose another --out for the study")
+    refuse_single_run(out, "the study")
     if (out / TRIALS).exists():
         raise UserError(f"{out} is the folder of trials; choose another --out for the study")
 

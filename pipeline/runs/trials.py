@@ -38,7 +38,7 @@ from temi.pipeline.runs.records import (
     write_record,
     write_trials,
 )
-from temi.pipeline.runs.run_folder import STUDY, RunFolder
+from temi.pipeline.runs.run_folder import STUDY, RunFolder, refuse_single_run
 from temi.pipeline.runs.train import train_pass
 
 TRIALS, MERGES = "trials.json", "merge.json"
@@ -161,8 +161,7 @@ def train_trials(
     `on` names a Ray cluster whose nodes train them, in more passes: ``ray`` or ``ray:ADDRESS``. They see the cache and
     `out` by the same paths. What is returned stands in ``OUT/trials.json``, too.
     """
-    if RunFolder(out).config.exists():
-        raise UserError(f"{out} is the folder of a single run; choose another --out for the trials")
+    refuse_single_run(out, "the trials")
     if any((out / name).exists() for name in STUDY):
         raise UserError(f"{out} is the folder of a search; choose another --out for the trials")
     for config in configs:
