@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count, repeat
 
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int64
 
 from temi.pipeline.start.graph import edge_counts
+from temi.pipeline.threads import in_threads, threads_for
 
 TRIES = 12  # resolutions tried on the way to the number of clusters
 SURPLUS = 1.02  # communities per cluster at which the search ends; the surplus is merged
 COARSEST = 1e-2  # resolution: one community for every part of the graph
 ROUNDS = 6  # of Louvain, each from where the last ended
 LINKAGE = 0.75  # 1 is average linkage; lower lets sizes differ more
+CUTTING = 100  # bytes per neighbor while a graph is cut (measured)
 
 Labeling = Int64[np.ndarray, " N"]
 
@@ -25,9 +28,13 @@ def communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
 
 
 def cut_graphs(graphs: Sequence[sp.csr_array], clusters: int, seed: int) -> Iterator[Labeling]:
-    """Communities of every graph; of equal graphs they differ by chance."""
-    for number, graph in enumerate(graphs):
-        yield communities(graph, clusters, seed + number)
+    """Communities of every graph, in order; of equal graphs they differ by chance."""
+    return in_threads(communities, graphs, repeat(clusters), count(seed))
+
+
+def cutting_bytes(graphs: int, rows: int, neighbors: int) -> int:
+    """Memory of `cut_graphs`, beside so many graphs."""
+    return threads_for(graphs) * CUTTING * neighbors * rows
 
 
 def search_resolution(cut: Callable[[float], Labeling], rows: int, clusters: int) -> Labeling:

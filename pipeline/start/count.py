@@ -27,6 +27,7 @@ from temi.pipeline.start.communities import find_communities, merge_parts
 from temi.pipeline.start.find import distinct_sample
 from temi.pipeline.start.graph import edge_counts
 from temi.pipeline.start.spaces import largest_graphs
+from temi.pipeline.threads import in_threads
 
 LOWEST, HIGHEST = 2, 200  # number of clusters, where no range is given,
 ROWS_PER_CLUSTER = 10  # and no more than one for so many rows
@@ -100,8 +101,8 @@ def estimate_clusters(
     graphs, numbers = largest_graphs(distinct, lowest), candidates(lowest, highest)
     cuts = []
     with Progress("numbers of clusters", total=len(graphs), unit="space") as progress:
-        for graph in graphs:
-            cuts.append(list(cuts_into(graph, numbers, config.seed)))
+        for of_space in in_threads(lambda graph: list(cuts_into(graph, numbers, config.seed)), graphs):
+            cuts.append(of_space)
             progress.advance()
     return choose(tuple(score(k, graphs, labels) for k, *labels in zip(numbers, *cuts, strict=True)))
 

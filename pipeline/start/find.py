@@ -26,7 +26,7 @@ from temi.pipeline.features.neighbors import search_bytes
 from temi.pipeline.progress import Progress
 from temi.pipeline.registry import STARTS
 from temi.pipeline.start.choice import most_predictable
-from temi.pipeline.start.communities import cut_graphs
+from temi.pipeline.start.communities import cut_graphs, cutting_bytes
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS, neighbor_counts, space_graphs, spaces_of
 from temi.pipeline.start.taught import (
     ROUNDS,
@@ -188,7 +188,7 @@ def start_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
     """Memory of `pool_start` for these numbers of clusters."""
     loaded = LARGEST * dim * np.dtype(np.float16).itemsize if rows > LARGEST else 0
     cut = min(rows, LARGEST)
-    graphs = sum(NEIGHBORS) * cut * EDGE
+    graphs = sum(NEIGHBORS) * cut * EDGE + cutting_bytes(REPEATS * len(NEIGHBORS), cut, max(NEIGHBORS))
     finding = max(graphs, search_bytes(cut, dim, max(NEIGHBORS), device))
     # While near-copies are taken out of the sample it is there twice.
     return loaded + max(loaded, finding, taught_bytes(cut, max(counts), device))

@@ -6,14 +6,18 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float, Int, Int64
 
+from temi.pipeline.threads import in_threads
+
 Index = Int[np.ndarray, "N K"]
 Distance = Float[np.ndarray, "N K"]
 
 
 def graphs_of(index: Index, similarity: Float[np.ndarray, "N K"], counts: Sequence[int]) -> list[sp.csr_array]:
     """Fuzzy graphs of so many of the neighbors each; equal numbers give one graph."""
-    made = {k: fuzzy_graph(index[:, :k], 1 - similarity[:, :k].astype(np.float32)) for k in set(counts)}
-    return [made[k] for k in counts]
+    distance, different = 1 - similarity.astype(np.float32), sorted(set(counts))
+    made = in_threads(lambda k: fuzzy_graph(index[:, :k], distance[:, :k]), different)
+    graph = dict(zip(different, made, strict=True))
+    return [graph[k] for k in counts]
 
 
 def fuzzy_graph(index: Index, distance: Distance) -> sp.csr_array:

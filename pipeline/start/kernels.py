@@ -9,7 +9,7 @@ PASSES = 20  # most moves of one level, per node
 TIE = 1e-12  # gain below which a node stays
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def scales(excess, target):
     """sigma of every row such that exp(-excess / sigma) sums to `target`, by bisection (UMAP's algorithm 3)."""
     sigma = np.ones(len(excess))
@@ -136,7 +136,7 @@ def contract(indptr, indices, data, label, count):
     return pointer, ends[:written].copy(), sums[:written].copy()
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def louvain(indptr, indices, data, resolution, rounds, seed):
     """Louvain, then up to `rounds` - 1 times again from single nodes that move out of where the last round ended."""
     np.random.seed(seed)

@@ -16,6 +16,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
+from scipy.cluster.hierarchy import cut_tree, linkage
 
 from temi.pipeline.features.neighbors import find_neighbors, search_bytes
 from temi.pipeline.features.reliable import DIRECTIONS, reliable_directions
@@ -23,9 +24,10 @@ from temi.pipeline.features.scaling import COMPONENTS, ROOT_COMPONENTS
 from temi.pipeline.features.unit_rows import UnitRows, unit_rows
 from temi.pipeline.products import product
 from temi.pipeline.progress import Progress
-from temi.pipeline.start.communities import cut_graphs, find_communities, search_resolution
+from temi.pipeline.start.communities import cut_graphs, cutting_bytes, find_communities, search_resolution
 from temi.pipeline.start.graph import graphs_of
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS
+from temi.pipeline.threads import in_threads
 
 ROUNDS = 2  # the first brings most of it, a third nothing
 SMALL = (50, 40, 30)  # rows of a small community, about
@@ -58,11 +60,9 @@ class Way:
 
 def small_communities(graph: sp.csr_array, clusters: int, seed: int) -> dict[int, Labeling]:
     """Communities of about SMALL rows each; none where a cluster has about as few."""
-    rows, found = graph.shape[0], dict[int, Labeling]()
-    for size in SMALL:
-        if rows // size > clusters:
-            found[size] = search_resolution(partial(find_communities, graph, seed=seed), rows, rows // size)
-    return found
+    rows, cut = graph.shape[0], partial(find_communities, graph, seed=seed)
+    sizes = [size for size in SMALL if rows // size > clusters]
+    return dict(zip(sizes, in_threads(lambda size: search_resolution(cut, rows, rows // size), sizes), strict=True))
 
 
 def taught_way(metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: list[int], seed: int) -> Way:
@@ -113,15 +113,12 @@ def merged(rows: Rows, small: Labeling, clusters: int) -> Labeling:
     Communities as many as clusters in a graph are of like size; these are as uneven as the clusters are. Fewer than
     `clusters` stay as they are.
     """
-    from sklearn.cluster import AgglomerativeClustering  # here: who only assigns images does not wait for it
-    from sklearn.metrics.pairwise import cosine_distances
-
     size = np.bincount(small)
     if len(size) <= clusters:
         return small
-    centers = class_centers(unit_rows(rows), small, size, np.arange(len(rows)))
-    linkage = AgglomerativeClustering(n_clusters=clusters, metric="precomputed", linkage="average")
-    label: Labeling = linkage.fit_predict(cosine_distances(centers)).astype(np.int64)[small]
+    centers = unit_rows(class_centers(unit_rows(rows), small, size, np.arange(len(rows))))
+    apart = (1 - centers @ centers.T)[np.triu_indices(len(size), 1)]
+    label: Labeling = cut_tree(linkage(apart, "average"), clusters)[:, 0].astype(np.int64)[small]
     return label
 
 
@@ -197,6 +194,7 @@ def taught_bytes(rows: int, clusters: int, device: str) -> int:
     """Memory of `Metrics` and of the cuts made there, beside what is given."""
     column = rows * np.dtype(np.float32).itemsize
     graphs = search_bytes(rows, DIRECTIONS, max(NEIGHBORS), device) + sum(NEIGHBORS) * rows * EDGE
+    graphs += cutting_bytes(len(NEIGHBORS), rows, max(NEIGHBORS))
     distances = 2 * (rows // min(SMALL)) ** 2 * np.dtype(np.float64).itemsize  # of small communities, and as a half
     cutting = column * max(COPIES * DIRECTIONS, clusters) + max(graphs, distances)
     centering = 2 * column * WIDEST  # the rows in float64
