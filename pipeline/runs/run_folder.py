@@ -35,6 +35,7 @@ from temi.pipeline.config import Config, dump_toml, recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import Plugin
 from temi.pipeline.products import arithmetic
+from temi.pipeline.runs.mirror import mirror_of, shown
 from temi.pipeline.runs.model import load_metadata
 
 PACKAGES = (
@@ -237,43 +238,46 @@ class RunFolder:
                 if there != value:
                     raise UserError(
                         f"{self.folder} was started with {section}.{key} = {there!r} and {value!r} is asked; "
-                        "use another --out, or --overwrite to start again"
+                        f"use another --out{self._or_overwrite()}"
                     )
         begun = self.begun_with()
         if begun.plugins != environment.plugins:
             raise UserError(
                 f"{self.folder} was started with other plugins, or with a file that has changed since; "
                 f"the files it was started with are in {self.folder / 'plugins'}; "
-                "use another --out, or --overwrite to start again"
+                f"use another --out{self._or_overwrite()}"
             )
-        if begun.continues != environment.continues:
+        if (begun.continues and shown(begun.continues)) != environment.continues:
             raise UserError(
                 f"{self.folder} was started {_continuing(begun)} and is asked for {_continuing(environment)}; "
-                "use another --out, or --overwrite to start again"
+                f"use another --out{self._or_overwrite()}"
             )
         if begun.corrections != environment.corrections:
             raise UserError(
                 f"{self.folder} was started with other corrections, or without any; "
-                "use another --out, or --overwrite to start again"
+                f"use another --out{self._or_overwrite()}"
             )
         if begun.cache.digest != environment.cache.digest:
             if begun.cache.folder == environment.cache.folder and environment.cache.generation:
                 raise UserError(
                     f"{self.folder} was trained before its cache changed to {environment.cache.rows:,} rows; "
-                    f"go on with --from {self.folder} and another --out, or --overwrite to start again"
+                    f"go on with --from {self.folder} and another --out{self._or_overwrite()}"
                 )
             raise UserError(
                 f"{self.folder} was trained on other embeddings than {environment.cache.folder} holds; "
-                "use another --out, or --overwrite to start again"
+                f"use another --out{self._or_overwrite()}"
             )
+
+    def _or_overwrite(self) -> str:
+        return "" if mirror_of(self.folder) else ", or --overwrite to start again"
 
 
 def refuse_cache(folder: Path) -> None:
     """Raise a UserError where `folder` is that of a cache, or inside it: the cache would not grow any more."""
-    if (folder / MANIFEST).exists():
+    if _is_cache(folder):
         raise UserError(f"{folder} is the folder of a cache; give the run a folder of its own by --out")
     for parent in folder.resolve().parents:
-        if (parent / MANIFEST).exists() and _is_cache(parent):
+        if _is_cache(parent):
             raise UserError(f"{folder} is in the folder of the cache {parent}; give a folder outside of it by --out")
 
 
@@ -284,11 +288,13 @@ def refuse_single_run(folder: Path, wanted: str) -> None:
 
 
 def _is_cache(folder: Path) -> bool:
-    """Whether the manifest in `folder` is that of a cache: other programs write files of this name, too."""
+    """Whether there is a cache, damaged ones too: other programs write files of the manifest's name."""
+    if not (folder / MANIFEST).exists():
+        return False
     try:
         Manifest.read(folder)
     except CacheError:
-        return False
+        return any(folder.glob("shard-*"))
     return True
 
 

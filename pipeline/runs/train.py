@@ -33,6 +33,7 @@ from temi.pipeline.runs.fit import begin_heads, build_model, told_of_distinct
 from temi.pipeline.runs.label_free import label_free_scores
 from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
 from temi.pipeline.runs.memory import check_memory
+from temi.pipeline.runs.mirror import shown
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
 from temi.pipeline.runs.records import StartRecord, Training, read_record, write_record
@@ -97,7 +98,7 @@ def train_pass(
     device, processes = pick_device(configs[0].train.device), join()
     environment = replace(
         describe_environment(cache, device),
-        continues=str(before.folder) if before else None,
+        continues=shown(before.folder) if before else None,
         corrections=told.digest if told else "",
     )
     if not overwrite and all(run.settled for run in runs):

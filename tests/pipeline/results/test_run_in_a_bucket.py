@@ -1,5 +1,6 @@
 """A run in a bucket: trained, scored and used by the commands as one on a disk is."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -166,3 +167,25 @@ def test_corrections_of_a_run_in_a_bucket_are_trained_with(
     assert trained.exit_code == 0, trained.output
     assert "corrections: " in trained.stdout
     assert "2 of 3 clusters used" in trained.stdout  # two are merged
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_with_one_in_a_bucket_is_resumed_on_another_machine(
+    weather: Weather, photo_run: PhotoRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, url, app = "s3://photos/runs/eighth", "s3://photos/runs/ninth", CliRunner()
+    shutil.copytree(photo_run.run, Mirror(before).folder)
+    (tmp_path / "short.toml").write_text(dump_toml(short(), without="embed"))
+    words = ["train-heads", str(photo_run.cache), "--out", url, "--from", before]
+    words += ["--config", str(tmp_path / "short.toml")]
+    trained = app.invoke(temi_app, words)
+    assert trained.exit_code == 0, trained.output
+    assert json.loads(objects(url)["environment.json"])["continues"] == before
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    finished = app.invoke(temi_app, words)
+    assert finished.exit_code == 0, finished.output
+    other = app.invoke(temi_app, [*words, "--set", "objective.beta=0.8"])
+    assert (other.exit_code, other.stderr.count("\n")) == (2, 1)
+    assert other.stderr.startswith(f"temi: {url} was started with objective.beta = ")
+    assert other.stderr.endswith("is asked; use another --out\n")  # --overwrite deletes nothing in a bucket

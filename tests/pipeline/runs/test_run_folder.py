@@ -219,8 +219,14 @@ def test_a_run_has_its_place_outside_of_caches_trials_and_studies(tmp_path: Path
         with pytest.raises(UserError, match=f"holds {many} .*; choose another --out for a single run"):
             train_heads(cache, settings(), out)
         assert [path.name for path in out.iterdir()] == [many]
-    (tmp_path / "manifest.json").write_text('{"name": "of another program"}')
+    for other in (tmp_path, tmp_path / "run"):
+        other.mkdir(exist_ok=True)
+        (other / "manifest.json").write_text('{"name": "of another program"}')
     train_heads(cache, settings(), tmp_path / "run")
+    assert (tmp_path / "run/manifest.json").read_text() == '{"name": "of another program"}'
+    (cache.folder / "manifest.json").write_text("{")  # a damaged cache is one, too
+    with pytest.raises(UserError, match="cache is the folder of a cache"):
+        RunFolder(cache.folder).check_place()
 
 
 def test_one_process_at_a_time_trains_a_run(tmp_path: Path) -> None:
