@@ -5,8 +5,11 @@ here: they are in no URL, no log and no file of ours.
 """
 
 import re
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +20,7 @@ PACKAGES |= {"az": ("adlfs", "azure"), "abfs": ("adlfs", "azure")}
 ATTEMPTS = 5
 VERSIONS = ("ETag", "etag", "LastModified", "last_modified", "updated", "mtime")  # as the providers' packages name it
 FIRST_WAIT = 0.5  # seconds, twice as long after each error
+PATIENCE = 20.0  # seconds without an answer after which a person is told
 _URL = re.compile(rf"({'|'.join(PACKAGES)}):/+(.+)")
 
 MISTAKES = ("ProfileNotFound", "ParamValidationError", "InvalidRegionError", "ConfigParseError", "NoRegionError")
@@ -122,6 +126,10 @@ class Bucket:
         self._try(lambda: self._files.pipe_file(f"{self._root}/{name}", data), "write to")
 
     def _try(self, action: Callable[[], T], what: str) -> T:
+        with _told(f"still waiting to {what} {self.url}; the bucket has not answered in {PATIENCE:.0f} s"):
+            return self._tried(action, what)
+
+    def _tried(self, action: Callable[[], T], what: str) -> T:
         for attempt in range(ATTEMPTS):
             try:
                 return action()
@@ -148,3 +156,15 @@ class Bucket:
             f"cannot {what} {self.url}: access is refused; set credentials where the provider's tools find them "
             "(for s3: AWS_PROFILE, ~/.aws, or the machine's role)"
         )
+
+
+@contextmanager
+def _told(line: str) -> Iterator[None]:
+    """Print `line` once where what is inside takes longer than PATIENCE."""
+    timer = threading.Timer(PATIENCE, print, [line], {"file": sys.stderr})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -15,7 +15,7 @@ import pytest
 from bucketing import Weather, new_machine
 from photos import COLORS, PhotoRun, photo, short
 
-from temi.cache import CacheError, EmbeddingCache
+from temi.cache import CacheError, EmbeddingCache, bucket
 from temi.cache.bucket import Bucket, bucket_url
 from temi.cache.info import summarize
 from temi.cache.remote import KEPT_GB, RemoteCache, RemoteWriter, kept_folder, verify_url
@@ -267,3 +267,15 @@ def test_settings_that_no_other_try_mends_are_one_sentence(
     monkeypatch.setenv("TEMI_BUCKET_CACHE_GB", "lots")
     with pytest.raises(CacheError, match="TEMI_BUCKET_CACHE_GB=lots is no number"):
         EmbeddingCache.open(URL).embedding()
+
+
+def test_who_waits_for_a_bucket_is_told(
+    weather: Weather, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Bucket(URL).write("quick", b"x")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(bucket, "PATIENCE", 0.2)
+    weather.seconds = 0.6
+    assert Bucket(URL).read(["quick"]) == {"quick": b"x"}
+    told = "still waiting to read s3://photos/cache; the bucket has not answered in 0 s\n"
+    assert capsys.readouterr().err == told
