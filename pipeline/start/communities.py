@@ -16,6 +16,7 @@ SURPLUS = 1.02  # communities per cluster at which the search ends; the surplus 
 COARSEST = 1e-2  # resolution: one community for every part of the graph
 ROUNDS = 6  # of Louvain, each from where the last ended
 LINKAGE = 0.75  # 1 is average linkage; lower lets sizes differ more
+APART = 1_000  # between the random numbers of a seed's cuts and of the next: runs of two seeds share none
 CUTTING = 100  # bytes per neighbor while a graph is cut (measured)
 
 Labeling = Int64[np.ndarray, " N"]
@@ -29,7 +30,7 @@ def communities(graph: sp.csr_array, clusters: int, seed: int) -> Labeling:
 
 def cut_graphs(graphs: Sequence[sp.csr_array], clusters: int, seed: int) -> Iterator[Labeling]:
     """Communities of every graph, in order; of equal graphs they differ by chance."""
-    return in_threads(communities, graphs, repeat(clusters), count(seed))
+    return in_threads(communities, graphs, repeat(clusters), count(APART * seed))
 
 
 def cutting_bytes(graphs: int, rows: int, neighbors: int) -> int:
@@ -65,7 +66,7 @@ def find_communities(graph: sp.csr_array, resolution: float, *, seed: int) -> La
     from temi.pipeline.start.kernels import louvain  # compiled: what finds its cuts kept does not wait for it
 
     arrays = graph.indptr.astype(np.int64), graph.indices.astype(np.int64), graph.data.astype(np.float64)
-    label: Labeling = louvain(*arrays, resolution, ROUNDS, seed)
+    label: Labeling = louvain(*arrays, resolution, ROUNDS, seed % 2**32)
     return label
 
 

@@ -14,8 +14,9 @@ from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import _dealt, warm_start
 from temi.pipeline.registry import STARTS
 from temi.pipeline.runs.fit import fit_model
+from temi.pipeline.start import communities as communities_module
 from temi.pipeline.start import find
-from temi.pipeline.start.communities import communities
+from temi.pipeline.start.communities import communities, cut_graphs
 from temi.pipeline.start.find import Start, pool_start
 from temi.pipeline.start.graph import edge_counts, fuzzy_graph
 from temi.pipeline.start.kernels import contract, louvain, move_nodes
@@ -120,6 +121,20 @@ def test_the_start_finds_the_clusters_and_is_made_once(tmp_path, monkeypatch: py
     assert np.array_equal(found.cuts, again.cuts)
     with pytest.raises(pytest.fail.Exception):
         pool_start(features, 6, StartConfig(seed=1))
+
+
+def test_cuts_of_two_seeds_are_others_and_any_seed_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    cut = communities_module.find_communities
+    monkeypatch.setattr(
+        communities_module, "find_communities", lambda *of, seed: (seeds.append(seed), cut(*of, seed=seed))[1]
+    )
+    graphs = 9 * space_graphs(Features.of_array(mixture(rows=120)[0]), "joined", [10])
+    for seed in (0, 1, 2, 3):
+        list(cut_graphs(graphs, 6, seed))
+    assert len(set(seeds)) == 36
+    for seed in (-1, 2**70):
+        assert len(list(cut_graphs(graphs[:2], 6, seed))) == 2
 
 
 def test_the_metric_of_views_takes_the_place_of_the_plain_one() -> None:
