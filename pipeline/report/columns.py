@@ -22,8 +22,8 @@ def image_columns(
 ) -> Images:
     """Columns of the images at `shown`, as trained: the page replays corrections itself.
 
-    ``near`` are places in the page, -1 for images that are not in it; ``typical`` is the cosine to the center of the
-    image's cluster; ``group`` and ``exact`` number sets of duplicates.
+    ``near`` are places in the page, -1 for images that are not in it; ``typical`` is left to who knows the clusters as
+    corrected; ``group`` and ``exact`` number sets of duplicates.
     """
     table = run.trained
     cluster = table["cluster"].to_numpy("int64")
@@ -39,7 +39,7 @@ def image_columns(
         confidence=rounded(table["confidence"].to_numpy()[shown], 3),
         second=known.second[shown].tolist(),
         runner=rounded(known.second_confidence[shown], 3),
-        typical=rounded(closeness(run)[shown], 3),
+        typical=[],
         likeness=rounded(known.likeness[shown], 3),
         strange=strange[shown].tolist(),
         group=known.group[shown].tolist(),

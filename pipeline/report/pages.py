@@ -28,7 +28,7 @@ from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.progress import say
 from temi.pipeline.report.cards import TYPICAL, centers, class_name, nearest_clusters, typical_images
-from temi.pipeline.report.columns import image_columns, rounded
+from temi.pipeline.report.columns import closeness, image_columns, rounded
 from temi.pipeline.report.levels import run_levels
 from temi.pipeline.report.records import Base, Brackets, Confusion, Curves, Overview, RunFigures, page_json
 from temi.pipeline.results.corrections import REMOVED
@@ -149,24 +149,33 @@ def run_figures(
 ) -> RunFigures:
     """What a page shows of a run, pictures apart: images as trained, and the corrections to replay on them."""
     trained = run.trained["cluster"].to_numpy("int64")
-    cluster, inside = run.corrected.cluster, run.corrected.cluster != REMOVED
-    center = _center(run)
-    label = run.cache.labels[run.trained["row"].to_numpy()].astype(np.int64)
     sizes = np.bincount(trained, minlength=run.model.clusters).tolist()
-    return RunFigures(
+    as_trained = RunFigures(
         overview=overview(run),
         images=image_columns(run, known, position, shown),
         base=Base(run.model.clusters, sizes, first_names(run.folder, run.model.clusters)),
-        entries=tuple(run.corrections),
         classes=list(run.cache.classes),
-        near=nearest_clusters(center, cluster[inside]),
-        tree=merge_tree(center, cluster[inside]),
         comparison=read_comparison(run.folder),
-        confusion=confusion(label[inside], cluster[inside], run.cache.classes, run.headings),
         curves=_curves(run),
         agreement=agreement(run),
         settings=_settings(run),
         chunk=CHUNK,
+    )
+    return as_corrected(as_trained, run, shown)
+
+
+def as_corrected(data: RunFigures, run: FinishedRun, shown: Int64[np.ndarray, " shown"]) -> RunFigures:
+    """`data` with the corrections of `run`, and with all that is counted from the clusters as they leave them."""
+    cluster, inside = run.corrected.cluster, run.corrected.cluster != REMOVED
+    center = _center(run)
+    label = run.cache.labels[run.trained["row"].to_numpy()].astype(np.int64)
+    return replace(
+        data,
+        images=replace(data.images, typical=rounded(closeness(run)[shown], 3)),
+        entries=tuple(run.corrections),
+        near=nearest_clusters(center, cluster[inside]),
+        tree=merge_tree(center, cluster[inside]),
+        confusion=confusion(label[inside], cluster[inside], run.cache.classes, run.headings),
     )
 
 

@@ -40,7 +40,7 @@ class Images:
 
     Attributes
     ----------
-    typical : cosine to the center of the image's cluster
+    typical : cosine to the center of the image's cluster as corrected
     group, exact : numbers of sets of duplicates
     label : [] where no image has one
     near : places of similar images in the page, -1 for those that are not in it; None: a server is asked
@@ -154,16 +154,16 @@ class RunFigures:
     overview: Overview
     images: Images
     base: Base
-    entries: tuple[Correction, ...]
     classes: list[str]
-    near: list[Column]
-    tree: Brackets | None
     comparison: tuple[ScoredPart, ...]
-    confusion: Confusion | None
     curves: Curves | None
     agreement: list[Figures]
     settings: dict[str, dict[str, JsonValue]]
     chunk: int
+    entries: tuple[Correction, ...] = ()
+    near: list[Column] = field(default_factory=list)
+    tree: Brackets | None = None
+    confusion: Confusion | None = None
     levels: Tree | None = None
     missing: str = ""
     odd: Mapping[int, str] = field(default_factory=dict)

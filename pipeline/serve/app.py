@@ -19,15 +19,15 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
 from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
-from temi.pipeline.report.pages import page_map, render, run_figures
+from temi.pipeline.report.pages import as_corrected, page_map, render, run_figures
 from temi.pipeline.report.records import page_json
-from temi.pipeline.results.correct import correct
+from temi.pipeline.results.correct import ChangedElsewhere, correct
 from temi.pipeline.results.corrections import Correction, parse_correction, to_json
 from temi.pipeline.results.find import Finder
 from temi.pipeline.results.finished import FinishedRun
@@ -63,7 +63,9 @@ class ServedRun:
         self.map = page_map(run, self.known, self.shown)
         self.images, self.missing = _images(run, source)
         kept = kept_thumbnails(run.shared)
-        self.made: OrderedDict[int, Thumbnail] = OrderedDict((row, kept[row]) for row in kept if row in self.position)
+        self.made: OrderedDict[int, Thumbnail] = OrderedDict(
+            (row, seen) for row, seen in kept.items() if row in self.position and seen.webp
+        )
         self._kept = sum(len(seen.webp) for seen in self.made.values())
         self._making, self._editing = Lock(), Lock()
         figures = run_figures(run, self.known, self.shown, self.map)
@@ -86,23 +88,27 @@ class ServedRun:
 
     def _render(self) -> bytes:
         with self._making:
-            seen = {row: made for row, made in self.made.items() if made.webp}
+            seen = dict(self.made)
+        if self._figures.entries != tuple(self.run.corrections):
+            self._figures = as_corrected(self._figures, self.run, self.shown)
         odd = {self.position[row]: what for row, what in oddities(seen).items()}
-        data = replace(self._figures, entries=tuple(self.run.corrections), odd=odd, looked=len(seen))
+        data = replace(self._figures, odd=odd, looked=len(seen))
         page = render("report", page_json(data), self.run.folder.resolve().name, served=True)
         return page.encode("utf-8", "backslashreplace")
 
-    def edit(self, body: bytes) -> list[Correction]:
-        """Take one correction in; the entry as written to the disk."""
+    def edit(self, body: bytes, known: int | None = None) -> list[Correction]:
+        """Take one correction in; the entry as written to the disk. `known`: entries that who asks has seen."""
         with self._editing:
-            return correct(self.run, [parse_correction(body, "this correction")])
+            return correct(self.run, [parse_correction(body, "this correction")], known=known)
 
     def thumbnail(self, row: int) -> bytes:
-        """A small picture, kept for the next who asks."""
+        """A small picture, kept for the next who asks; empty where the image cannot be read now."""
         assert self.images is not None  # a page without pictures does not ask
         seen = self.made.get(row)
         if seen is None:
             seen = thumbnail(self.images, row)
+            if not seen.webp:  # its disk may be back the next time
+                return b""
             with self._making:
                 self._kept += len(seen.webp) - len(self.made.get(row, Thumbnail()).webp)
                 self.made[row] = seen
@@ -137,7 +143,10 @@ def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
     """The application; `hosts` are the values of the header Host under which it may be reached."""
 
     async def page(request: Request) -> Response:
-        return Response(await run_in_threadpool(served.page), media_type="text/html; charset=utf-8")
+        try:
+            return Response(await run_in_threadpool(served.page), media_type="text/html; charset=utf-8")
+        except USER_ERRORS as error:  # corrections that someone damaged by now
+            return PlainTextResponse(str(error), 500)
 
     async def small(request: Request) -> Response:
         webp = await run_in_threadpool(served.thumbnail, _row(request, served, pictures=True))
@@ -175,11 +184,16 @@ def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
     async def edit(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return _refusal(415, "a correction is application/json")
+        known = request.query_params.get("known")
+        if known is not None and not (known.isascii() and known.isdigit() and len(known) < 10):
+            return _refusal(400, "known is the number of corrections that were seen")
         body = await _body(request, MAX_REQUEST)
         if body is None:
             return _refusal(413, "a correction of that size is none")
         try:
-            written = await run_in_threadpool(served.edit, body)
+            written = await run_in_threadpool(served.edit, body, None if known is None else int(known))
+        except ChangedElsewhere as error:
+            return _refusal(409, str(error))
         except USER_ERRORS as error:
             return _refusal(400, str(error))
         return JSONResponse({"entries": [to_json(entry) for entry in written]})
@@ -205,7 +219,7 @@ def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
     return Starlette(
         routes=[Mount("/{token}", routes=routes)],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
-        exception_handlers={_NoSuchRow: _no_such_row},
+        exception_handlers={_NoSuchRow: _no_such_row, ClientDisconnect: _gone},
     )
 
 
@@ -254,6 +268,10 @@ class _NoSuchRow(Exception):
 
 def _no_such_row(request: Request, error: Exception) -> Response:
     return _refusal(404, "no such image")
+
+
+def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=400)  # nobody is left to read it
 
 
 def _row(request: Request, served: ServedRun, pictures: bool = False) -> int:

@@ -38,7 +38,7 @@ def browsing(page: Path | str, downloads: Path | None = None) -> Iterator[Any]:
         WebDriverWait(driver, 60).until(lambda d: d.execute_script("return document.documentElement.dataset.ready"))
         yield driver
         complaints = [line for line in driver.get_log("browser") if "GPU stall" not in line["message"]]
-        assert complaints == []
+        assert complaints == [], complaints
     finally:
         driver.quit()
 

@@ -186,14 +186,27 @@
 
   // ---- about
   function showAbout() {
-    if (byId("tiles").childElementCount) return;
+    showCounts();
+    if (byId("tables").childElementCount) return;
+    showTraining();
+    showConfusion();
+    showSettings();
+  }
+
+  // What corrections change, and beside it the figures of the training, which they leave alone.
+  function showCounts() {
     const share = (value) => (value == null ? "none" : percent(value, 1));
-    const tiles = [["images", count(overview.images)], ["unreadable", count(overview.unreadable)], ["clusters used", `${count(overview.used)} of ${count(overview.clusters)}`],
-      ["sizes", `${count(overview.smallest)} to ${count(overview.largest)}`], ["mean confidence", percent(overview.confidence, 1)], ["neighbors in own cluster", share(overview.consistency)],
+    const tiles = [["images", count(overview.images)], ["removed", count(store.removed)], ["unreadable", count(overview.unreadable)], ["clusters used, as trained", `${count(overview.used)} of ${count(overview.clusters)}`],
+      ["sizes, as trained", `${count(overview.smallest)} to ${count(overview.largest)}`], ["mean confidence, as trained", percent(overview.confidence, 1)], ["neighbors in own cluster, as trained", share(overview.consistency)],
       ["heads agree (NMI)", overview.agreement == null ? "one head" : overview.agreement.toFixed(2)], ["training", `${overview.seconds.toFixed(0)} s`], ["backbone", overview.backbone]];
-    byId("tiles").append(...tiles.map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }))));
+    byId("tiles").replaceChildren(...tiles.map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: value }))));
     const all = store.clusters(), sizes = all.map(store.size);
-    byId("sizes").append(charts.bars(`Images per cluster, ${Math.min(...sizes)} to ${Math.max(...sizes)}`, sizes, (i) => `${store.name(all[i])}: ${count(sizes[i])}`, ["cluster 0", `cluster ${all.at(-1)}`]));
+    byId("sizes").replaceChildren(!all.length ? make("p", { className: "lead", textContent: "No image is left in any cluster." })
+      : charts.bars(`Images per cluster, ${Math.min(...sizes)} to ${Math.max(...sizes)}`, sizes, (i) => `${store.name(all[i])}: ${count(sizes[i])}`, [`cluster ${all[0]}`, `cluster ${all.at(-1)}`]));
+    byId("since").hidden = !store.since;
+  }
+
+  function showTraining() {
     byId("histogram").append(charts.bars(`Histogram, mean confidence ${percent(overview.confidence)}`, overview.histogram, (i) => `${i * 5} to ${i * 5 + 5} %: ${count(overview.histogram[i])}`, ["0 %", "100 %"]));
     byId("loss").closest("figure").hidden = !data.curves;
     if (data.curves) byId("loss").append(charts.lines("Training loss by step", data.curves.step, [["mean of the heads", data.curves.loss], ["best head", data.curves.best_head_loss]]));
@@ -201,8 +214,6 @@
     const heads = data.agreement.map((_, i) => `head ${i + 1}`);
     if (heads.length) byId("agreement").append(charts.heat("Agreement of the heads", data.agreement, heads, heads, (i, j) => `${heads[i]} and ${heads[j]}: ${data.agreement[i][j].toFixed(2)}`));
     data.comparison.forEach((part) => byId("comparison").append(scores(part)));
-    showConfusion();
-    showSettings();
   }
 
   function showConfusion() {
@@ -225,7 +236,9 @@
   // ---- corrections
   async function edit(action, done) {
     const problem = await store.edit(action);
+    if (problem === null) return false;
     gallery.said(problem || done, Boolean(problem));
+    if (problem && store.stale) byId("said").append(" ", make("button", { type: "button", textContent: "Reload", onclick: () => location.reload() }));
     return !problem;
   }
 
@@ -242,11 +255,18 @@
     if (other !== undefined) gallery.said(`Cluster ${other} has that name; merge the two, or choose another.`, true);
     else edit({ action: "rename", names: { [number]: name } }, name ? `Cluster ${number} is called ${name}.` : "The name is taken away.");
   };
-  byId("merge-with").onchange = async (event) => {
-    const other = Number(event.target.value), words = store.name(other);
-    if (event.target.value) await edit({ action: "merge", clusters: [number, other] }, `${words} is merged into ${store.name(number)}.`);
+  // Choosing does nothing yet: by the arrow keys, every cluster on the way is chosen for a moment.
+  const chosen = (id) => {
+    if (byId(id).value) return Number(byId(id).value);
+    gallery.said("Choose a cluster first.", true, false);
+    return undefined;
   };
-  byId("split").onclick = () => edit({ action: "split", cluster: number, parts: Number(byId("parts").value) }, `${store.name(number)} is split.`);
+  byId("merge").onclick = () => {
+    const other = chosen("merge-with");
+    if (other !== undefined) edit({ action: "merge", clusters: [number, other] }, `${store.name(other)} is merged into ${store.name(number)}.`);
+  };
+  // The second click of a double click is none: the first may be answered before it.
+  byId("split").onclick = (event) => event.detail < 2 && edit({ action: "split", cluster: number, parts: Number(byId("parts").value) }, `${store.name(number)} is split.`);
   byId("split").closest("span").hidden = !served;
   byId("note").onclick = () => { const text = prompt(`Note on ${store.name(number)}`); if (text) edit({ action: "note", cluster: number, text }, "Noted."); };
   byId("note-images").onclick = () => { const text = prompt("Note on the selected images"); if (text) withSelected({ action: "note", text }, (n) => `Noted on ${n} images.`); };
@@ -254,10 +274,9 @@
   byId("order").onchange = showCluster;
   byId("fold").onchange = showCluster;
   byId("all").onclick = () => gallery.select(store.members(number));
-  byId("move-to").onchange = async (event) => {
-    const to = Number(event.target.value);
-    if (event.target.value) await withSelected({ action: "move", to }, (n) => `${n} images moved to ${store.name(to)}.`);
-    event.target.value = "";
+  byId("move").onclick = () => {
+    const to = chosen("move-to");
+    if (to !== undefined) withSelected({ action: "move", to }, (n) => `${n} images moved to ${store.name(to)}.`);
   };
   byId("remove").onclick = () => withSelected({ action: "remove" }, (n) => `${n} images removed from all clusters.`);
   byId("same").onclick = () => withSelected({ action: "same" }, () => "Noted: these two belong together.");
@@ -265,30 +284,37 @@
   byId("clear").onclick = unselect;
   byId("undo").onclick = () => edit({ action: "undo" }, "Undone.");
   byId("redo").onclick = () => edit({ action: "redo" }, "Done again.");
+  // Each file holds what came after the one before, and has a name of its own, or a browser would give it one.
   byId("save").onclick = () => {
-    const file = new Blob([store.lines()], { type: "application/json" });
-    make("a", { href: URL.createObjectURL(file), download: "corrections.jsonl" }).click();
-    gallery.said("Saved; temi correct RUN corrections.jsonl takes them into the run.");
+    const href = URL.createObjectURL(new Blob([store.lines()], { type: "application/json" }));
+    const download = `corrections-${new Date().toISOString().replace(/[-:.]/g, "")}.jsonl`;
+    const save = () => make("a", { href, download }).click();
+    save();
+    store.saved();
+    changed();
+    gallery.said(`Saved: temi correct RUN ${download} takes them into the run. The next file holds what comes after. `, false, true);
+    byId("said").append(make("button", { type: "button", textContent: "Save this one again", onclick: save }));
   };
   document.addEventListener("keydown", (event) => {
     if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.matches("input:not([type=checkbox])")) return;
     event.preventDefault();
     byId(event.shiftKey ? "redo" : "undo").click();
   });
-  addEventListener("beforeunload", (event) => { if (store.unsaved && !saved) event.preventDefault(); });
-  let saved = false;
-  byId("save").addEventListener("click", () => { saved = true; });
+  addEventListener("beforeunload", (event) => { if (store.unsaved) event.preventDefault(); });
 
+  const described = () => [`${count(overview.images)} images${store.count < overview.images ? `, a sample of ${count(store.count)} in this file` : ""}`,
+    ...(store.removed ? [`${count(store.removed)} removed`] : []), overview.backbone, overview.written].join(", ");
   function changed() {
     byId("undo").disabled = !store.state.canUndo;
     byId("redo").disabled = !store.state.canRedo;
     byId("save").hidden = served || !store.unsaved;
+    byId("made").textContent = described();
     const two = gallery.selected.size === 2;
     byId("same").hidden = byId("different").hidden = !two;
     byId("move-to").replaceChildren(make("option", { value: "", textContent: "choose" }), make("option", { value: store.state.clusters, textContent: "a new cluster" }),
       ...store.clusters().map((cluster) => make("option", { value: cluster, textContent: store.name(cluster) })));
   }
-  store.onChange(() => { saved = false; tiles.clear(); changed(); tally(); go(); });
+  store.onChange(() => { tiles.clear(); changed(); tally(); go(); });
   document.addEventListener("selection", () => { const two = gallery.selected.size === 2; byId("same").hidden = byId("different").hidden = !two; });
 
   // ---- print: a page for each cluster
@@ -299,7 +325,6 @@
   });
   addEventListener("afterprint", () => byId("print").replaceChildren());
 
-  byId("made").textContent = `${count(overview.images)} images${store.count < overview.images ? `, a sample of ${count(store.count)} in this file` : ""}, ${overview.backbone}, ${overview.written}`;
   byId("missing").hidden = !data.missing;
   byId("missing").textContent = data.missing ? `No pictures: ${data.missing}.` : "";
   document.querySelectorAll("[data-needs]").forEach((tab) => { tab.hidden = !data[tab.dataset.needs]; });

@@ -8,7 +8,8 @@ const store = (() => {
   const REMOVED = -1;
   const entries = [...data.entries];
   const listeners = [];
-  let made = 0;  // entries of this page that no server has
+  let made = 0;  // entries of this page that neither a server nor a saved file has
+  let asking = false, stale = false;
   let state, groups, places;
 
   const place = (key) => {
@@ -28,7 +29,7 @@ const store = (() => {
 
   function replay() {
     state = { cluster: Int32Array.from(images.cluster), second: Int32Array.from(images.second), byHand: new Uint8Array(count),
-      clusters: data.base.clusters, merged: new Set(), names: new Map(Object.entries(data.base.names).map(([c, name]) => [Number(c), name])), notes: [] };
+      outside: new Map(), clusters: data.base.clusters, merged: new Set(), names: new Map(Object.entries(data.base.names).map(([c, name]) => [Number(c), name])), notes: [] };
     // images of each cluster that are not in this page
     state.absent = data.base.sizes.slice();
     for (const c of state.cluster) state.absent[c] -= 1;
@@ -44,7 +45,7 @@ const store = (() => {
   function set(keys, cluster, byHand) {
     for (const key of keys) {
       const i = place(key);
-      if (i < 0) continue;
+      if (i < 0) { state.outside.set(key, cluster); continue; }
       state.cluster[i] = cluster;
       if (byHand) state.byHand[i] = 1;
     }
@@ -69,15 +70,26 @@ const store = (() => {
     else if (entry.action === "note") state.notes.push(entry);
   }
 
-  // Makes a correction: the server's answer counts where there is one. Resolves to "" or what is wrong.
+  // Sends a correction, with how many entries this page knows. Resolves to "" or what is wrong.
+  async function send(action) {
+    const answer = await fetch(`edit?known=${entries.length}`, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(action) })
+      .catch(() => null);
+    if (!answer) return "The server does not answer; start it again with temi serve. What was said before is kept.";
+    const told = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+    stale = answer.status === 409;
+    if (!answer.ok) return told.error;
+    entries.push(...told.entries);
+    return "";
+  }
+
+  // Makes a correction: the server's answer counts where there is one. Resolves to "", what is wrong, or null: not
+  // done, as the one before is still on its way.
   async function edit(action) {
+    if (asking) return null;
     if (served) {
-      const answer = await fetch("edit", { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(action) })
-        .catch(() => null);
-      if (!answer) return "The server does not answer; start it again with temi serve. What was said before is kept.";
-      const told = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
-      if (!answer.ok) return told.error;
-      entries.push(...told.entries);
+      asking = true;
+      const problem = await send(action).finally(() => { asking = false; });
+      if (problem) return problem;
     } else {
       entries.push({ ...action, when: new Date().toISOString().replace(/\.\d+/, "") });
       made += 1;
@@ -126,6 +138,9 @@ const store = (() => {
     data, images, count, REMOVED, ORDERS, ask, edit, folded, margin, confidence,
     get state() { return state; },
     get unsaved() { return made; },
+    get stale() { return stale; },
+    get since() { return entries.length - data.entries.length; },  // entries since the page was loaded
+    get removed() { return [...state.cluster, ...state.outside.values()].filter((c) => c === REMOVED).length; },
     lines: () => entries.slice(entries.length - made).map((entry) => JSON.stringify(entry)).join("\n") + "\n",
     saved: () => { made = 0; },
     onChange: (listen) => listeners.push(listen),

@@ -46,7 +46,7 @@ def test_what_a_person_put_right_outlives_kills_and_training(cache: Path, tmp_pa
     with looking_at(run) as (browser, server):
         open_large(browser)
         taken = lasso(browser)
-        choose(browser, "move-to", "a new cluster")
+        choose(browser, "move", "move-to", "a new cluster")
         until(browser, "store.state.clusters === 7")
         server.kill()
     with looking_at(run) as (browser, server):  # another browser, another server
@@ -54,6 +54,7 @@ def test_what_a_person_put_right_outlives_kills_and_training(cache: Path, tmp_pa
         visit(browser, "cluster-0")
         until(browser, "!document.getElementById('merge-with').closest('section').hidden")
         browser.find_element("css selector", "#merge-with option[value='1']").click()
+        browser.find_element("id", "merge").click()
         until(browser, "store.state.merged.has(1)")
         browser.find_element("id", "undo").click()
         until(browser, "!store.state.merged.has(1)")
@@ -121,8 +122,9 @@ def lasso(browser: Any) -> list[int]:
     return sorted(browser.execute_script("return [...gallery.selected]"))
 
 
-def choose(browser: Any, name: str, text: str) -> None:
+def choose(browser: Any, button: str, name: str, text: str) -> None:
     browser.find_element("xpath", f"//*[@id='{name}']/option[text()='{text}']").click()
+    browser.find_element("id", button).click()
 
 
 def members(browser: Any, cluster: int) -> list[int]:

@@ -60,6 +60,24 @@ def assigned(browser: Any) -> list[int]:
     return browser.execute_script("return [...store.state.cluster]")
 
 
+def move_to_a_new_cluster(browser: Any) -> None:
+    browser.find_element("xpath", "//*[@id='move-to']/option[text()='a new cluster']").click()
+    browser.find_element("id", "move").click()
+
+
+def save(browser: Any, downloads: Path) -> Path:
+    """Save the corrections of a page from a file; the file that the page says it made."""
+    browser.find_element("id", "save").click()
+    said = browser.find_element("id", "said").text
+    found = re.search(r"temi correct RUN (\S+\.jsonl) ", said)
+    assert found, said
+    saved = downloads / found[1]
+    deadline = time.monotonic() + 20
+    while not saved.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return saved
+
+
 def lasso(browser: Any) -> int:
     """Draw around everything; how many images are selected then."""
     visit(browser, "map")
@@ -156,7 +174,7 @@ def test_a_file_saves_what_was_corrected_and_the_run_takes_it(browser: Any, page
     browser.find_element("id", "clear").click()
     visit(browser, "cluster-0")
     browser.execute_script("gallery.select(store.members(0).slice(0, 4))")
-    browser.find_element("xpath", "//*[@id='move-to']/option[text()='a new cluster']").click()
+    move_to_a_new_cluster(browser)
     browser.execute_script("gallery.select([store.members(0)[0]]); document.getElementById('remove').click()")
     until(browser, "store.state.cluster.includes(-1)")
     browser.find_element("id", "undo").click()
@@ -164,14 +182,133 @@ def test_a_file_saves_what_was_corrected_and_the_run_takes_it(browser: Any, page
     shown = assigned(browser)
     assert shown.count(3) == 4
     assert shown.count(REMOVED) == 1
-    browser.find_element("id", "save").click()
-    saved = tmp_path / "corrections.jsonl"
-    deadline = time.monotonic() + 20
-    while not saved.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    saved = save(browser, tmp_path)
     finished = FinishedRun(shutil.copytree(page.parent, tmp_path / "run"))
     correct(finished, read_file(saved))
     assert finished.corrected.cluster.tolist() == shown
+
+
+def test_what_was_saved_is_not_saved_again(browser: Any, page: Path, tmp_path: Path) -> None:
+    def remove_one() -> None:
+        browser.execute_script("gallery.select([store.members(0)[0]]); document.getElementById('remove').click()")
+
+    visit(browser, "cluster-0")
+    remove_one()
+    until(browser, "store.removed === 1")
+    first = save(browser, tmp_path)
+    assert not browser.find_element("id", "save").is_displayed()
+    browser.find_element("id", "undo").click()
+    remove_one()
+    remove_one()
+    until(browser, "store.removed === 2")
+    assert browser.find_element("id", "save").is_displayed()
+    second = save(browser, tmp_path)
+    assert [entry.action for entry in read_file(first)] == ["remove"]
+    assert [entry.action for entry in read_file(second)] == ["undo", "remove", "remove"]
+    finished = FinishedRun(shutil.copytree(page.parent, tmp_path / "run"))
+    correct(finished, read_file(first))
+    correct(finished, read_file(second))
+    assert finished.corrected.cluster.tolist() == assigned(browser)
+    second.unlink()
+    browser.find_element("xpath", "//*[@id='said']/button").click()
+    deadline = time.monotonic() + 20
+    while not second.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(read_file(second)) == 3
+
+
+def test_by_keyboard_a_cluster_is_chosen_first_and_acted_on_then(browser: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    visit(browser, "cluster-0")
+    browser.find_element("id", "merge").click()
+    assert browser.find_element("id", "said").text == "Choose a cluster first."
+    merge = browser.find_element("id", "merge-with")
+    merge.send_keys(Keys.ARROW_DOWN)
+    merge.send_keys("c")
+    browser.execute_script("gallery.select(store.members(0).slice(0, 4))")
+    move = browser.find_element("id", "move-to")
+    move.send_keys(Keys.ARROW_DOWN)
+    assert move.get_attribute("value") == "3"
+    assert browser.execute_script("return store.unsaved") == 0
+    move.send_keys(Keys.TAB)
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    until(browser, "store.size(3) === 4 && store.unsaved === 1")
+    assert browser.find_element("id", "move-to").get_attribute("value") == ""
+    merge = browser.find_element("id", "merge-with")
+    merge.send_keys(Keys.ARROW_DOWN)
+    other = int(merge.get_attribute("value"))
+    merge.send_keys(Keys.TAB)
+    browser.switch_to.active_element.send_keys(Keys.SPACE)
+    until(browser, f"store.state.merged.has({other}) && store.unsaved === 2")
+
+
+def test_about_counts_what_was_corrected_and_says_what_is_as_trained(browser: Any) -> None:
+    def tiles() -> dict[str, str]:
+        found = browser.find_elements("css selector", "#tiles > div")
+        return {tile.find_element("tag name", "dt").text: tile.find_element("tag name", "dd").text for tile in found}
+
+    def bars() -> str:
+        return browser.find_element("id", "sizes").text
+
+    used = browser.execute_script("return store.clusters()")
+    visit(browser, "about")
+    before = tiles()
+    assert before["removed"] == "0"
+    assert before["clusters used, as trained"] == f"{len(used)} of 3"
+    assert {"sizes, as trained", "mean confidence, as trained"} < before.keys()
+    assert len(browser.find_elements("css selector", "#sizes rect")) == len(used)
+    assert not browser.find_element("id", "since").is_displayed()
+    browser.execute_script(f"gallery.select(store.members({used[0]})); document.getElementById('remove').click()")
+    until(browser, "store.removed > 0")
+    removed = browser.execute_script("return store.removed")
+    assert tiles() == {**before, "removed": str(removed)}
+    assert f"{removed} removed" in browser.find_element("id", "made").text
+    assert len(browser.find_elements("css selector", "#sizes rect")) == len(used) - 1
+    assert f"cluster {used[1]}" in bars()
+    assert browser.find_element("id", "since").is_displayed()
+    browser.execute_script(
+        "gallery.select(store.clusters().flatMap(store.members)); document.getElementById('remove').click()"
+    )
+    until(browser, "store.removed === 44")
+    assert bars() == "No image is left in any cluster."
+    assert not re.search("Infinity|undefined|NaN", browser.find_element("tag name", "main").text)
+    browser.find_element("id", "undo").click()
+    assert len(browser.find_elements("css selector", "#sizes rect")) == len(used) - 1
+    assert len(browser.find_elements("css selector", "#histogram svg")) == 1
+
+
+def test_a_page_that_has_not_seen_every_correction_changes_nothing(photo_run: PhotoRun, tmp_path: Path) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    run = Path(shutil.copytree(photo_run.run, tmp_path / "run"))
+    keys = FinishedRun(run).trained["key"].tolist()
+    with serving(run) as server, browsing(server.address) as browser:
+        visit(browser, "cluster-0")
+        assert server.edit(action="move", keys=keys[:3], to=3)[0] == 200  # another tab
+        browser.execute_script("gallery.select(store.members(0).slice(5, 7))")
+        move_to_a_new_cluster(browser)
+        until(browser, "said.innerText.includes('the corrections changed elsewhere; reload the page')")
+        assert browser.execute_script("return gallery.selected.size") == 2
+        assert len(FinishedRun(run).corrections) == 1
+        browser.find_element("xpath", "//*[@id='said']/button").click()
+        until(browser, "document.documentElement.dataset.ready && store.state.clusters === 4")
+        browser.get_log("browser")  # that an answer was 409, and that the heading has the focus and not the viewer
+        assert browser.execute_script("return store.size(3)") == 3
+        browser.find_element("id", "undo").click()
+        until(browser, "!store.size(3)")
+        split = browser.find_element("id", "split")
+        ActionChains(browser).double_click(split).perform()
+        until(browser, "store.since === 2")
+        slow = "arguments[0].dispatchEvent(new MouseEvent('click', {detail: 2}))"  # after the answer to the first
+        browser.execute_script(slow, split)
+        time.sleep(0.5)
+        assert browser.execute_script("return store.since") == 2
+        browser.execute_script("arguments[0].click(); arguments[0].click()", split)
+        until(browser, "store.since === 3")
+        time.sleep(0.5)
+        assert "is split" in browser.find_element("id", "said").text
+    assert [entry.action for entry in FinishedRun(run).corrections] == ["move", "undo", "split", "split"]
 
 
 def test_the_keyboard_reaches_everything_and_everything_has_a_name(browser: Any) -> None:
@@ -212,7 +349,7 @@ def test_a_served_page_keeps_every_correction_through_a_kill(photo_run: PhotoRun
     with serving(run, "--backbone", photo_run.weights) as server, browsing(server.address) as browser:
         assert lasso(browser) == 44
         browser.execute_script("gallery.select([...gallery.selected].slice(30), false)")
-        browser.find_element("xpath", "//*[@id='move-to']/option[text()='a new cluster']").click()
+        move_to_a_new_cluster(browser)
         until(browser, "store.state.clusters === 4")
         visit(browser, "cluster-3")
         browser.find_element("id", "name").send_keys("mine")
@@ -228,6 +365,7 @@ def test_a_served_page_keeps_every_correction_through_a_kill(photo_run: PhotoRun
         browser.find_element("id", "split").click()
         until(browser, "store.state.clusters === 5")
         browser.find_element("css selector", "#merge-with option[value='4']").click()
+        browser.find_element("id", "merge").click()
         until(browser, "store.state.merged.has(4)")
         browser.find_element("id", "undo").click()
         until(browser, "!store.state.merged.has(4)")

@@ -2,11 +2,14 @@
 
 import io
 import json
+import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,9 +20,11 @@ from serving import Server, serving
 from typer.testing import CliRunner
 
 from temi.cli import app
-from temi.pipeline.results.corrections import CORRECTIONS, read_corrections
+from temi.pipeline.results.correct import ChangedElsewhere, correct
+from temi.pipeline.results.corrections import CORRECTIONS, Move, Remove, Rename, Undo, read_corrections
 from temi.pipeline.results.export import export_table
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.serve.app import ServedRun
 
 pytestmark = pytest.mark.slow
 
@@ -177,6 +182,124 @@ def test_a_kill_between_two_corrections_loses_none(photo_run: PhotoRun, tmp_path
     export_table(finished, tmp_path / "t.csv", "csv")
     assert (tmp_path / "t.csv").read_text().count(",cluster 4,") == 30
     assert (run / CORRECTIONS).read_text().count("\n") == 6
+
+
+@pytest.fixture
+def own(photo_run: PhotoRun, tmp_path: Path) -> Path:
+    """A run that only one test corrects."""
+    return Path(shutil.copytree(photo_run.run, tmp_path / "run"))
+
+
+def shown(page: bytes) -> dict[str, Any]:
+    """The figures that a page shows."""
+    found = re.search(rb'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_who_has_not_seen_every_correction_is_refused(own: Path) -> None:
+    with serving(own) as server:
+
+        def edit(known: str, **action: Any) -> tuple[int, dict[str, Any]]:
+            body = json.dumps(action).encode()
+            status, answer = server.ask(f"edit?known={known}", "POST", body, content_type="application/json")
+            return status, json.loads(answer)
+
+        assert edit("0", action="rename", names={"0": "one"})[0] == 200
+        correct(FinishedRun(own), [Rename(names={1: "other"})])  # temi correct, a process of its own
+        before = (own / CORRECTIONS).read_bytes()
+        refusal = (409, {"error": "the corrections changed elsewhere; reload the page"})
+        assert edit("1", action="undo") == edit("1", action="merge", clusters=[0, 1]) == refusal
+        assert edit("3", action="undo") == refusal
+        for malformed in ("", "-1", "x", "1" + 5000 * "0"):
+            assert edit(malformed, action="undo")[0] == 400
+        assert (own / CORRECTIONS).read_bytes() == before
+        assert edit("2", action="undo")[0] == 200
+
+
+def test_one_of_many_who_saw_the_same_is_taken(own: Path) -> None:
+    served = ServedRun(FinishedRun(own))
+
+    def note(number: int) -> bool:
+        try:
+            served.edit(json.dumps({"action": "note", "cluster": 0, "text": f"{number}"}).encode(), 0)
+        except ChangedElsewhere:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(note, range(16))) == 1
+    assert len(read_corrections(own)) == 1
+
+
+def test_what_the_page_counts_is_as_the_corrections_are_by_now(own: Path) -> None:
+    served = ServedRun(FinishedRun(own))
+    before = shown(served.page())
+    run = FinishedRun(own)
+    used = sorted(before["tree"]["leaves"])
+    assert shown(served.page()) == before
+    correct(run, [Move(keys=run.trained["key"].iloc[:9].tolist(), to=3)])
+    after, fresh = shown(served.page()), shown(ServedRun(FinishedRun(own)).page())
+    assert sorted(after["tree"]["leaves"]) == [*used, 3]
+    assert sorted(after["near"][3]) == used
+    assert "cluster 3" in after["confusion"]["clusters"]
+    assert after["confusion"]["accuracy"] != before["confusion"]["accuracy"]
+    assert {name: after[name] for name in ("tree", "near", "confusion", "images")} == {
+        name: fresh[name] for name in ("tree", "near", "confusion", "images")
+    }
+    correct(FinishedRun(own), [Undo()])
+    assert {**shown(served.page()), "entries": []} == {**before, "entries": []}
+
+
+def test_all_images_removed_is_a_page(own: Path) -> None:
+    run = FinishedRun(own)
+    correct(run, [Remove(keys=run.trained["key"].tolist())])
+    assert "tree" not in shown(ServedRun(run).page())
+
+
+def test_a_line_damaged_while_serving_is_a_sentence_until_it_is_mended(own: Path) -> None:
+    with serving(own) as server:
+        assert server.edit(action="merge", clusters=[0, 1])[0] == 200
+        whole = (own / CORRECTIONS).read_text()
+        (own / CORRECTIONS).write_text(whole + "garbage\n")
+        status, page = server.ask("")
+        assert status == 500
+        assert re.match(rb"line 2 of .*corrections\.jsonl: .* correct or remove it$", page), page
+        assert server.edit(action="undo")[0] == 400
+        (own / CORRECTIONS).write_text(whole)
+        assert server.ask("")[0] == 200
+        assert "Traceback" not in complaints(server)
+
+
+def test_a_client_that_hangs_up_while_sending_is_no_error(own: Path) -> None:
+    with serving(own) as server:
+        for path, kind in (("edit", "application/json"), ("like", "image/png")):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=120) as raw:
+                head = f"POST /{server.token}/{path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
+                raw.sendall(f"{head}Content-Type: {kind}\r\nContent-Length: 1000\r\n\r\n{{".encode())
+                time.sleep(0.5)  # the server is reading by now
+        assert server.ask("")[0] == 200
+        assert complaints(server) == ""
+
+
+def complaints(server: Server) -> str:
+    """What a server said on stderr until it was ended here."""
+    server.process.terminate()
+    assert server.process.stderr is not None
+    return server.process.stderr.read()
+
+
+def test_an_image_that_could_not_be_read_is_tried_again(own: Path, photo_run: PhotoRun, tmp_path: Path) -> None:
+    photos = Path(shutil.copytree(photo_run.photos, tmp_path / "photos"))
+    served = ServedRun(FinishedRun(own), str(photos))
+    trained = served.run.trained
+    row = int(trained["row"][trained["key"] == "red/2.jpg"].iloc[0])
+    (photos / "red/2.jpg").rename(tmp_path / "away.jpg")
+    assert served.thumbnail(row) == b""
+    assert row not in served.made
+    (tmp_path / "away.jpg").rename(photos / "red/2.jpg")
+    assert served.thumbnail(row) == served.thumbnail(row) != b""
+    assert row in served.made
 
 
 def test_a_taken_port_is_a_sentence(server: Server, run: Path) -> None:
