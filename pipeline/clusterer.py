@@ -133,13 +133,13 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         return cluster
 
     def _keep_said(self, earlier: FinishedRun) -> None:
-        """Put rows where a person put them and training did not; the same in the run that is kept."""
+        """Put rows where a person put them; the same in the run that is kept."""
         from temi.pipeline.results.carry import Kept, carry_over
 
         rows = {str(row): row for row in range(len(self.labels_))}
         kept = Kept.of(earlier, rows, self.labels_.astype(np.int64), self.model_.clusters)
         self.labels_[kept.place] = kept.left
-        self.confidence_[kept.place[kept.left != kept.now]] = 1.0
+        self.confidence_[kept.place[kept.by_hand]] = 1.0
         if self.run is not None:
             carry_over(earlier, FinishedRun(Path(self.run) / "run"))
 

@@ -107,6 +107,7 @@ def test_mistakes_are_one_sentence_and_exit_code_2(work: Path, cache: Path) -> N
         ("train-heads", work / "photos", "--out", out): "photos",
         ("train-heads", cache, "--clusters", 100, "--out", out): "heads.clusters = 100 is more than the 59 images",
         ("train-heads", cache, "--clusters", 3, "--out", out, "--set", "neighbors.k=59"): "neighbors.k = 59",
+        ("train-heads", cache, "--clusters", 3, "--out", out, "--set", "heads.clusters=4"): "leave one out",
         ("train-heads", cache, "--out", out, "--set", "heads.size=3"): "unknown setting heads.size",
         ("train-heads", cache, "--out", out, "--config", work / "none.toml"): "none.toml does not exist",
         ("evaluate", work / "photos"): "is not a finished run",

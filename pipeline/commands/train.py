@@ -94,27 +94,41 @@ def train_heads(
             follow()
             return
         overrides, axes, count = list(set_ or ()), list(grid or ()), None
+        if clusters is not None:
+            for option, given in (("--set", overrides), ("--grid", axes)):
+                if any(setting.partition("=")[0].strip() == "heads.clusters" for setting in given):
+                    raise UserError(f"--clusters and {option} heads.clusters both say how many clusters; leave one out")
         before = None
         if from_ is not None:
-            from temi.pipeline.results.continuing import corrections_left_behind, hand_on_names, open_before
+            from temi.pipeline.results.continuing import (
+                corrections_left_behind,
+                hand_on_names,
+                keep_removed,
+                open_before,
+            )
             from temi.pipeline.runs.continued import describe
 
             if trials or axes or seeds > 1 or (clusters is not None and not clusters.isdecimal()):
                 raise UserError(
                     "--from continues one run as one run; leave out --trials, --grid, --seeds and several --clusters"
                 )
-            before, config = open_before(from_), config or from_ / "config.toml"
+            before = open_before(from_)
             if corrections is None and (left := corrections_left_behind(from_)):
                 print(
                     f"note: of what a person corrected in {shown(from_)}, {left:,} merges, splits, moves and removals "
                     f"are not kept by --from alone; add --corrections {typed(from_)} to train with them"
                 )
+        inherited = from_ is not None and config is None
+        if from_ is not None:
+            config = config or from_ / "config.toml"
         earlier, told = None, None
         if corrections is not None:
             from temi.pipeline.results.constraints import clusters_left, read_constraints
 
             earlier, told = read_constraints(corrections)
-            overrides = clusters_left(told, config, overrides)
+            overrides = clusters_left(told, config, overrides, inherited)
+            if before is not None:
+                before = keep_removed(before, earlier)
         if clusters is not None:
             numbers, count = _count_clusters(clusters, cache, out, config, overrides)
             setting = f"heads.clusters={','.join(map(str, numbers))}"

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from temi.pipeline.features.constraints import NOWHERE
+from temi.pipeline.features.constraints import NOWHERE, distinct_pairs, together
 from temi.pipeline.results.corrections import (
     REMOVED,
     Correction,
@@ -23,6 +23,7 @@ from temi.pipeline.results.corrections import (
     signed,
 )
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.names import HEADING
 from temi.pipeline.start.agreement import contingency
 
 NAMED = 5  # pairs that do not hold; more are counted
@@ -34,10 +35,12 @@ class Carried:
 
     Attributes
     ----------
-    placed, learned : images that a person placed, and those of them that training put there; the others were moved
+    placed, learned : images that a person placed, and those of them that training put there; the others were moved. All
+        are in the corrections of the new run, so that the next one keeps them too.
     names : clusters that kept their name
     lost : names whose cluster is spread over several
     broken : pairs marked as the same or as different that do not hold
+    adrift : notes on clusters that hold no image any more
     """
 
     placed: int
@@ -45,6 +48,7 @@ class Carried:
     names: int
     lost: Sequence[str]
     broken: Sequence[str]
+    adrift: Sequence[str] = ()
 
     def __str__(self) -> str:
         lines = [f"corrections: of {self.placed} images placed by hand training put {self.learned} there"]
@@ -58,6 +62,8 @@ class Carried:
             rest = len(self.broken) - NAMED
             more = f", and {rest} more" if rest > 0 else ""
             lines.append(f"note: not kept: {'; '.join(self.broken[:NAMED])}{more}")
+        if self.adrift:
+            lines.append(f"note: no cluster is left for what was noted on one: {'; '.join(self.adrift)}")
         return "\n".join(lines)
 
 
@@ -118,15 +124,17 @@ def carry_over(earlier: FinishedRun, run: FinishedRun) -> Carried:
     """Write to `run` what was said of images of `earlier` that it has; once, if it has no corrections yet."""
     kept = Kept.of(earlier, run.place, run.trained["cluster"].to_numpy("int64"), run.model.clusters)
     keys, left = run.trained["key"].to_numpy()[kept.place], kept.left
-    moved = left != kept.now
+    marks = _marks(earlier.corrections, run)
+    written = kept.by_hand & ~((left == kept.now) & _parted(marks, kept, left, run))
     entries: list[Correction] = []
-    for cluster in np.unique(left[moved]):
-        images = keys[moved & (left == cluster)].tolist()
+    for cluster in np.unique(left[written]):
+        images = keys[written & (left == cluster)].tolist()
         entries.append(Remove(keys=images) if cluster == REMOVED else Move(keys=images, to=int(cluster)))
-    given = {cluster: name for cluster, name in earlier.corrected.names.items() if name != f"cluster {cluster}"}
+    given = {cluster: name for cluster, name in earlier.corrected.names.items() if not HEADING.fullmatch(name)}
     names, lost = _names(given, kept.shared)
     entries += [Rename(names=names)] if names else []
-    entries += _marks(earlier.corrections, run, kept.home)
+    notes, adrift = _notes(earlier.corrected.notes, run, kept.home)
+    entries += marks + notes
     if entries:
         with correction_lock(run.folder):
             run.forget_corrections()
@@ -134,7 +142,8 @@ def carry_over(earlier: FinishedRun, run: FinishedRun) -> Carried:
                 append_corrections(run.folder, [signed(entry) for entry in entries])
         run.forget_corrections()
     placed = kept.by_hand & (kept.then != REMOVED)
-    return Carried(int(placed.sum()), int((placed & ~moved).sum()), len(names), lost, _broken(run))
+    learned = placed & (left == kept.now)
+    return Carried(int(placed.sum()), int(learned.sum()), len(names), lost, _broken(run), adrift)
 
 
 def _names(names: dict[int, str], shared: Int64[np.ndarray, "B C"]) -> tuple[dict[int, str], list[str]]:
@@ -148,18 +157,45 @@ def _names(names: dict[int, str], shared: Int64[np.ndarray, "B C"]) -> tuple[dic
     return found, [name for name in names.values() if name not in found.values()]
 
 
-def _marks(entries: Sequence[Correction], run: FinishedRun, home: Int64[np.ndarray, " B"]) -> list[Correction]:
-    """Marks of pairs and notes, as far as their images are there."""
+def _marks(entries: Sequence[Correction], run: FinishedRun) -> list[Correction]:
+    """Marks of pairs whose images are both there."""
+    return [
+        entry
+        for entry in in_force(entries)
+        if isinstance(entry, Same | Different) and all(key in run.place for key in entry.keys)
+    ]
+
+
+def _parted(
+    marks: Sequence[Correction], kept: Kept, left: Int64[np.ndarray, " m"], run: FinishedRun
+) -> Bool[np.ndarray, " m"]:
+    """Images that a person placed with others, marked as the same, and that are in several parts of their cluster now.
+
+    To write down where they are would contradict the mark.
+    """
+    pairs = [(run.place[mark.keys[0]], run.place[mark.keys[1]]) for mark in marks if isinstance(mark, Same)]
+    group = together(distinct_pairs(pairs), len(run.place))[kept.place]
+    apart = np.zeros(len(left), dtype=bool)
+    for number in np.unique(group[np.isin(kept.place, pairs)]):
+        placed = (group == number) & kept.by_hand & (left != REMOVED)
+        apart |= placed & (len(np.unique(left[placed])) > 1)
+    return apart
+
+
+def _notes(
+    notes: Sequence[Note], run: FinishedRun, home: Int64[np.ndarray, " B"]
+) -> tuple[list[Correction], list[str]]:
+    """Notes with the clusters and images that are there; and the texts of those on clusters that are not."""
     kept: list[Correction] = []
-    for entry in in_force(entries):
-        match entry:
-            case Same() | Different() if all(key in run.place for key in entry.keys):
-                kept.append(entry)
-            case Note():
-                keys = [key for key in entry.keys if key in run.place]
-                number = None if entry.cluster is None or home[entry.cluster] < 0 else int(home[entry.cluster])
-                kept.append(entry.model_copy(update={"keys": keys, "cluster": number}))
-    return kept
+    adrift: list[str] = []
+    for note in notes:
+        keys = [key for key in note.keys if key in run.place]
+        number = None if note.cluster is None or home[note.cluster] == NOWHERE else int(home[note.cluster])
+        if number is not None or keys:
+            kept.append(note.model_copy(update={"keys": keys, "cluster": number}))
+        elif note.cluster is not None:
+            adrift.append(note.text)
+    return kept, adrift
 
 
 def _broken(run: FinishedRun) -> list[str]:

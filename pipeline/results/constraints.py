@@ -32,9 +32,17 @@ WITNESSES = 32  # images that speak for a cluster or a part: its most confident 
 Keys = Sequence[str]
 
 
-def clusters_left(told: Constraints, config: Path | None, overrides: Sequence[str]) -> list[str]:
-    """`overrides`, asking for as many clusters as a person left where no setting says how many."""
-    silent = "clusters" not in load_config(config, overrides).heads.model_fields_set
+def clusters_left(
+    told: Constraints, config: Path | None, overrides: Sequence[str], inherited: bool = False
+) -> list[str]:
+    """`overrides`, asking for as many clusters as a person left where nobody says how many.
+
+    `inherited`: the settings in `config` are those of an earlier run, whose number of clusters nobody asks for now.
+    """
+    if inherited:
+        silent = all(setting.partition("=")[0].strip() != "heads.clusters" for setting in overrides)
+    else:
+        silent = "clusters" not in load_config(config, overrides).heads.model_fields_set
     return [*overrides, *([f"heads.clusters={told.clusters}"] if silent else [])]
 
 
@@ -44,8 +52,11 @@ def read_constraints(file: Path) -> tuple[FinishedRun, Constraints]:
     Raises
     ------
     UserError
-        It is neither, nothing was corrected, or two things that a person said contradict each other.
+        It is neither, nothing was corrected, no image is left in a cluster, or two things that a person said contradict
+        each other.
     """
+    if not file.exists():
+        raise UserError(f"{file} does not exist; give the folder of an earlier run, or the {CORRECTIONS} in it")
     folder = file if file.is_dir() else file.parent
     if file.name != CORRECTIONS and not file.is_dir():
         raise UserError(
@@ -56,6 +67,11 @@ def read_constraints(file: Path) -> tuple[FinishedRun, Constraints]:
     if not in_force(run.corrections):
         raise UserError(f"{folder} has no corrections to learn from; make some with `temi serve {folder}`")
     table = run.trained
+    if (run.corrected.cluster == REMOVED).all():
+        raise UserError(
+            f"{folder}: all {len(table):,} images were taken out of their clusters, which leaves none to train; "
+            f"put some back with `temi serve {folder}`, or train without --corrections"
+        )
     confidence = table["confidence"].to_numpy("float32")
     cluster = table["cluster"].to_numpy("int64")
     return run, constraints(table["key"].tolist(), cluster, confidence, run.model.clusters, run.corrections)
@@ -150,7 +166,8 @@ def _told(
             told = _chain(list(moved))
             for image in moved:
                 told += [((image, other), True) for other in there[:1]]
-                told += [((image, other), False) for other in _left(image, cluster, moved, confidence)]
+                if cluster[image] != entry.to:  # else it was kept where training had put it, and leaves nothing
+                    told += [((image, other), False) for other in _left(image, cluster, moved, confidence)]
             return told
         case Remove():
             images = positions(entry.keys, place)

@@ -1,9 +1,10 @@
 """What a finished run hands to one that continues it: its clusters as a person left them, and their names."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from temi.pipeline.results.corrections import (
-    CORRECTIONS,
+    REMOVED,
     Merge,
     Move,
     Remove,
@@ -15,6 +16,7 @@ from temi.pipeline.results.corrections import (
     signed,
 )
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.names import HEADING
 from temi.pipeline.runs.continued import CONTINUED, Before, Continued
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
 from temi.pipeline.runs.records import read_record
@@ -27,6 +29,12 @@ def open_before(folder: Path) -> Before:
     return Before(folder, cluster, run.clusters, run.model, Novelty.load(folder / NOVELTY))
 
 
+def keep_removed(before: Before, corrected: FinishedRun) -> Before:
+    """`before`, where images that a person took out of all clusters in `corrected` stay out: they do not move."""
+    table = corrected.assignments
+    return replace(before, removed=frozenset(table["key"][table["cluster"] == REMOVED]))
+
+
 def corrections_left_behind(folder: Path) -> int:
     """How many merges, splits, moves and removals of the run in `folder` one that continues it does not have."""
     return sum(isinstance(entry, Merge | Split | Move | Remove) for entry in in_force(read_corrections(folder)))
@@ -36,7 +44,8 @@ def hand_on_names(before: Path, run: Path) -> Continued:
     """Give the clusters of `run` that kept their numbers the names that they had in `before`; once."""
     continued = read_record(Continued, run / CONTINUED)
     named = FinishedRun(before).outline.names
-    names = {number: named[number] for number in continued.kept if named.get(number)}
-    if names and not (run / CORRECTIONS).exists():
+    given = {number: named.get(number, "") for number in continued.kept}
+    names = {number: name for number, name in given.items() if name and not HEADING.fullmatch(name)}
+    if names and not read_corrections(run):
         append_corrections(run, [signed(Rename(names=names))])
     return continued

@@ -1,6 +1,6 @@
 """Taking corrections into a run: each is checked against what the run is by then, completed, and written down."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,6 @@ from temi.pipeline.results.corrections import (
     Corrected,
     Correction,
     Different,
-    Merge,
-    Move,
     Note,
     Redo,
     Rename,
@@ -31,24 +29,37 @@ from temi.pipeline.results.corrections import (
     positions,
     read_corrections,
     signed,
+    visible_name,
 )
 from temi.pipeline.results.finished import FinishedRun
-from temi.pipeline.results.names import check_heading, check_name, check_unique
+from temi.pipeline.results.fitting import check_fits
 
 STARTS = 4  # of k-means in splitting a cluster
 
 
-def correct(run: FinishedRun, asked: Sequence[Correction], who: str = "") -> list[Correction]:
+class ChangedElsewhere(UserError):
+    """The run has corrections that the one who asks for more has not seen."""
+
+
+def correct(
+    run: FinishedRun, asked: Sequence[Correction], who: str = "", *, known: int | None = None
+) -> list[Correction]:
     """Check and complete the entries `asked`, write them to the run, and return them as written; all or none.
+
+    `known` is how many entries of the run the one who asks has seen; None: no matter how many.
 
     Raises
     ------
+    ChangedElsewhere
+        The run has not `known` entries.
     UserError
         An entry names a cluster or an image that is not there, gives a name that another cluster has, has nothing to
-        undo or redo, or says the opposite of earlier ones.
+        undo or redo, is a note on nothing, or says the opposite of earlier ones.
     """
     with correction_lock(run.folder):
         entries = read_corrections(run.folder)
+        if known is not None and known != len(entries):
+            raise ChangedElsewhere("the corrections changed elsewhere; reload the page")
         before, state = len(entries), run.replayed(entries)
         for number, entry in enumerate(asked, 1):
             try:
@@ -66,6 +77,8 @@ def correct(run: FinishedRun, asked: Sequence[Correction], who: str = "") -> lis
 
 def read_file(path: Path) -> list[Correction]:
     """Entries of a file that the report saved or a person wrote: one JSON object a line."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give a file of corrections, one JSON object a line")
     try:
         with os_errors(path, "read"):
             text = path.read_text(encoding="utf-8-sig")
@@ -79,46 +92,25 @@ def read_file(path: Path) -> list[Correction]:
 
 def _complete(run: FinishedRun, entries: list[Correction], state: Corrected, entry: Correction) -> Correction:
     """`entry` with all it leaves open filled in, applied to `state`; UserError where it does not fit that."""
+    check_fits(state, entry)
     match entry:
         case Undo() if not in_force(entries):
             raise UserError("there is nothing to undo")
         case Redo() if not can_redo(entries):
             raise UserError("there is nothing to redo")
-        case Merge(clusters=clusters):
-            if len(set(clusters)) < len(clusters):
-                raise UserError(f"cluster {max(clusters, key=clusters.count)} is named twice; name each once")
-            _check_clusters(state, clusters)
-        case Split(cluster=cluster):
-            _check_clusters(state, [cluster])
+        case Split():
             entry = _split(run, state, entry)
-        case Move(to=to):
-            _check_clusters(state, [to] if to != state.clusters else [])
         case Rename(names=names):
-            _check_clusters(state, names)
-            _check_names(state, names)
-        case Note(cluster=cluster, keys=keys):
-            _check_clusters(state, [] if cluster is None else [cluster])
+            entry = entry.model_copy(update={"names": {c: visible_name(name) for c, name in names.items()}})
+        case Note(cluster=None, keys=[]):
+            raise UserError("a note is on a cluster or on images; give it cluster or keys")
+        case Note(keys=keys):
             positions(keys, run.place)
         case Same(keys=keys) | Different(keys=keys):
             positions(keys, run.place)
             _check_consistent([*entries, entry])
     apply(state, entry, run.place)
     return entry
-
-
-def _check_clusters(state: Corrected, clusters: Iterable[int]) -> None:
-    for cluster in clusters:
-        if cluster >= state.clusters:
-            raise UserError(f"cluster {cluster} does not exist; they are 0 to {state.clusters - 1}")
-        if cluster in state.merged:
-            raise UserError(f"cluster {cluster} was merged into another; undo that, or name the other")
-
-
-def _check_names(state: Corrected, names: dict[int, str]) -> None:
-    for cluster, name in names.items():
-        check_name(name, f"cluster {cluster}")
-        check_heading(cluster, name, "names")
-    check_unique(state.names | names)
 
 
 def _check_consistent(entries: list[Correction]) -> None:

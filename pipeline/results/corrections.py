@@ -4,17 +4,19 @@
 
     RUN/corrections.jsonl     one entry a line: what, who, when; nothing is ever changed or taken out
 
-Undo and redo are entries too. An entry counts once its line ends; a line that a crash cut short is cut off before the
-next is written. Images are named by their keys, so that entries mean the same beside another cache of those images.
+Undo and redo are entries too. An entry counts once its line is whole JSON; a line that a crash cut short is cut off
+before the next is written. Images are named by their keys, so that entries mean the same beside another cache of them.
 """
 
 import getpass
 import json
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -139,11 +141,17 @@ def parse_correction(line: str | bytes, where: object) -> Correction:
 def read_corrections(run: Path) -> list[Correction]:
     """Every entry of the run, undone or not, in the order they were made; UserError where a line is damaged."""
     path = run / CORRECTIONS
-    return [
-        parse_correction(line, f"line {number} of {path}")
-        for number, line in enumerate(_whole_lines(path).splitlines(), 1)
-        if line.strip()
-    ]
+    return [parse_correction(line, f"line {number} of {path}") for number, line in _numbered_lines(path)]
+
+
+def place_of(run: Path, entry: int) -> str:
+    """Where the entry of this position in `read_corrections` stands: file and line."""
+    path = run / CORRECTIONS
+    return f"line {_numbered_lines(path)[entry][0]} of {path}"
+
+
+def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
+    return [(number, line) for number, line in enumerate(_whole_lines(path).splitlines(), 1) if line.strip()]
 
 
 def signed(entry: Correction, who: str = "") -> Correction:
@@ -164,22 +172,40 @@ def to_json(entry: Correction) -> dict[str, Any]:
 
 
 def append_corrections(run: Path, entries: Iterable[Correction]) -> None:
-    """Add entries, all of them or, after a crash, the first ones; returns when they are on the disk.
+    """Add entries, all of them or none; after a crash, the first ones. Returns when they are on the disk.
 
     The caller holds `correction_lock`.
+
+    Raises
+    ------
+    UserError
+        There is no room for them.
     """
     path = run / CORRECTIONS
     whole = _whole_lines(path)
     lines = "".join(json.dumps(to_json(entry), ensure_ascii=False) + "\n" for entry in entries)
+    if whole and not whole.endswith(b"\n"):
+        lines = "\n" + lines
     with os_errors(path, "write"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         with open(descriptor, "r+b", buffering=0) as file:
             file.truncate(len(whole))
-            file.seek(0, os.SEEK_END)
-            rest = memoryview(lines.encode())
-            while rest:
-                rest = rest[file.write(rest) :]
-            os.fsync(file.fileno())
+            try:
+                _write_through(file, lines.encode())
+            except OSError as error:
+                file.truncate(len(whole))  # else some would be in force, and the next try would say them twice
+                raise UserError(
+                    f"cannot write {path}: {error.strerror}; no correction was taken in: "
+                    "make room there, or raise the limit on files, and try again"
+                ) from None
+
+
+def _write_through(file: FileIO, data: bytes) -> None:
+    file.seek(0, os.SEEK_END)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+    os.fsync(file.fileno())
 
 
 def correction_lock(run: Path) -> Lock:
@@ -263,10 +289,11 @@ def replay(
 def replay_clusters(clusters: int, entries: Iterable[Correction], names: dict[int, str] | None = None) -> Corrected:
     """What `entries` make of clusters alone, their numbers and names; of no image."""
     none = np.zeros(0, dtype=np.int64)
-    return replay([], none, clusters, map(_without_images, entries), names)
+    return replay([], none, clusters, map(without_images, entries), names)
 
 
-def _without_images(entry: Correction) -> Correction:
+def without_images(entry: Correction) -> Correction:
+    """What `entry` says of clusters alone."""
     match entry:
         case Split():
             return entry.model_copy(update={"keys": [[] for _ in entry.into]})
@@ -284,6 +311,9 @@ def apply(state: Corrected, entry: Correction, place: dict[str, int]) -> None:
             lost = [state.names.pop(other) for other in others if other in state.names]
             if lost:
                 state.names.setdefault(first, lost[0])
+            state.notes = [
+                note.model_copy(update={"cluster": first}) if note.cluster in others else note for note in state.notes
+            ]
         case Split():
             for part, images in zip(entry.into, entry.keys, strict=True):
                 state.cluster[positions(images, place)] = part
@@ -294,9 +324,16 @@ def apply(state: Corrected, entry: Correction, place: dict[str, int]) -> None:
         case Remove():
             _set_by_hand(state, positions(entry.keys, place), REMOVED)
         case Rename():
-            state.names = {c: name for c, name in (state.names | entry.names).items() if name}
+            given = {cluster: visible_name(name) for cluster, name in entry.names.items()}
+            state.names = {c: name for c, name in (state.names | given).items() if name}
         case Note():
             state.notes.append(entry)
+
+
+def visible_name(name: str) -> str:
+    """`name` without space around it; "" where nothing of it shows, as of zero-width characters."""
+    name = name.strip()
+    return name if any(unicodedata.category(character)[0] not in "CZ" for character in name) else ""
 
 
 def _set_by_hand(state: Corrected, images: Int64[np.ndarray, " m"], cluster: int) -> None:
@@ -356,9 +393,17 @@ def contradictions(entries: Iterable[Correction]) -> list[tuple[str, str]]:
 
 
 def _whole_lines(path: Path) -> bytes:
-    """The bytes of `path` up to its last line break; none where there is no file."""
+    """The bytes of `path` that count: all, or those up to the last line break where a crash cut the last line short.
+
+    An editor may leave the last line without a break; no part of an entry is whole JSON.
+    """
     if not path.exists():
         return b""
     with os_errors(path, "read"):
         data = path.read_bytes()
-    return data[: data.rfind(b"\n") + 1]
+    ended = data.rfind(b"\n") + 1
+    try:
+        json.loads(data[ended:])
+    except ValueError:
+        return data[:ended]
+    return data

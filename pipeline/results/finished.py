@@ -17,7 +17,15 @@ from temi.pipeline.features.blocks import CachedRows, collect
 from temi.pipeline.features.features import Features
 from temi.pipeline.images import ImageSource
 from temi.pipeline.images.recorded import open_images
-from temi.pipeline.results.corrections import Corrected, Correction, read_corrections, replay, replay_clusters
+from temi.pipeline.results.corrections import (
+    REMOVED,
+    Corrected,
+    Correction,
+    read_corrections,
+    replay,
+    replay_clusters,
+)
+from temi.pipeline.results.fitting import check_written
 from temi.pipeline.results.mosaic import mosaic
 from temi.pipeline.results.names import display_name, first_names
 from temi.pipeline.runs.model import ClusterModel
@@ -53,8 +61,10 @@ class FinishedRun:
 
     @cached_property
     def corrections(self) -> list[Correction]:
-        """What a person put right, in the order it was said."""
-        return read_corrections(self.folder)
+        """What a person put right, in the order it was said; UserError where a line does not fit the run."""
+        entries, clusters = read_corrections(self.folder), self.model.clusters
+        check_written(self.folder, entries, clusters, first_names(self.folder, clusters))
+        return entries
 
     def forget_corrections(self) -> None:
         """Read them again where they are needed next."""
@@ -67,9 +77,10 @@ class FinishedRun:
         return self.replayed(self.corrections)
 
     def replayed(self, entries: Sequence[Correction]) -> Corrected:
-        """Clusters as `entries` make them of what was trained."""
+        """Clusters as `entries`, those in the file first, make them of what was trained."""
         table = self.trained
         first = first_names(self.folder, self.model.clusters)
+        check_written(self.folder, entries, self.model.clusters, first, self.place)
         cluster = table["cluster"].to_numpy("int64")
         return replay(table["key"].tolist(), cluster, self.model.clusters, entries, first, self.place)
 
@@ -89,6 +100,12 @@ class FinishedRun:
         """Numbers of clusters, those that a person made or merged away included."""
         return self.outline.clusters
 
+    @property
+    def clusters_left(self) -> int:
+        """How many clusters hold images, as a person left them."""
+        cluster = self.assignments["cluster"]
+        return int(cluster[cluster != REMOVED].nunique())
+
     @cached_property
     def names(self) -> list[str]:
         """Name of each cluster, "" where none was given."""
@@ -101,7 +118,7 @@ class FinishedRun:
 
     def __repr__(self) -> str:
         images = len(self.trained)
-        return f"FinishedRun({str(self.folder)!r}: {images:,} images in {self.clusters} clusters)"
+        return f"FinishedRun({str(self.folder)!r}: {images:,} images in {self.clusters_left} clusters)"
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a mosaic of the clusters, without pictures where the images are not found."""

@@ -62,7 +62,9 @@ def format_of(out: Path, asked: str | None) -> str:
 
 
 def _counted(run: FinishedRun, out: Path, images: int) -> str:
-    return f"{out}: {images:,} images in {run.model.clusters} clusters"
+    there = run.clusters - len(run.outline.merged)
+    empty = there - run.clusters_left
+    return f"{out}: {images:,} images in {there} clusters{f', {empty} of them empty' if empty else ''}"
 
 
 def _table(kind: str) -> Export:

@@ -248,6 +248,8 @@ def export_lists(run: FinishedRun, folder: Path) -> list[Path]:
 def write_label_next(run: FinishedRun, count: int, out: Path | None) -> None:
     """key, cluster and name of `label_next`'s choice, as CSV to `out` or the standard output."""
     there = int((run.assignments["cluster"] != REMOVED).sum())
+    if there == 0:
+        raise UserError(f"{run.folder}: all images were taken out of their clusters; put back those to choose from")
     if not 1 <= count <= there:
         raise UserError(f"--count {count}: {run.folder} has {there} images to choose from; ask for 1 to {there}")
     chosen = label_next(run.scaled, run.corrected.cluster, evidence(run).likeness, count)

@@ -19,6 +19,7 @@ from temi.pipeline.results.corrections import (
     read_corrections,
     replay_clusters,
     signed,
+    visible_name,
 )
 
 NAMES = "names.json"
@@ -81,8 +82,15 @@ def check_unique(names: dict[int, str]) -> None:
     """Refuse two clusters of one name: who reads it could not tell them apart."""
     first: dict[str, int] = {}
     for cluster, name in names.items():
-        if name and first.setdefault(name, cluster) != cluster:
-            raise UserError(f"clusters {first[name]} and {cluster} would both be called {name!r}; name one differently")
+        seen = _seen(name)
+        if seen and first.setdefault(seen, cluster) != cluster:
+            raise UserError(f"clusters {first[seen]} and {cluster} would both be called {seen!r}; name one differently")
+
+
+def _seen(name: str) -> str:
+    """What of a name a person tells it from others by: no space around it, nothing that does not show."""
+    shown = "".join(c for c in unicodedata.normalize("NFC", name) if unicodedata.category(c) != "Cf")
+    return visible_name(shown)
 
 
 def check_heading(cluster: int, name: str, where: object) -> None:
@@ -128,9 +136,17 @@ def _cluster(text: str | None, clusters: int, where: str) -> int:
 
 
 def check_name(name: object, where: object) -> str:
-    """`name`, if it is a line of at most MAX_LENGTH characters; `where` it stands is named otherwise."""
+    """`name` without space around it, if it is a line of at most MAX_LENGTH characters, and shows or is empty.
+
+    Raises
+    ------
+    UserError
+        It is not; `where` it stands is named.
+    """
     if not isinstance(name, str) or len(name) > MAX_LENGTH:
         raise UserError(f"{where}: a name has at most {MAX_LENGTH} characters; shorten it")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name):
         raise UserError(f"{where}: {name!r} holds a line break or control character; write the name in one line")
-    return name
+    if name.strip() and not visible_name(name):
+        raise UserError(f"{where}: {name!r} shows nothing; write a name that can be read")
+    return name.strip()

@@ -32,7 +32,7 @@ class Continued(Record):
     ----------
     before : folder of that run
     known, moved : images that both have, and those of them whose cluster has another number now, or that a person had
-        removed
+        removed, unless they stay removed
     new, unlike : images that only this run has, and those of them less like the images before than 99 % of those are
         like each other
     drift : chance that a new image lies farther from those before than one of these from the others; 0.5: no drift
@@ -58,6 +58,7 @@ class Before:
     ----------
     cluster : of each image, by key, as a person left them
     clusters : numbers that were given out
+    removed : keys of images that a person took out of all clusters and that stay out
     """
 
     folder: Path
@@ -65,12 +66,14 @@ class Before:
     clusters: int
     model: ClusterModel
     novelty: Novelty
+    removed: frozenset[str] = frozenset()
 
     def keep_numbers(self, model: ClusterModel, cache: EmbeddingCache) -> tuple[ClusterModel, Continued]:
         """`model` with the numbers of this run where its clusters are the same, and what became of the images."""
         rows = np.flatnonzero(cache.ok)
         before = np.array([self.cluster.get(cache.keys[row], UNKNOWN) for row in rows], np.int64)
         known, placed = before != UNKNOWN, before >= 0  # not what a person removed
+        stays_out = np.array([cache.keys[row] in self.removed for row in rows], bool)
         now = model.assign(CachedRows(cache, rows))[0].cpu().numpy()
         numbers = match_numbers(now[placed], before[placed], model.clusters, self.clusters)
         total = max(self.clusters, int(numbers.max()) + 1)
@@ -79,7 +82,7 @@ class Before:
         continued = Continued(
             before=str(self.folder),
             known=int(known.sum()),
-            moved=int((numbers[now[known]] != before[known]).sum()),
+            moved=int(((numbers[now] != before) & known & ~stays_out).sum()),
             new=int((~known).sum()),
             unlike=int(self.novelty.unlike(likeness).sum()),
             drift=self.novelty.drift(likeness) if len(likeness) else 0.5,

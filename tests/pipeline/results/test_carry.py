@@ -15,8 +15,20 @@ from mixtures import mixture, write_cache
 import temi
 from temi.pipeline.errors import UserError
 from temi.pipeline.results.carry import Kept, carry_over
+from temi.pipeline.results.constraints import clusters_left, read_constraints
 from temi.pipeline.results.correct import correct
-from temi.pipeline.results.corrections import CORRECTIONS, REMOVED, Different, Move, Remove, Rename, Same
+from temi.pipeline.results.corrections import (
+    CORRECTIONS,
+    REMOVED,
+    Different,
+    Merge,
+    Move,
+    Note,
+    Remove,
+    Rename,
+    Same,
+    Split,
+)
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.start.agreement import contingency
 
@@ -140,3 +152,77 @@ def test_the_estimator_keeps_corrections(tmp_path: Path, kept: bool) -> None:
         table = FinishedRun(new / "run").assignments
         assert table["cluster"].tolist() == again.labels_.tolist()
         np.testing.assert_allclose(table["confidence"], again.confidence_, atol=1e-6)
+
+
+def bare(corrected: Path, tmp_path: Path) -> tuple[FinishedRun, FinishedRun]:
+    """The run and its twin, both without corrections."""
+    earlier, later = (FinishedRun(shutil.copytree(corrected / "run", tmp_path / name)) for name in ("a", "b"))
+    for run in (earlier, later):
+        (run.folder / CORRECTIONS).unlink()
+    return earlier, later
+
+
+def test_a_placement_is_kept_where_training_agrees_and_by_the_next_run_too(corrected: Path, tmp_path: Path) -> None:
+    earlier, later = bare(corrected, tmp_path)
+    third = FinishedRun(shutil.copytree(later.folder, tmp_path / "c"))
+    table = earlier.trained
+    stays = table["key"][table["cluster"] == 1].tolist()[:5]
+    goes = table["key"][table["cluster"] == 0].tolist()[:2]
+    correct(earlier, [Move(keys=stays + goes, to=1)])
+    for before, run in ((earlier, later), (later, third)):
+        carried = carry_over(before, run)
+        assert (carried.placed, carried.learned) == (7, 5)
+        placed = run.assignments.set_index("key").loc[stays + goes]
+        assert set(placed["cluster"]) == {1}
+        assert set(placed["confidence"]) == {1.0}
+
+
+def test_a_mark_that_training_broke_is_not_contradicted(corrected: Path, tmp_path: Path) -> None:
+    earlier, later = bare(corrected, tmp_path)
+    keys = earlier.trained["key"][earlier.trained["cluster"] == 1].tolist()
+    correct(earlier, [Merge(clusters=[2, 3]), Move(keys=keys[:3], to=1), Same(keys=keys[:2])])
+    table = later.trained  # three clusters were left, and here cluster 1 is in two parts
+    table.loc[table["cluster"] == 3, "cluster"] = 2
+    table.loc[table["key"].isin(keys[::2]), "cluster"] = 3
+    table.to_parquet(later.folder / "assignments.parquet", index=False)
+    carried = carry_over(earlier, later)
+    assert (carried.placed, len(carried.broken)) == (3, 1)
+    read_constraints(later.folder)
+
+
+def test_a_note_is_carried_to_where_its_cluster_is(corrected: Path, tmp_path: Path) -> None:
+    earlier, later = bare(corrected, tmp_path)
+    every = earlier.trained["key"][earlier.trained["cluster"] == 3].tolist()
+    asked = [Note(text="look", cluster=2), Merge(clusters=[0, 2]), Note(text="gone", cluster=3), Remove(keys=every)]
+    correct(earlier, asked)
+    carried = carry_over(earlier, later)
+    [note] = later.corrected.notes
+    assert (note.text, note.cluster) == ("look", int(np.argmax(np.bincount(later.trained["cluster"][home(earlier)]))))
+    assert "no cluster is left for what was noted on one: gone" in str(carried)
+
+
+def home(run: FinishedRun) -> np.ndarray:
+    return run.corrected.cluster == 0
+
+
+def test_the_clusters_of_the_run_before_are_nobodys_wish(corrected: Path) -> None:
+    _, told = read_constraints(corrected / "run")
+    config = corrected / "run/config.toml"
+    assert clusters_left(told, config, [], inherited=True) == ["heads.clusters=4"]
+    assert clusters_left(told, config, []) == []  # a person's own file
+    asked = [" heads.clusters = 6"]
+    assert clusters_left(told, config, asked, inherited=True) == asked
+
+
+def test_a_continued_run_has_the_parts_that_were_made_and_counts_who_moved(corrected: Path, tmp_path: Path) -> None:
+    run = FinishedRun(shutil.copytree(corrected / "run", tmp_path / "run"))
+    gone = run.trained["key"][run.assignments["cluster"] == 2].tolist()[:20]
+    correct(run, [Split(cluster=3, parts=2), Remove(keys=gone)])
+    made = command(corrected / "cache", "--from", run.folder, "--corrections", run.folder, "--out", tmp_path / "next")
+    assert made.returncode == 0, made.stderr
+    later = FinishedRun(tmp_path / "next")
+    assert json.loads((tmp_path / "next/training.json").read_text())["used_clusters"] == 5
+    before, now = run.assignments.set_index("key")["cluster"], later.trained.set_index("key")["cluster"]
+    stays = before[before != REMOVED].index
+    record = json.loads((tmp_path / "next/continued.json").read_text())
+    assert record["moved"] == (before[stays] != now[stays]).sum()

@@ -13,7 +13,7 @@ from scipy import stats
 from temi.cache import Fingerprint
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.compare import as_csv, as_json, as_markdown, cells, compare, warning
+from temi.pipeline.results.compare import as_csv, as_json, as_markdown, cells, compare, left_out, repeats, warning
 from temi.pipeline.runs.records import (
     Result,
     ScoredPart,
@@ -70,13 +70,23 @@ def write_trials_folder(folder: Path, agreement: dict[float, float], accuracy: d
     write_record(folder / "result.json", Result(run=str(folder), parts=(part,)))
 
 
-def write_run(folder: Path, settings: list[str], trained: Training, cache: str = "/caches/one") -> None:
+def write_run(
+    folder: Path,
+    settings: list[str],
+    trained: Training,
+    cache: str = "/caches/one",
+    digest: str = "",
+    rows: int = 0,
+    plugins: dict[str, str] | None = None,
+) -> None:
     from temi.pipeline.config import dump_toml
 
     folder.mkdir(exist_ok=True)
     (folder / "config.toml").write_text(dump_toml(load_config(None, settings), without="embed"))
     made_from = Fingerprint("made-up", "1", {}, "cls", "fp32", {}, 0, 0, "0" * 32)
-    environment = Environment("3.11", "", "cpu", 1, {}, None, TrainedCache(cache, "", made_from))
+    environment = Environment(
+        "3.11", "", "cpu", 1, {}, None, TrainedCache(cache, digest, made_from, rows), plugins or {}
+    )
     write_record(folder / "environment.json", environment)
     write_record(folder / "training.json", trained)
 
@@ -112,6 +122,65 @@ def test_a_run_a_search_and_trials_stand_in_one_table(tmp_path: Path) -> None:
     assert best.score.mean == pytest.approx(0.94)
     assert (other.settings["objective.name"], other.behind.margin, cells(other)["verdict"]) == ("scan", None, "?")
     assert cells(best)["settings"] == "name=temi lr=0.001 cache=one"
+
+
+def shown(*folders: Path) -> list[str]:
+    """The settings column; the same in any order of `folders`."""
+    found = compare(folders)
+    assert [one.model_dump(exclude={"runs", "repeated"}) for one in found] == [
+        one.model_dump(exclude={"runs", "repeated"}) for one in compare(folders[::-1])
+    ]
+    return [cells(choice)["settings"] for choice in found]
+
+
+def test_a_plugin_that_changed_makes_another_choice(tmp_path: Path) -> None:
+    a, b, none = tmp_path / "a", tmp_path / "b", tmp_path / "none"
+    write_run(a, [], training(0.8), plugins={"mine.py": "a" * 64})
+    write_run(b, [], training(0.9), plugins={"mine.py": "b" * 64})
+    assert shown(a, b) == ["plugins=mine.py (bbbbbbbb)", "plugins=mine.py (aaaaaaaa)"]
+    write_run(none, [], training(0.7))
+    assert shown(a, none) == ["plugins=mine.py (aaaaaaaa)", "plugins=none"]
+
+
+def test_a_cache_that_changed_makes_another_choice(tmp_path: Path) -> None:
+    small, large, other = tmp_path / "small", tmp_path / "large", tmp_path / "other"
+    write_run(small, [], training(0.8), digest="c" * 32, rows=300)
+    write_run(large, [], training(0.9), digest="d" * 32, rows=1500)
+    assert shown(small, large) == ["cache=one, 1,500 rows", "cache=one, 300 rows"]
+    write_run(other, [], training(0.7), digest="e" * 32, rows=300)
+    assert shown(small, other) == ["cache=one, 300 rows (cccccccc)", "cache=one, 300 rows (eeeeeeee)"]
+
+
+def test_a_search_and_a_run_of_its_best_settings_are_one_run_of_one_seed(tmp_path: Path) -> None:
+    own = training(0.95)
+    trial = TrialRecord(trial="trial-000", settings={"objective.beta": 0.5}, training=own, seeds=(own,))
+    failed = TrialRecord(trial="trial-001", settings={"objective.beta": 0.6}, stopped="no finite loss")
+    record = SearchRecord(
+        score="head_agreement",
+        cache="/caches/one",
+        digest="c" * 32,
+        rows=300,
+        plugins={"mine.py": "a" * 64},
+        settings=load_config().model_dump(mode="json", exclude={"embed"}),
+        trials=(trial, failed),
+    )
+    study, run, later = tmp_path / "study", tmp_path / "run", tmp_path / "later"
+    study.mkdir()
+    write_record(study / "search.json", record)
+    write_run(run, ["objective.beta=0.5"], training(0.85), digest="c" * 32, rows=300, plugins={"mine.py": "a" * 64})
+    (choice,) = compare([study, run])
+    assert shown(study, run) == ["all settings alike"]
+    assert (choice.seeds, cells(choice)["seeds"], choice.score.margin) == (1, "1", None)
+    assert choice.score.mean == pytest.approx(0.9)
+    assert choice.repeated == ((f"{study}/trial-000", str(run)),)
+    assert "count as one run, by their mean" in repeats([choice])[0]
+    assert left_out([study, run]) == [f"{study}: 1 of 2 trials have no score: 1 failed (no finite loss)"]
+    write_run(later, ["objective.beta=0.5"], training(0.85), digest="f" * 32, rows=400, plugins={"mine.py": "a" * 64})
+    assert shown(study, later) == ["cache=one, 300 rows", "cache=one, 400 rows"]
+    told = subprocess.run([TEMI, "compare", study, run], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert "1 of 2 trials have no score: 1 failed (no finite loss)" in told.stderr
+    assert "count as one run, by their mean" in " ".join(told.stderr.split())
 
 
 def test_a_folder_named_twice_counts_once_and_one_seed_says_nothing_in_any_format(tmp_path: Path) -> None:

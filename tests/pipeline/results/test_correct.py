@@ -13,10 +13,24 @@ import pytest
 from photos import PhotoRun
 
 from temi.pipeline.errors import UserError
+from temi.pipeline.registry import EXPORTS
+from temi.pipeline.results.constraints import read_constraints
 from temi.pipeline.results.correct import correct, read_file, split_rows
-from temi.pipeline.results.corrections import CORRECTIONS, Merge, Move, Remove, Rename, Split, Undo, read_corrections
+from temi.pipeline.results.corrections import (
+    CORRECTIONS,
+    Merge,
+    Move,
+    Note,
+    Remove,
+    Rename,
+    Split,
+    Undo,
+    read_corrections,
+)
 from temi.pipeline.results.export import export_folders, export_table
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.formats import Wanted
+from temi.pipeline.results.lists import write_label_next
 from temi.pipeline.results.predict import predict
 
 TEMI = Path(sys.executable).with_name("temi")
@@ -105,3 +119,67 @@ def test_parts_are_the_groups_that_are_there() -> None:
     np.testing.assert_allclose(center, [rows[truth == p].mean(0) for p in range(3)], atol=1e-4)
     with pytest.raises(UserError, match="too much alike"):
         split_rows(np.ones((9, 3), np.float32), 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"action": "split", "cluster": 1, "parts": 2}', "this split does not hold the parts.*temi correct RUN FILE"),
+        ('{"action": "merge", "clusters": [1, 1]}', "cluster 1 is named twice; name each once"),
+        ('{"action": "merge", "clusters": [1, 700]}', "cluster 700 does not exist; they are 0 to 2"),
+        ('{"action": "move", "keys": ["blue/0.jpg"], "to": 40}', "cluster 40 does not exist; they are 0 to 2"),
+        ('{"action": "move", "keys": ["no.jpg"], "to": 1}', "image 'no.jpg' is not in this run"),
+        ('{"action": "rename", "names": {"2": "ones"}}', "clusters 0 and 2 would both be called 'ones'"),
+    ],
+)
+def test_a_line_made_by_hand_is_refused_as_correct_would(run: FinishedRun, line: str, sentence: str) -> None:
+    (run.folder / CORRECTIONS).write_text('{"action": "rename", "names": {"0": "ones"}}\n\n' + line)
+    with pytest.raises(UserError, match=f"line 3 of .*{CORRECTIONS}: {sentence}"):
+        _ = run.assignments
+    with pytest.raises(UserError, match=f"line 3 of .*{CORRECTIONS}: {sentence}"):
+        correct(run, [Undo()])
+    if "no.jpg" not in line:  # what needs no assignments knows of no image
+        with pytest.raises(UserError, match=f"line 3 of .*{CORRECTIONS}: {sentence}"):
+            _ = run.names
+
+
+def test_names_that_look_alike_or_show_nothing_are_refused(run: FinishedRun) -> None:
+    correct(run, [Rename(names={0: " cats "})])
+    assert run.names[0] == "cats"
+    for name in (" cats", "cats\u200b"):
+        with pytest.raises(UserError, match="clusters 0 and 1 would both be called 'cats'"):
+            correct(run, [Rename(names={1: name})])
+    with pytest.raises(UserError, match="shows nothing; write a name that can be read"):
+        correct(run, [Rename(names={1: "\u200b\u2060"})])
+    correct(run, [Rename(names={0: " "})])
+    assert run.names == ["", "", ""]
+
+
+def test_a_note_on_nothing_and_a_folder_are_refused(run: FinishedRun) -> None:
+    with pytest.raises(UserError, match="a note is on a cluster or on images; give it cluster or keys"):
+        correct(run, [Note(text="look")])
+    assert not (run.folder / CORRECTIONS).exists()
+    with pytest.raises(UserError, match="is a folder; give a file of corrections"):
+        read_file(run.folder)
+
+
+def test_clusters_are_counted_as_they_were_left(run: FinishedRun, tmp_path: Path) -> None:
+    cluster = run.trained["cluster"]
+    one, other = cluster.value_counts().index[:2].tolist()
+    correct(run, [Merge(clusters=[one, other]), Remove(keys=run.trained["key"][:1].tolist())])
+    left = cluster.nunique() - 1
+    assert f"44 images in {left} clusters" in repr(run)
+    assert f"44 images in {left} clusters" in run._repr_html_()
+    said = EXPORTS["csv"](run, tmp_path / "table.csv", Wanted())
+    empty = 3 - cluster.nunique()
+    assert said.endswith("44 images in 2 clusters" + (f", {empty} of them empty" if empty else ""))
+
+
+def test_nothing_is_left_to_label_or_to_train(run: FinishedRun) -> None:
+    correct(run, [Remove(keys=run.trained["key"].tolist())])
+    with pytest.raises(UserError, match="all images were taken out of their clusters; put back those to choose from"):
+        write_label_next(run, 1, None)
+    with pytest.raises(UserError, match="all 44 images were taken out of their clusters, which leaves none to train"):
+        read_constraints(run.folder)
+    with pytest.raises(UserError, match="nope does not exist; give the folder of an earlier run"):
+        read_constraints(run.folder / "nope")

@@ -24,6 +24,7 @@ from temi.pipeline.results.corrections import (
     Different,
     Merge,
     Move,
+    Note,
     Redo,
     Remove,
     Rename,
@@ -114,7 +115,8 @@ def test_a_torn_last_line_is_nothing_and_is_cut_off(tmp_path: Path) -> None:
     for cut in range(len(whole)):
         (tmp_path / CORRECTIONS).write_bytes(whole[:cut])
         kept = read_corrections(tmp_path)
-        assert kept == entries[: whole[:cut].count(b"\n")]
+        ended = whole[cut : cut + 1] == b"\n"  # all of the line is there but its break, as editors leave it
+        assert kept == entries[: whole[:cut].count(b"\n") + ended]
         append_corrections(tmp_path, [Undo()])
         assert read_corrections(tmp_path) == [*kept, Undo()]
 
@@ -200,3 +202,47 @@ def test_lines_are_plain_json(tmp_path: Path) -> None:
     expected = {"action": "move", "keys": ["a b/ü.jpg"], "to": 3, "who": "ann", "when": "2026-01-01T00:00:00Z"}
     assert json.loads(line) == expected
     assert isinstance(pd.DataFrame([json.loads(line)]), pd.DataFrame)
+
+
+def test_what_cannot_be_written_whole_is_not_written(tmp_path: Path) -> None:
+    """Else part would be in force, and the next try would be refused for what is there by then."""
+    append_corrections(tmp_path, [Rename(names={0: "cats"})])
+    before = (tmp_path / CORRECTIONS).read_bytes()
+    program = textwrap.dedent("""
+        import resource, sys
+        from pathlib import Path
+        from temi.pipeline.results.corrections import Rename, append_corrections
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+        append_corrections(Path(sys.argv[1]), [Rename(names={number: "x" * 100}) for number in range(200)])
+    """)
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert (
+        f"UserError: cannot write {tmp_path / CORRECTIONS}: File too large; no correction was taken in" in done.stderr
+    )
+    assert (tmp_path / CORRECTIONS).read_bytes() == before
+
+
+def test_a_last_line_that_an_editor_left_open_counts(tmp_path: Path) -> None:
+    open_line = b'{"action": "rename", "names": {"0": "cats"}}'
+    (tmp_path / CORRECTIONS).write_bytes(open_line)
+    assert read_corrections(tmp_path) == [Rename(names={0: "cats"})]
+    append_corrections(tmp_path, [Undo()])
+    assert read_corrections(tmp_path) == [Rename(names={0: "cats"}), Undo()]
+    assert (tmp_path / CORRECTIONS).read_bytes().startswith(open_line + b"\n{")
+
+
+def test_a_note_goes_where_its_cluster_goes() -> None:
+    notes = [Note(text="look", cluster=2), Note(text="here", keys=["0.jpg"]), Note(text="stay", cluster=0)]
+    state = replay(KEYS, CLUSTER, 3, [*notes, Merge(clusters=[1, 2])])
+    assert [(note.text, note.cluster) for note in state.notes] == [("look", 1), ("here", None), ("stay", 0)]
+
+
+def test_a_name_that_shows_nothing_is_none() -> None:
+    names = {0: "  cats ", 1: " ", 2: "\u200b\u2060"}
+    assert replay(KEYS, CLUSTER, 3, [Rename(names=names)]).names == {0: "cats"}
+
+
+def test_an_image_kept_where_training_had_put_it_stays_with_the_others() -> None:
+    confidence = np.linspace(0.2, 0.9, 8).astype(np.float32)
+    kept = constraints(KEYS, CLUSTER, confidence, 3, [Move(keys=["0.jpg"], to=0)])
+    assert (kept.must.tolist(), kept.cannot.tolist()) == ([[0, 2]], [])
