@@ -69,8 +69,9 @@ def search(
     """
     with user_errors():
         from temi.cache import EmbeddingCache
+        from temi.pipeline.errors import UserError
         from temi.pipeline.plugins import load_plugin
-        from temi.pipeline.runs.search import BEST, SEARCH, Search, remove_study
+        from temi.pipeline.runs.search import BEST, SEARCH, Search, ended, hopeless, remove_study
         from temi.pipeline.runs.search import search as run_search
         from temi.pipeline.runs.space import DEFAULT_SPACE, read_space
 
@@ -84,9 +85,13 @@ def search(
             remove_study(out)
         kind = storage or ("journal" if on else "sqlite")
         record = run_search(opened, wanted, out, storage=kind, plugins=plugins, on=on)
-        trained = sum(trial.training is not None for trial in record.trials)
-        print(f"{out / SEARCH}: {len(record.trials)} trials, {trained} of them trained to their end")
-        if trained:
+        print(f"{out / SEARCH}: {len(record.trials)} trials: {ended(record.trials)}")
+        if hopeless(record.trials):
+            raise UserError(
+                f"no trial of {out} was trained to its end; correct the settings or the plugin, and search with "
+                "another --out, or --overwrite this one"
+            )
+        if record.trials and record.trials[0].training:
             compare([out], score, all_=False)
             print(f"next: temi train-heads {typed(cache)} --config {typed(out / BEST)} --out RUN")
 
@@ -119,8 +124,9 @@ def compare(
         if format_ not in ("table", *written):
             raise UserError(f"there is no format {format_!r}; choose one of {', '.join(('table', *written))}")
         choices = comparing.compare(runs, score)
-        if warning := comparing.warning(choices):
-            say(f"note: {warning}")
+        notes = [comparing.warning(choices), *comparing.repeats(choices), *comparing.left_out(runs)]
+        for note in filter(None, notes):
+            say(f"note: {note}")
         if format_ != "table":
             print(written[format_](choices).rstrip())
             return

@@ -1,15 +1,16 @@
 """Runs, trials and searches beside each other: what differs, and whether it is more than the seed.
 
-Runs whose settings differ in nothing but seeds are one choice of settings. Choices are compared seed by seed: what two
-runs of one seed share, batches and cuts, is then no part of their difference. Intervals are Student's, at 95 %.
+Runs that differ in nothing but seeds are one choice of settings; what they were trained on, and with which files of
+the user's own, counts among the settings. Choices are compared seed by seed: what two runs of one seed share, batches
+and cuts, is then no part of their difference. Intervals are Student's, at 95 %.
 """
 
 import csv
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,16 +24,19 @@ from temi.pipeline.runs.records import (
     SearchRecord,
     Setting,
     Training,
+    TrialRecord,
     read_comparison,
     read_record,
     read_trials,
     short_settings,
 )
-from temi.pipeline.runs.run_folder import RunFolder
-from temi.pipeline.runs.search import SCORES, SEARCH, score_of
+from temi.pipeline.runs.run_folder import RunFolder, TrainedCache
+from temi.pipeline.runs.search import SCORES, SEARCH, ended, score_of
 from temi.pipeline.runs.trials import TRIALS, flat_settings, is_trials
 
 SEEDS = ("train.seed", "start.seed", "pairs.seed")
+DIGITS = 8  # of a digest that are shown
+UNKNOWN = "not recorded"  # by a search of an older version
 SHARE = 0.975  # of Student's distribution below the upper end of an interval
 Seed = tuple[Setting, ...]
 
@@ -51,6 +55,8 @@ class Choice(Record):
     ----------
     settings : those in which the choices differ
     runs : their folders and trials
+    seeds : how many different ones they were trained with
+    repeated : those of `runs` that share a seed, together; they count once, by their mean
     score, acc : of each, mean over seeds; `acc` where `temi evaluate` found labels
     behind : the best choice's score minus this one's, over the seeds that both have
     verdict : best; worse, where the interval of `behind` is above zero; even, where it is not: nothing tells them
@@ -59,6 +65,8 @@ class Choice(Record):
 
     settings: dict[str, Setting]
     runs: tuple[str, ...]
+    seeds: int
+    repeated: tuple[tuple[str, ...], ...] = ()
     score: Estimate
     behind: Estimate | None = None
     verdict: Literal["best", "worse", "even", "?"]
@@ -68,11 +76,24 @@ class Choice(Record):
 
 @dataclass(frozen=True)
 class Run:
-    """One trained model: where it is, all its settings by ``section.key``, its label-free scores, and its ACC."""
+    """One trained model.
+
+    Attributes
+    ----------
+    name : where it is
+    settings : all of them by ``section.key``, and what it goes on from
+    training : its label-free scores
+    cache, digest, rows : the folder of its embeddings, and what was in there; "" and 0 where that is not known
+    plugins : digests of files of the user's own by name; None where they are not known
+    """
 
     name: str
     settings: dict[str, Setting]
     training: Training
+    cache: str
+    digest: str = ""
+    rows: int = 0
+    plugins: dict[str, str] | None = None
     acc: float | None = None
 
     @property
@@ -93,13 +114,15 @@ def compare(folders: Sequence[Path], score: str = SCORES[0]) -> list[Choice]:
         raise UserError(f"there is no score {score!r}; choose one of {', '.join(SCORES)}")
     places = {folder.resolve(): folder for folder in folders}  # a folder that is named twice counts once
     runs = [run for folder in places.values() for run in read_runs(folder)]
+    runs = _with_sources(runs)
     apart = [name for name in _names(runs) if len({_text(run.settings.get(name)) for run in runs}) > 1]
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_text([run.settings.get(name) for name in apart]), []).append(run)
-    scored = [{run.seed: score_of(run.training, score) for run in group} for group in groups.values()]
-    best = max(scored, key=lambda values: float(np.mean(list(values.values()))))
-    choices = [_choice(group, values, best, apart) for group, values in zip(groups.values(), scored, strict=True)]
+    ordered = [groups[key] for key in sorted(groups)]  # of two that are equal, the order of `folders` chooses none
+    scored = [_by_seed(group, lambda run: score_of(run.training, score)) for group in ordered]
+    best = max(scored, key=lambda values: _mean(list(values.values())))
+    choices = [_choice(group, values, best, apart) for group, values in zip(ordered, scored, strict=True)]
     return sorted(choices, key=lambda choice: (choice.verdict != "best", -choice.score.mean))
 
 
@@ -112,6 +135,32 @@ def warning(choices: Sequence[Choice]) -> str:
         "numbers of clusters differ, and their label-free scores do not compare: trust best, behind and verdict among "
         "choices of one heads.clusters alone"
     )
+
+
+def repeats(choices: Sequence[Choice]) -> list[str]:
+    """A sentence for each choice that has one seed more than once: a run and its copy are no two seeds."""
+    return [
+        f"{'; '.join(' and '.join(names) for names in choice.repeated)}: each has the settings "
+        f"({short_settings(choice.settings)}) and the seed of the other, so they count as one run, by their mean"
+        for choice in choices
+        if choice.repeated
+    ]
+
+
+def left_out(folders: Sequence[Path]) -> list[str]:
+    """A sentence for each of `folders` with trials that have no score, and why."""
+    sentences = []
+    for folder in folders:
+        trials = _trials(folder)
+        if missing := [trial for trial in trials if trial.training is None]:
+            sentences.append(f"{folder}: {len(missing)} of {len(trials)} trials have no score: {ended(missing)}")
+    return sentences
+
+
+def _trials(folder: Path) -> Sequence[TrialRecord]:
+    if (folder / SEARCH).exists():
+        return read_record(SearchRecord, folder / SEARCH).trials
+    return read_trials(folder / TRIALS) if is_trials(folder) else ()
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -127,23 +176,58 @@ def read_runs(folder: Path) -> list[Run]:
     else:
         runs = []
     if not runs:
-        raise UserError(f"{folder} holds no finished run, trials or search; train with `temi train-heads` or search")
+        why = f" ({'; '.join(left_out([folder]))})" if left_out([folder]) else ""
+        raise UserError(
+            f"{folder} holds no finished run, trials or search{why}; train with `temi train-heads` or search"
+        )
     return runs
 
 
 def _run(folder: Path, acc: float | None) -> Run:
     run = RunFolder(folder)
-    settings = flat_settings(recorded_config(run.config)) | {"cache": run.begun_with().cache.folder}
-    return Run(str(folder), settings, read_record(Training, run.training), acc)
+    begun = run.begun_with()
+    came_from = {"from": begun.continues or "", "corrections": begun.corrections[:DIGITS]}
+    settings = flat_settings(recorded_config(run.config)) | came_from
+    cache: TrainedCache = begun.cache
+    training = read_record(Training, run.training)
+    return Run(str(folder), settings, training, cache.folder, cache.digest, cache.rows, begun.plugins, acc)
 
 
 def _search(folder: Path) -> Iterator[Run]:
     record = read_record(SearchRecord, folder / SEARCH)
-    shared = flat_settings(Config.model_validate(record.settings)) | {"cache": record.cache}
+    shared = flat_settings(Config.model_validate(record.settings)) | {"from": "", "corrections": ""}
     for trial in record.trials:
         for seed, training in enumerate(trial.seeds):
             seeds = {"train.seed": seed, "start.seed": seed} if len(trial.seeds) > 1 else {}
-            yield Run(f"{folder}/{trial.trial}", shared | trial.settings | seeds, training)
+            settings = shared | trial.settings | seeds
+            name = f"{folder}/{trial.trial}"
+            yield Run(name, settings, training, record.cache, record.digest, record.rows, record.plugins)
+
+
+def _with_sources(runs: Sequence[Run]) -> list[Run]:
+    """`runs` with two more settings: the cache, with what is in it where that has changed, and the plugins."""
+    used = any(run.plugins for run in runs)  # what is not known matters only beside what is
+    sources = [{"cache": _cache(run, runs)} | ({"plugins": _plugins(run)} if used else {}) for run in runs]
+    return [replace(run, settings={**run.settings, **more}) for run, more in zip(runs, sources, strict=True)]
+
+
+def _cache(run: Run, runs: Sequence[Run]) -> str:
+    """The folder; where others of `runs` were trained on other embeddings in it, the rows as well, or the digest."""
+    others = {(one.digest, one.rows) for one in runs if one.cache == run.cache}
+    if len({digest for digest, _ in others}) == 1:
+        return run.cache
+    if not run.digest:
+        return f"{run.cache}, rows {UNKNOWN}"
+    alike = [digest for digest, rows in others if rows == run.rows]
+    rows = f", {run.rows:,} rows" if run.rows else ""
+    return f"{run.cache}{rows}" + (f" ({run.digest[:DIGITS]})" if len(alike) > 1 or not rows else "")
+
+
+def _plugins(run: Run) -> str:
+    """The files of the user's own, each with the digest that tells its versions apart."""
+    if run.plugins is None:
+        return UNKNOWN
+    return " ".join(f"{name} ({digest[:DIGITS]})" for name, digest in sorted(run.plugins.items())) or "none"
 
 
 def _accuracy(folder: Path) -> dict[str, float]:
@@ -160,19 +244,34 @@ def _text(value: object) -> str:
     return json.dumps(value)
 
 
+def _by_seed(group: Sequence[Run], value: Callable[[Run], float | None]) -> dict[Seed, float]:
+    """Seed -> the mean of `value` over its runs, of those that have one."""
+    found: dict[Seed, list[float]] = {}
+    for run in group:
+        if (own := value(run)) is not None:
+            found.setdefault(run.seed, []).append(own)
+    return {seed: _mean(values) for seed, values in found.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)  # exact: the same in any order
+
+
 def _choice(group: Sequence[Run], own: dict[Seed, float], best: dict[Seed, float], apart: Sequence[str]) -> Choice:
     behind = None if own is best else _estimate([best[seed] - own[seed] for seed in own.keys() & best.keys()])
-    acc = [run.acc for run in group if run.acc is not None]
     score = _estimate(list(own.values()))
     assert score is not None  # a group has a run
+    of_seed = [tuple(run.name for run in group if run.seed == seed) for seed in own]
     return Choice(
         settings={name: group[0].settings.get(name) for name in apart},
         runs=tuple(run.name for run in group),
+        seeds=len(own),
+        repeated=tuple(names for names in of_seed if len(names) > 1),
         score=score,
         behind=behind,
         verdict="best" if own is best else _verdict(behind),
-        acc=_estimate(acc),
-        used_clusters=float(np.mean([run.training.used_clusters for run in group])),
+        acc=_estimate(list(_by_seed(group, lambda run: run.acc).values())),
+        used_clusters=_mean(list(_by_seed(group, lambda run: run.training.used_clusters).values())),
     )
 
 
@@ -188,7 +287,7 @@ def _estimate(values: Sequence[float]) -> Estimate | None:
     if not n:
         return None
     margin = float(stdtrit(n - 1, SHARE) * np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else None
-    return Estimate(mean=float(np.mean(values)), margin=margin)
+    return Estimate(mean=_mean(values), margin=margin)
 
 
 def shown(estimate: Estimate | None, scale: float = 1, digits: int = 3) -> str:
@@ -204,7 +303,7 @@ def cells(choice: Choice) -> dict[str, str]:
     return {
         "": "*" if choice.verdict == "best" else "",
         "settings": short_settings(choice.settings),
-        "seeds": str(len(choice.runs)),
+        "seeds": str(choice.seeds),
         "score": shown(choice.score),
         "behind": shown(choice.behind),
         "verdict": choice.verdict,
@@ -223,7 +322,7 @@ def as_csv(choices: Sequence[Choice]) -> str:
     """A line a choice, a column a setting, mean and margin apart."""
     table = []
     for choice in choices:
-        row: dict[str, object] = {**choice.settings, "seeds": len(choice.runs), "verdict": choice.verdict}
+        row: dict[str, object] = {**choice.settings, "seeds": choice.seeds, "verdict": choice.verdict}
         for name in ("score", "behind", "acc"):
             estimate = getattr(choice, name) or Estimate(mean=math.nan)
             row |= {name: _number(estimate.mean), f"{name}_margin": _number(estimate.margin)}

@@ -104,12 +104,16 @@ class SearchRecord(Record):
     Attributes
     ----------
     score : the label-free score by which they are ranked
-    cache : the folder of the embeddings
+    cache, digest, rows : the folder of the embeddings, their digest and number; "" and 0 of an older version
+    plugins : digests of files of the user's own by name; None of an older version
     settings : those that trials share, by section
     """
 
     score: str
     cache: str
+    digest: str = ""
+    rows: int = 0
+    plugins: dict[str, str] | None = None
     settings: dict[str, dict[str, Setting]]
     trials: tuple[TrialRecord, ...]
 

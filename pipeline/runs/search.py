@@ -11,11 +11,13 @@ Any number of processes share a study. What a killed one had begun is trained ag
 next. Labels are not read.
 """
 
+import json
 import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +26,7 @@ from temi.cache import EmbeddingCache
 from temi.cache.files import LOCK, Lock, make_folder, write_atomic
 from temi.pipeline.config import Config, dump_toml
 from temi.pipeline.device import pick_device
-from temi.pipeline.errors import UserError
+from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.extras import import_extra
 from temi.pipeline.features.features import Features
 from temi.pipeline.plugins import Plugin
@@ -46,6 +48,9 @@ SCORES = ("head_agreement", "stability", "neighbor_consistency", "linear_accurac
 SEARCH, BEST = "search.json", "best.toml"
 REDUCTION = 3  # one of so many goes on at a rung
 WORKER, TRAINED, FAILED = "worker", "trained", "failed"  # attributes of a trial in the study
+GIVEN_UP, WAITS = "given up", "not trained"  # how a trial without a score is said to have ended; else it failed
+WIDE = 200  # letters of a reason
+REASONS = 3  # that are told of failed trials; search.json has all
 BUSY = 60  # seconds that a process waits for others to write to an SQLite study
 
 
@@ -122,24 +127,26 @@ def search(
     refuse_run(out)
     make_folder(out / "workers")
     study = open_study(out, storage, kept_apart(cache, wanted, plugins))
-    if on:
-        from temi.pipeline.runs.ray_trials import Job, search_on_nodes  # it is made of what is here
+    with study_errors(out):
+        if on:
+            from temi.pipeline.runs.ray_trials import Job, search_on_nodes  # it is made of what is here
 
-        search_on_nodes(on, Job.of(cache, out, plugins), wanted, lambda: finished(study))
-        return write_results(study, cache, wanted, out)
-    everything = Features.of_cache(cache, rows, out / "neighbors", device)
-    with (
-        Progress("search", max(0, wanted.trials - finished(study)), "trial") as progress,
-        Desk(study, wanted, out, progress, draws) as desk,
-    ):
-        try:
-            while candidates := desk.begin():
-                check_memory([one for two in candidates for one in two.configs], cache, len(rows), device)
-                with quiet():
-                    train_pack(cache, everything, candidates, desk, halving=wanted.halving)
-        finally:
-            with study_lock(out):
-                record = write_results(study, cache, wanted, out)
+            search_on_nodes(on, Job.of(cache, out, plugins), wanted, lambda: finished(study))
+            return write_results(study, cache, wanted, out, plugins)
+        everything = Features.of_cache(cache, rows, out / "neighbors", device)
+        with (
+            Progress("search", max(0, wanted.trials - finished(study)), "trial") as progress,
+            Desk(study, wanted, out, progress, draws) as desk,
+        ):
+            try:
+                while candidates := desk.begin():
+                    check_memory([one for two in candidates for one in two.configs], cache, len(rows), device)
+                    with quiet():
+                        train_pack(cache, everything, candidates, desk, halving=wanted.halving)
+            finally:
+                desk.check_there()
+                with study_lock(out):
+                    record = write_results(study, cache, wanted, out, plugins)
     return record
 
 
@@ -171,12 +178,19 @@ def open_study(out: Path, storage: str, same: Mapping[str, str]) -> "optuna.Stud
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    kind = next((kind for kind, name in STORAGES.items() if (out / name).exists()), storage)
+    there = _study_file(out)
+    kind = next((kind for kind, name in STORAGES.items() if there and name == there.name), storage)
     if kind not in STORAGES:
         raise UserError(f"there is no storage {kind!r}; choose one of {', '.join(STORAGES)}")
-    with study_lock(out):
+    path = out / STORAGES[kind]
+    if (out / SEARCH).exists() and not (path.exists() and path.stat().st_size):
+        raise UserError(
+            f"{out} holds the {SEARCH} of a search whose {path.name} is gone or empty; restore {path.name}, begin "
+            "a new search with another --out, or --overwrite this one"
+        )
+    with study_lock(out), study_errors(out, any_error=True):
         study = optuna.create_study(
-            study_name="temi", storage=_storage(kind, out), direction="maximize", load_if_exists=True
+            study_name="temi", storage=_storage(kind, path), direction="maximize", load_if_exists=True
         )
         for name, value in same.items():
             if study.user_attrs.get(name, value) != value:
@@ -186,18 +200,64 @@ def open_study(out: Path, storage: str, same: Mapping[str, str]) -> "optuna.Stud
     return study
 
 
+def _study_file(out: Path) -> Path | None:
+    """What keeps the study in `out`."""
+    return next((out / name for name in STORAGES.values() if (out / name).exists()), None)
+
+
+def _identity(out: Path) -> tuple[int, int] | None:
+    """What tells the file of the study in `out` from another of its name; None where there is none."""
+    file = _study_file(out)
+    try:
+        found = file.stat() if file else None
+    except FileNotFoundError:
+        return None
+    return (found.st_dev, found.st_ino) if found else None
+
+
+def _removed(out: Path) -> UserError:
+    return UserError(
+        f"{out} was removed, renamed or replaced while its search ran, and what was found since then is lost; leave "
+        "the folder where it is and start the search again"
+    )
+
+
+@contextmanager
+def study_errors(out: Path, any_error: bool = False) -> Iterator[None]:
+    """Turn what Optuna and its database raise of a damaged or removed study into one sentence.
+
+    `any_error`: whatever is raised tells of the study, as nothing but its file is at work.
+    """
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
+    raised = (SQLAlchemyError, optuna.exceptions.OptunaError, json.JSONDecodeError)
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, USER_ERRORS) or not (any_error or isinstance(error, raised)):
+            raise
+        if _study_file(out) is None:
+            raise _removed(out) from None
+        reason = " ".join(str(error.__cause__ or error).split())[:WIDE]
+        raise UserError(
+            f"{_study_file(out)} is damaged or cannot be used ({type(error).__name__}: {reason}); restore it, search "
+            "with another --out, or --overwrite this one"
+        ) from None
+
+
 def study_lock(out: Path) -> Lock:
     """What a process holds while it asks for trials or writes results."""
     return Lock.wait_for(out / f"study{LOCK}")
 
 
-def _storage(kind: str, out: Path) -> Any:
+def _storage(kind: str, path: Path) -> Any:
     from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
 
-    path = out / STORAGES[kind]
     if kind == "journal":
-        return JournalStorage(JournalFileBackend(str(path)))
+        from temi.pipeline.runs.journal import WholeLines
+
+        return JournalStorage(WholeLines(path))
     return RDBStorage(f"sqlite:///{path.resolve()}", engine_kwargs={"connect_args": {"timeout": BUSY}})
 
 
@@ -238,6 +298,7 @@ class Desk:
         self.study, self.wanted, self.out, self.progress = study, wanted, out, progress
         self.study.sampler = _sampler(wanted.sampler, len(study.trials) + draws * wanted.trials)
         self.name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._file = _identity(out)
         self._trials: dict[int, optuna.Trial] = {}
         self._waiting: list[Candidate] = []
         self._shared: Config | None = None
@@ -254,6 +315,11 @@ class Desk:
     def _mark(self, worker: str) -> Path:
         return self.out / "workers" / f"{Path(worker).name}{LOCK}"  # a name from a file leads nowhere else
 
+    def check_there(self) -> None:
+        """Raise a UserError where the study is not there any more: what is told to it now is lost."""
+        if self._file is None or _identity(self.out) != self._file:
+            raise _removed(self.out)
+
     def begin(self) -> list[Candidate]:
         """The first candidates of a new pack; [] where the study has all its trials."""
         self._shared = None
@@ -261,6 +327,7 @@ class Desk:
 
     def more(self, places: int) -> list[Candidate]:
         """At most so many candidates that can train in one pass, beside those of the pack that trains."""
+        self.check_there()
         with study_lock(self.out):
             while len(self._waiting) < self.wanted.together and (trial := self._orphan() or self._ask()):
                 self._waiting.append(self._candidate(trial))
@@ -358,12 +425,19 @@ def distribution(values: Range | list[Any]) -> Any:
     return optuna.distributions.FloatDistribution(values.low, values.high, values.log, values.step)
 
 
-def write_results(study: "optuna.Study", cache: EmbeddingCache, wanted: Search, out: Path) -> SearchRecord:
+def write_results(
+    study: "optuna.Study", cache: EmbeddingCache, wanted: Search, out: Path, plugins: Sequence[Plugin] = ()
+) -> SearchRecord:
     """``search.json`` and ``best.toml`` of what the study holds now."""
+    if _study_file(out) is None:
+        raise _removed(out)
     trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: _rank(trial, wanted.score))
     record = SearchRecord(
         score=wanted.score,
         cache=str(cache.folder.resolve()),
+        digest=cache.digest,
+        rows=cache.rows,
+        plugins={plugin.path.name: plugin.digest for plugin in plugins},
         settings=wanted.config({}).model_dump(mode="json", exclude={"embed"}),
         trials=tuple(map(_record, trials)),
     )
@@ -383,9 +457,9 @@ def _rank(trial: "optuna.trial.FrozenTrial", score: str) -> tuple[int, float]:
 def _record(trial: "optuna.trial.FrozenTrial") -> TrialRecord:
     trained = tuple(Training(**one) for one in trial.user_attrs.get(TRAINED, ()))
     reason = trial.user_attrs.get(FAILED) or {
-        "PRUNED": f"given up at step {trial.last_step}: others did better",
-        "RUNNING": "not trained to its end yet",
-    }.get(trial.state.name, "not trained yet")
+        "PRUNED": f"{GIVEN_UP} at step {trial.last_step}: others did better",
+        "RUNNING": f"{WAITS} to its end yet",
+    }.get(trial.state.name, f"{WAITS} yet")
     return TrialRecord(
         trial=f"trial-{trial.number:03d}",
         settings=dict(trial.params),
@@ -393,3 +467,24 @@ def _record(trial: "optuna.trial.FrozenTrial") -> TrialRecord:
         seeds=trained,
         stopped=None if trained else reason,
     )
+
+
+def ended(trials: Sequence[TrialRecord]) -> str:
+    """How many of `trials` were trained, given up, not trained yet, and failed, with each reason once."""
+    stopped = [trial.stopped or WAITS for trial in trials if trial.training is None]
+    early, owed = ([one for one in stopped if one.startswith(start)] for start in (GIVEN_UP, WAITS))
+    failed = [one for one in stopped if one not in early + owed]
+    reasons = list(dict.fromkeys(" ".join(one.split())[:WIDE] for one in failed))
+    more = [f"{len(reasons) - REASONS} more reasons"] if len(reasons) > REASONS else []
+    counts = {
+        "trained to their end": len(trials) - len(stopped),
+        "given up by halving": len(early),
+        "not trained yet": len(owed),
+        f"failed ({'; '.join([*reasons[:REASONS], *more])})": len(failed),
+    }
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "none"
+
+
+def hopeless(trials: Sequence[TrialRecord]) -> bool:
+    """Whether none of `trials` was trained, and none is to be trained yet."""
+    return bool(trials) and not any(trial.training or (trial.stopped or WAITS).startswith(WAITS) for trial in trials)

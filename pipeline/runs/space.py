@@ -10,6 +10,7 @@
 """
 
 import json
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
+from temi.pipeline.runs.trials import mistake
 
 Value = bool | int | float | str
 Point = Mapping[str, Value]
@@ -37,7 +39,7 @@ NAMES = ("objective.name", "objective.regularizer")
 
 
 class Range(BaseModel):
-    """Numbers from `low` to `high`, whole ones where both are; `log`: their logarithms are drawn."""
+    """Numbers from `low` to `high`, whole ones where both and the step are; `log`: their logarithms are drawn."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -50,12 +52,17 @@ class Range(BaseModel):
     def _rises(self) -> "Range":
         if not self.low < self.high or (self.log and self.low <= 0) or (self.log and self.step is not None):
             raise ValueError("low must be below high, a log range above 0 and without a step")
+        if not all(abs(end) <= sys.float_info.max for end in (self.low, self.high)):
+            raise ValueError("low and high must be finite numbers")
+        if self.step is not None and not 0 < self.step <= self.high - self.low:
+            raise ValueError("a step must be above 0, and at most high - low")
         return self
 
     @property
     def kind(self) -> Literal["int", "float"]:
         """Whether whole numbers are drawn."""
-        return "int" if isinstance(self.low, int) and isinstance(self.high, int) else "float"
+        given = (self.low, self.high, 1 if self.step is None else self.step)
+        return "int" if all(isinstance(number, int) for number in given) else "float"
 
 
 Space = dict[str, Range | list[Value]]
@@ -89,7 +96,21 @@ def read_space(file: Path) -> Space:
             f"space {file} must hold a table [search.space] and nothing else, with an entry for each setting, "
             'e.g. "objective.beta" = {low = 0.3, high = 1.5}'
         )
+    for name, values in space.items():
+        if isinstance(values, Range) and values.kind == "float" and _is_whole(name):
+            raise UserError(
+                f'"{name}" in {file} is a whole number, and so must be low, high and step of its range; '
+                'write e.g. "neighbors.k" = {low = 5, high = 50, step = 5}'
+            )
     return space
+
+
+def _is_whole(name: str) -> bool:
+    """Whether `name` is a setting, ``section.key``, whose values are whole numbers."""
+    section, _, key = name.partition(".")
+    settings: Any = Config.model_fields[section].annotation if section in Config.model_fields else None
+    field = settings.model_fields.get(key) if settings else None
+    return field is not None and field.annotation in (int, int | None)
 
 
 def dump_space(space: Space) -> str:
@@ -110,7 +131,12 @@ def check_space(space: Space, base: Path | None, overrides: Sequence[str]) -> No
     for names in product(*(_choices(space, name) for name in NAMES)):
         named: dict[str, Value] = {name: value for choice in names for name, value in choice.items()}
         for point in ends(space):
-            point_config({**point, **named}, base, overrides)
+            try:
+                point_config({**point, **named}, base, overrides)
+            except UserError as error:
+                if mistake(base, overrides) == str(error):
+                    raise
+                raise UserError(str(error).replace("--set", "[search.space]", 1)) from None
         reached |= _settings_of(load_config(base, [*overrides, *_overrides(named)]))
     for name in space:
         if name.startswith("objective.") and name.removeprefix("objective.") not in reached:

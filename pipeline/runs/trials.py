@@ -60,18 +60,52 @@ def plan_trials(file: Path | None, grid: Iterable[str], base: Path | None, overr
         A file, key or value that is none, or two trials that are the same.
     """
     listed, axes = _read_trials(file) if file else ([[]], [])
-    axes += [_grid_axis(text) for text in grid]
-    chosen = [[*trial, *point] for trial in listed for point in product(*axes)]
-    configs = [load_config(base, [*overrides, *trial]) for trial in chosen]
+    own = [_grid_axis(text) for text in grid]
+    grids = [*([f"[grid] in {file}"] if axes else []), *(["--grid"] if own else [])]
+    configs = []
+    for number, trial in enumerate(listed, 1):
+        where = " or ".join([*([f"[[trial]] {number} in {file}"] if trial else []), *grids])
+        configs += [_config(base, overrides, [*trial, *point], where) for point in product(*axes, *own)]
     for number, config in enumerate(configs):
         if config in configs[:number]:
             raise UserError(f"trials {configs.index(config)} and {number} have the same settings; remove one of them")
     return configs
 
 
+def _config(base: Path | None, overrides: Sequence[str], trial: Sequence[str], where: str) -> Config:
+    """The settings of a trial, whose own are given by `where`: a mistake in them is none of --set."""
+    try:
+        return load_config(base, [*overrides, *trial])
+    except UserError as error:
+        if not where or mistake(base, overrides) == str(error):
+            raise
+        raise UserError(str(error).replace("--set", where, 1)) from None
+
+
+def mistake(base: Path | None, overrides: Sequence[str]) -> str:
+    """What is wrong with the settings that trials start from; "" where nothing is."""
+    try:
+        load_config(base, overrides)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def as_overrides(file: Path) -> list[str]:
     """The settings in a TOML file, as ``--set`` takes them."""
-    return [f"{name}={json.dumps(value)}" for name, value in _flat(tomllib.loads(file.read_text(encoding="utf-8")))]
+    pairs = _flat(tomllib.loads(file.read_text(encoding="utf-8")))
+    return [_override(name, value, f"in {file}") for name, value in pairs]
+
+
+def _override(name: str, value: Any, where: str) -> str:
+    """A setting as ``--set`` takes it; UserError where it is of a kind that no setting has, such as a date."""
+    try:
+        return f"{name}={json.dumps(value)}"
+    except TypeError:
+        raise UserError(
+            f"setting {name} {where} must be a number, a text, true or false, or a list of those, got {value}; "
+            "a text stands in quotes"
+        ) from None
 
 
 def _read_trials(file: Path) -> tuple[list[list[str]], list[list[str]]]:
@@ -91,8 +125,11 @@ def _read_trials(file: Path) -> tuple[list[list[str]], list[list[str]]]:
         if not isinstance(values, list) or not values:
             raise UserError(f"[grid] {name} in {file} must be a list of values, got {values!r}")
     return (
-        [[f"{name}={json.dumps(value)}" for name, value in _flat(trial)] for trial in trials],
-        [[f"{name}={json.dumps(value)}" for value in values] for name, values in axes],
+        [
+            [_override(name, value, f"in [[trial]] {number} in {file}") for name, value in _flat(trial)]
+            for number, trial in enumerate(trials, 1)
+        ],
+        [[_override(name, value, f"in [grid] in {file}") for value in values] for name, values in axes],
     )
 
 

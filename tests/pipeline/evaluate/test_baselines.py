@@ -359,11 +359,18 @@ def test_start_is_open_to_a_file_of_ones_own() -> None:
         (np.r_[np.zeros(39, np.int64), -1], r"returned the cluster -1; put every row into one"),
         (None, r"returned NoneType; return an array of 40 integers, one per row"),
         ([0] * 40, r"returned list"),
+        (np.full(40, 2**40), r"returned the cluster 1099511627776; number them from 0 to 39"),
     ],
 )
 def test_labels_that_are_none_are_a_sentence(found: object, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BASELINES._entries, "mine", baselines.Baseline("mine", lambda *_: found))  # type: ignore[arg-type, return-value]
     with pytest.raises(UserError, match="the baseline 'mine' " + sentence):
+        run_baseline("mine", mixture(rows=40)[0], 2)
+
+
+def test_a_baseline_that_fails_is_a_sentence_that_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BASELINES._entries, "mine", baselines.Baseline("mine", lambda *_: np.zeros(1 // 0)))
+    with pytest.raises(UserError, match=r"the baseline 'mine' failed at .*test_baselines.py:\d+: ZeroDivisionError"):
         run_baseline("mine", mixture(rows=40)[0], 2)
 
 

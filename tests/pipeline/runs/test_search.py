@@ -1,6 +1,7 @@
 """A search: it trains every trial once, resumes after a kill, shares its study, and knows no label."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,21 @@ from temi.pipeline.features.features import Features
 from temi.pipeline.plugins import load_plugin
 from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.runs.pack import Candidate, train_pack
-from temi.pipeline.runs.records import SearchRecord, Training, read_record
-from temi.pipeline.runs.search import SEARCH, Desk, Search, kept_apart, open_study, remove_study, search, study_lock
+from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, read_record
+from temi.pipeline.runs.search import (
+    BEST,
+    SEARCH,
+    Desk,
+    Search,
+    distribution,
+    ended,
+    hopeless,
+    kept_apart,
+    open_study,
+    remove_study,
+    search,
+    study_lock,
+)
 from temi.pipeline.runs.space import Range, check_space, point_config, read_space
 
 TEMI = Path(sys.executable).with_name("temi")
@@ -181,6 +195,12 @@ def test_a_candidate_trains_as_it_would_alone_whoever_leaves_and_comes(tmp_path:
         ('[search.space]\n"optimizer.speed" = [5, 6]', "unknown setting optimizer.speed"),
         ('[search.space]\n"objective.beta" = {low = -1.0, high = 1.0}', "setting objective.beta .* greater than 0"),
         ("[search", "cannot be read as TOML"),
+        ('[search.space]\n"objective.beta" = {low = 0.3, high = inf}', '"objective.beta" in .*space.toml .* finite'),
+        ('[search.space]\n"objective.beta" = {low = 0.3, high = 1, step = 0.0}', "a step must be above 0"),
+        ('[search.space]\n"objective.beta" = {low = 0.3, high = 1, step = -0.1}', "a step must be above 0"),
+        ('[search.space]\n"neighbors.k" = {low = 5, high = 9, step = 0.5}', '"neighbors.k" in .*space.toml is a whole'),
+        ('[search.space]\n"neighbors.k" = {low = 5, high = 12.0}', '"neighbors.k" in .*space.toml is a whole number'),
+        ('[search.space]\n"neighbors.k" = [5, 12.5]', r"setting neighbors.k in \[search.space\]: .* valid integer"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -198,6 +218,105 @@ def test_settings_of_a_regularizer_that_a_trial_does_not_have_are_left_out() -> 
     assert not point_config(
         {"objective.regularizer": "none", "objective.exponent": 0.3}, None, []
     ).objective.model_extra
+
+
+def test_a_step_that_is_no_whole_number_is_kept_between_whole_ends() -> None:
+    assert distribution(Range(low=0, high=2, step=0.5)).step == 0.5
+
+
+def stopped(*reasons: str) -> list[TrialRecord]:
+    return [TrialRecord(trial=f"trial-{n:03d}", settings={}, stopped=reason) for n, reason in enumerate(reasons)]
+
+
+def test_what_failed_is_told_with_each_reason_once() -> None:
+    trials = stopped("no finite loss", "given up at step 4: others did better", "no finite loss", "too\n  large")
+    assert ended(trials) == "1 given up by halving, 3 failed (no finite loss; too large)"
+    assert ended(stopped("a", "b", "c", "d", "e")) == "5 failed (a; b; c; 2 more reasons)"
+    assert hopeless(trials)
+    assert not hopeless([*trials, *stopped("not trained to its end yet")])
+
+
+NO_LOSS = """
+from temi.pipeline.heads.objectives import Objective, by_autograd, register_objective
+
+def loss(batch):
+    return (batch.student * float("nan")).mean((1, 2))
+
+register_objective("no-loss", Objective(by_autograd(loss)))
+"""
+
+
+@pytest.mark.parametrize("lost", ["gone", "empty"])
+def test_a_search_whose_study_is_lost_is_not_begun_again_over_its_results(tmp_path: Path, lost: str) -> None:
+    cache, study = small_cache(tmp_path), tmp_path / "study"
+    search(cache, wanted(trials=3, together=3), study)
+    before = [(study / name).read_bytes() for name in (SEARCH, BEST)]
+    (study / "study.db").unlink()
+    if lost == "empty":
+        (study / "study.db").touch()
+    with pytest.raises(UserError, match=r"holds the search.json of a search whose study.db is gone or empty; restore"):
+        search(cache, wanted(trials=3, together=3), study)
+    assert [(study / name).read_bytes() for name in (SEARCH, BEST)] == before
+    remove_study(study)
+    assert len(search(cache, wanted(trials=3, together=3), study).trials) == 3
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_removed_while_it_is_searched_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    cache, study = small_cache(tmp_path), tmp_path / "study"
+    tell = Desk.finished
+
+    def remove_then_tell(desk: Desk, number: int, trained: list[Training]) -> None:
+        tell(desk, number, trained)
+        shutil.rmtree(study, ignore_errors=True)
+        if replaced:
+            (study / "workers").mkdir(parents=True)
+            (study / "study.db").touch()
+
+    monkeypatch.setattr(Desk, "finished", remove_then_tell)
+    with pytest.raises(UserError, match="study was removed, renamed or replaced while its search ran"):
+        search(cache, wanted(trials=2, together=1, halving=False), study)
+    assert not (study / BEST).exists()
+
+
+@pytest.mark.parametrize("content", [b"garbage\n" * 9, None])
+def test_a_damaged_database_is_one_sentence(tmp_path: Path, content: bytes | None) -> None:
+    cache = small_cache(tmp_path)
+    open_study_of(cache, tmp_path, wanted())
+    file = tmp_path / "study/study.db"
+    file.write_bytes(file.read_bytes()[:20000] if content is None else content)
+    with pytest.raises(
+        UserError, match=r"study.db is damaged or cannot be used \(.*\); restore it, search with another"
+    ):
+        search(cache, wanted(), tmp_path / "study")
+
+
+@pytest.mark.parametrize("torn", [b'{"op_code": 4, "wor', b'{"op_code": 4, "wor\n', b"\xff"])
+def test_a_journal_outlives_a_line_that_was_not_written_to_its_end(tmp_path: Path, torn: bytes) -> None:
+    cache, file = small_cache(tmp_path), tmp_path / "study/journal.log"
+    study = open_study_of(cache, tmp_path, wanted(), "journal")
+    study.ask()
+    with file.open("ab") as journal:
+        journal.write(torn)
+    again = open_study_of(cache, tmp_path, wanted(), "journal")
+    again.ask()
+    if not torn.endswith(b"\n"):
+        with file.open("ab") as journal:
+            journal.write(torn)
+        again.ask()  # of a process that was at work when another was killed
+    assert len(open_study_of(cache, tmp_path, wanted(), "journal").trials) == len(again.trials) >= 2
+    assert all(json.loads(line) for line in file.read_bytes().splitlines())
+
+
+def test_a_journal_that_is_damaged_before_its_end_is_one_sentence(tmp_path: Path) -> None:
+    cache, file = small_cache(tmp_path), tmp_path / "study/journal.log"
+    open_study_of(cache, tmp_path, wanted(), "journal")
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([lines[0], b"garbage\n", *lines[1:]]))
+    with pytest.raises(UserError, match=r"journal.log is damaged or cannot be used"):
+        open_study_of(cache, tmp_path, wanted(), "journal")
 
 
 def command(tmp_path: Path, *more: str) -> list[str]:
@@ -233,3 +352,16 @@ def test_killed_and_shared_by_two_processes_no_trial_is_lost_or_told_twice(tmp_p
     assert len(read_record(SearchRecord, tmp_path / "study" / SEARCH).trials) == 8
     shown = subprocess.run([TEMI, "compare", tmp_path / "study", "--format", "json"], capture_output=True, text=True)
     assert [row["verdict"] for row in json.loads(shown.stdout)].count("best") == 1
+
+
+def test_a_search_in_which_all_trials_fail_says_why_and_ends_with_2(tmp_path: Path) -> None:
+    small_cache(tmp_path)
+    (tmp_path / "no_loss.py").write_text(NO_LOSS)
+    more = ["--trials", "3", "--plugin", str(tmp_path / "no_loss.py"), "--set", "objective.name=no-loss"]
+    done = subprocess.run(command(tmp_path, *more), capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "3 trials: 3 failed (none of its last" in done.stdout
+    assert done.stdout.count("none of its last") == 1
+    assert "no trial of" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "next:" not in done.stdout

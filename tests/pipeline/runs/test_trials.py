@@ -1,5 +1,6 @@
 """Many trials in one pass: each equals itself alone, survives a kill between checkpoints, and stops alone."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from temi.pipeline.runs import loop as loop_module
 from temi.pipeline.runs.model import load_tensors
 from temi.pipeline.runs.records import Result, read_record
 from temi.pipeline.runs.train import train_heads
-from temi.pipeline.runs.trials import group_trials, plan_trials, train_trials
+from temi.pipeline.runs.trials import as_overrides, group_trials, plan_trials, train_trials
 
 BASE = [
     "heads.clusters=6",
@@ -81,6 +82,15 @@ def test_trials_of_one_pass_weigh_pairs_each_in_its_own_way(tmp_path: Path) -> N
         ("[grid]\nobjective.beta = 0.5", [], "must be a list of values, got 0.5"),
         ("[trials]\nobjective.beta = 0.5", [], r"must hold \[\[trial\]\] tables"),
         ("[[trial", [], "cannot be read as TOML"),
+        (
+            "[[trial]]\ntrain.mlflow = 2020-01-01",
+            [],
+            r"train.mlflow in \[\[trial\]\] 1 in .*trials.toml must be a number",
+        ),
+        ("[grid]\ntrain.mlflow = [2020-01-01]", [], r"train.mlflow in \[grid\] in .*trials.toml must be a number"),
+        ("[[trial]]\n[[trial]]\nheads.count = -3", [], r"heads.count in \[\[trial\]\] 2 in .*trials.toml: input"),
+        ("[grid]\nheads.count = [2, -3]", [], r"heads.count in \[grid\] in .*trials.toml: input"),
+        (None, ["heads.count=2,x"], "heads.count in --grid: input"),
     ],
 )
 def test_trials_that_are_none(tmp_path: Path, text: str | None, grid: list[str], sentence: str) -> None:
@@ -89,6 +99,14 @@ def test_trials_that_are_none(tmp_path: Path, text: str | None, grid: list[str],
         file.write_text(text)
     with pytest.raises(UserError, match=sentence):
         plan_trials(file if text else None, grid, None, BASE)
+
+
+def test_a_mistake_in_what_trials_start_from_is_told_of_set(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"heads.count in --set: input"):
+        plan_trials(None, ["objective.beta=0.5,0.6"], None, ["heads.count=x"])
+    (tmp_path / "base.toml").write_text("train.mlflow = 2020-01-01")
+    with pytest.raises(UserError, match=r"train.mlflow in .*base.toml must be a number"):
+        as_overrides(tmp_path / "base.toml")
 
 
 @pytest.mark.parametrize(
@@ -162,6 +180,25 @@ def test_a_trial_that_cannot_go_on_stops_alone_with_its_sentence(tmp_path: Path)
     assert sorted(methods) == ["k-means, 6 clusters", "trial-000 objective.beta=0.6"]
     assert all(row.acc > 0.2 for row in part.rows)
     assert read_record(Result, tmp_path / "out/result.json").parts == (part,)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("objective.beta=0.6,1e38", "cannot go on: all 60 steps had a loss or gradient that is not finite"),
+        ("optimizer.lr=0.002,3e38", r"cannot go on: the last \d+ steps before step 60 had a loss"),
+    ],
+)
+def test_a_trial_without_a_finite_step_stops_alone_however_few_steps_it_has(
+    tmp_path: Path, setting: str, sentence: str
+) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    good, bad = train_trials(cache, plan_trials(None, [setting], None, [*BASE, "train.max_skipped=200"]), tmp_path)
+    assert good.training is not None
+    assert bad.training is None
+    assert re.search(sentence, bad.stopped or "")
+    with pytest.raises(UserError, match=sentence):
+        train_heads(cache, load_config(tmp_path / "trial-001/config.toml"), tmp_path / "alone")
 
 
 def test_settings_that_fit_no_trial_are_refused_before_any_folder_is_made(tmp_path: Path) -> None:
