@@ -3,6 +3,7 @@
 Precedence: the defaults below < ``--config FILE`` < ``--set section.key=value``. An unknown key is an error.
 """
 
+import math
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,10 +16,12 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS, STARTS
 
+LARGEST = 3e38  # that float32 holds: heads compute in it
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0, le=LARGEST, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy and scikit-learn take it; torch is given a million times that
 
 
 PER_TRIAL = "per trial"
@@ -52,7 +55,7 @@ class EmbedConfig(Section):
     flip: Fraction = Field(0.5, description="probability of a horizontal flip of a view")
     turn: Fraction = Field(0.0, description="probability of a turn of a view by 90, 180 or 270 degrees")
     jitter: Fraction = Field(0.4, description="strength of a view's color jitter: brightness, contrast, saturation")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="view v of row r depends on (seed, r, v) alone")
+    seed: Seed = Field(0, description="view v of row r depends on (seed, r, v) alone")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="of the forward; auto: bf16 on GPU")
     engine: Literal["auto", "torch", "openvino"] = Field(
         "auto", description="computes the forward; auto: on an x86 CPU openvino if it is installed, else torch"
@@ -116,7 +119,7 @@ class StartConfig(Section):
     """Where heads begin; see pipeline/start/find.py."""
 
     kind: str = Field("pool", description="pool: at several cuts of the rows; random; or the start of a plugin")
-    seed: Annotated[int, PER_TRIAL] = Field(0, description="of the cuts")
+    seed: Annotated[Seed, PER_TRIAL] = Field(0, description="of the cuts")
     steps: Count = Field(200, description="in which heads learn the partitions")
     lr: Positive = Field(5e-3, description="peak learning rate of those steps")
     batch_size: Count = Field(1024, description="images per such step")
@@ -145,7 +148,7 @@ class PairConfig(Section):
     """Where the second image of a training pair comes from."""
 
     source: Literal["neighbors", "views", "neighbors+views", "self"] = Field("neighbors", description="of the partner")
-    seed: int = Field(0, description="of the batches and pairs; trials of one pass share it, so they see the same")
+    seed: Seed = Field(0, description="of the batches and pairs; trials of one pass share it, so they see the same")
 
 
 class TrainConfig(Section):
@@ -156,7 +159,7 @@ class TrainConfig(Section):
         10.0, description="passes over the rows, of more than 200,000 over so many; unless that is fewer than min_steps"
     )
     min_steps: Count = Field(200, description="floor: a small folder is trained as seriously as a large one")
-    seed: Annotated[int, PER_TRIAL] = Field(0, description="of the initial heads")
+    seed: Annotated[Seed, PER_TRIAL] = Field(0, description="of the initial heads")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     split: str = Field("", description="train on the rows of this split only; empty: train if there is one, else all")
     memory: Positive | None = Field(
@@ -208,12 +211,23 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
         _ = STARTS[config.start.kind]
     if config.objective == ObjectiveConfig():
         return config
-    own = OBJECTIVES[config.objective.name].settings.keys() | REGULARIZERS[config.objective.regularizer].settings.keys()
+    name, added = config.objective.name, config.objective.regularizer
+    objective, regularizer = OBJECTIVES[name].settings.keys(), REGULARIZERS[added].settings.keys()
+    if both := sorted(objective & regularizer):
+        raise UserError(
+            f"the objective {name!r} and the regularizer {added!r} both have a setting {both[0]}; "
+            "give it another name in one of them"
+        )
+    own = objective | regularizer
     for name, value in (config.objective.model_extra or {}).items():
         if name not in own:
             raise UserError(f"unknown setting objective.{name} {where}; configs/default.toml lists every key")
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise UserError(f"setting objective.{name} {where}: input should be a number, got {value!r}")
+        if not abs(value) <= LARGEST:
+            raise UserError(
+                f"setting objective.{name} {where}: input should be a finite number within {LARGEST:g}, got {value!r}"
+            )
     return config
 
 
@@ -237,12 +251,11 @@ def objective_settings(configs: Sequence[Config]) -> dict[str, list[float]]:
     first = configs[0].objective
     plain = type(first).model_fields.keys() - {"name", "regularizer"}
     values = {name: [getattr(c.objective, name) for c in configs] for name in plain}
-    own: dict[str, float] = {}
-    for config in configs:
-        own |= OBJECTIVES[config.objective.name].settings
-    own |= REGULARIZERS[first.regularizer].settings
-    for name, default in own.items():
-        values[name] = [float((c.objective.model_extra or {}).get(name, default)) for c in configs]
+    added = REGULARIZERS[first.regularizer].settings
+    own = [{**OBJECTIVES[c.objective.name].settings, **added, **(c.objective.model_extra or {})} for c in configs]
+    for name in dict.fromkeys(name for trial in own for name in trial):
+        # NaN: what a trial's objective does not have must not be read as the default of another's.
+        values[name] = [float(trial.get(name, math.nan)) for trial in own]
     return values
 
 
@@ -288,7 +301,10 @@ def _first_problem(error: ValidationError, path: Path | None) -> str:
     where = f"in {path} or --set" if path else "in --set"
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {name} {where}; configs/default.toml lists every key"
-    return f"setting {name} {where}: {problem['msg'].lower()}, got {problem['input']!r}"
+    told = problem["msg"].lower()
+    if problem["type"] == "less_than_equal":  # pydantic writes all digits of LARGEST
+        told = f"input should be less than or equal to {problem['ctx']['le']:g}"
+    return f"setting {name} {where}: {told}, got {problem['input']!r}"
 
 
 def dump_toml(config: Config, *, without: str = "") -> str:

@@ -4,13 +4,18 @@ The file is code. It runs only where a command line or a call names it, never be
 """
 
 import hashlib
+import inspect
 import sys
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from temi.pipeline.errors import UserError
+import temi
+from temi.pipeline.errors import USER_ERRORS, UserError
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,36 @@ def _reason(error: BaseException, path: Path) -> str:
     """Type, message and, where it is known, the line of the plugin that was running."""
     own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else None
-    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())[:200]
     where = f"line {line}: " if line else ""
-    return f"{where}{type(error).__name__}{': ' if text else ''}{text}"
+    return f"{where}{_told(error)}"
+
+
+def _told(error: BaseException) -> str:
+    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())[:200]
+    return f"{type(error).__name__}{': ' if text else ''}{text}"
+
+
+@contextmanager
+def blame(what: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `function` runs: an error in one of the user's own is a UserError that says where, such as ``the
+    objective 'x' failed at x.py:12: KeyError: 'sharpness'``.
+
+    One of this package's own is a fault of the package, and stays as it is.
+    """
+    try:
+        yield
+    except USER_ERRORS:
+        raise
+    except (Exception, SystemExit) as error:
+        if str(getattr(function, "__module__", "")).startswith(f"{temi.__name__}."):
+            raise
+        raise UserError(f"{what} failed{_place(error, function)}: {_told(error)}") from error
+
+
+def _place(error: BaseException, function: Callable[..., Any]) -> str:
+    """The line of the function's file that was running; the function itself where none was."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return ""
+    own = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == code.co_filename]
+    return f" at {code.co_filename}:{own[-1] if own else code.co_firstlineno}"

@@ -27,6 +27,7 @@ from temi.pipeline.evaluate.metrics import majority
 from temi.pipeline.extras import import_extra
 from temi.pipeline.features.neighbors import exact_neighbors, nearest
 from temi.pipeline.features.unit_rows import unit_rows
+from temi.pipeline.plugins import blame
 from temi.pipeline.progress import Progress
 from temi.pipeline.registry import BASELINES
 from temi.pipeline.start.communities import communities, merge_parts, search_resolution
@@ -281,13 +282,16 @@ def run_baseline(
     """Clusters of `train`, and the seconds that it took.
 
     `widths` are those of the spaces of a joined cache: TURTLE sees them one by one, all others see them as one.
-    UserError where the baseline returns no cluster for every row.
+    UserError where the baseline returns no cluster for every row, or is a user's own and fails.
     """
     began = time.perf_counter()
     if name == "turtle" and len(widths) > 1:
         cluster = turtle(split_spaces(train, widths), clusters, seed)
     else:
-        cluster = _checked(BASELINES[name].cluster(train, clusters, seed), name, len(train))
+        find = BASELINES[name].cluster
+        with blame(f"the baseline {name!r}", find):
+            found: object = find(train, clusters, seed)
+        cluster = _checked(found, name, len(train), clusters)
     return cluster, time.perf_counter() - began
 
 
@@ -299,13 +303,16 @@ def extended(name: str, train: Embedding, cluster: Labeling, others: Sequence[Em
     return [extend(unit_rows(train), cluster, unit_rows(other)) for other in others]
 
 
-def _checked(found: object, name: str, rows: int) -> Labeling:
+def _checked(found: object, name: str, rows: int, clusters: int) -> Labeling:
     """What the baseline `name` returned, as int64."""
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.shape != (rows,):
         came = f"{found.dtype} of shape {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
         raise UserError(f"the baseline {name!r} returned {came}; return an array of {rows} integers, one per row")
     if found.min() < 0:
         raise UserError(f"the baseline {name!r} returned the cluster {found.min()}; put every row into one from 0 on")
+    most = max(rows, clusters)  # a table has a place for each id up to the largest
+    if found.max() >= most:
+        raise UserError(f"the baseline {name!r} returned the cluster {found.max()}; number them from 0 to {most - 1}")
     return found.astype(np.int64, copy=False)
 
 

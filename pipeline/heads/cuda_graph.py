@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from temi.pipeline.errors import UserError
+
 WAITS = "note: the objective waits for the GPU in every step; without that (no .item(), no boolean index) it is faster"
 WARM_UP = 3  # calls before the recording, in which libraries choose kernels and allocate work space
 
@@ -59,7 +61,7 @@ class Replay:
             torch.cuda.set_sync_debug_mode("error")
         try:
             self._function()
-        except RuntimeError as error:
+        except (RuntimeError, UserError) as error:  # UserError: of a user's own loss
             if "synchronizing" not in str(error):
                 raise
             self._waits = True

@@ -14,17 +14,19 @@ The equations of those below are in losses.py, with gradients in closed form: th
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, wraps
 from numbers import Real
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from temi.pipeline.config import LARGEST, ObjectiveConfig
 from temi.pipeline.errors import UserError
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.losses import Average, LogProbs, PerHead, PerRow, Scored
+from temi.pipeline.plugins import blame
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 
 Alike = tuple[tuple[int, Int64[Tensor, " _"]], ...]
@@ -97,6 +99,9 @@ class PairBatch:
 Loss = Callable[[PairBatch], Scored]
 """Loss per head, (g,), and its gradient at `PairBatch.scores`."""
 
+Weighing = Literal["trial", "head", "none"]
+"""How far teachers must agree on a pair: all heads of a trial together, each head alone, or not at all."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -110,7 +115,7 @@ class Objective:
     """
 
     loss: Loss
-    pairs: Literal["trial", "head", "none"] = "none"
+    pairs: Weighing = "none"
     settings: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -128,7 +133,8 @@ def register_objective(name: str, objective: Objective) -> None:
     Raises
     ------
     UserError
-        The name is taken, it is no `Objective`, or one of its settings is no number.
+        The name is taken, it is no `Objective`, weighs pairs as none can be, or one of its settings is no number or
+        has the name of one that all objectives have.
     """
     _check_entry("objective", name, objective, Objective)
     OBJECTIVES.register(name, objective)
@@ -147,8 +153,16 @@ def _check_entry(kind: str, name: str, entry: object, wanted: type[Objective] | 
             f"the {kind} {name!r} is no {wanted.__name__} but {type(entry).__name__}; "
             f"register {wanted.__name__}(by_autograd(loss))"
         )
+    if isinstance(entry, Objective) and entry.pairs not in get_args(Weighing):
+        raise UserError(
+            f"the {kind} {name!r} has pairs = {entry.pairs!r}; choose one of {', '.join(get_args(Weighing))}"
+        )
     for setting, default in entry.settings.items():
-        if isinstance(default, bool) or not isinstance(default, Real):
+        if setting in ObjectiveConfig.model_fields:
+            raise UserError(
+                f"the {kind} {name!r} has the setting {setting}, which is a setting of temi's own; choose another name"
+            )
+        if isinstance(default, bool) or not isinstance(default, Real) or not abs(default) <= LARGEST:
             raise UserError(f"the {kind} {name!r} has the setting {setting} = {default!r}; give it a number as default")
 
 
@@ -162,6 +176,7 @@ def by_autograd(loss: Callable[[PairBatch], PerHead]) -> Loss:
     The loss that comes of it raises UserError where `loss` returns anything else, or nothing that has a gradient.
     """
 
+    @wraps(loss)  # an error in it is told with its file
     def scored(batch: PairBatch) -> Scored:
         value, gradient = torch.zeros_like(batch.scores[:, 0, 0]), torch.zeros_like(batch.scores)
         for count, index in batch.alike:
@@ -170,7 +185,7 @@ def by_autograd(loss: Callable[[PairBatch], PerHead]) -> Loss:
                 scores = own.scores.detach().requires_grad_()
                 found = loss(replace(own, scores=scores))
                 slope = _slope(loss, found, scores)
-            value[index] = found.detach()
+            value[index] = found.detach().to(value.dtype)
             gradient[index, :, :count] = slope
         return value, gradient
 
@@ -196,6 +211,28 @@ def _named(loss: Callable[[PairBatch], PerHead]) -> str:
     """A loss by where it is written: the name it is registered by is not known here, and one may have several."""
     code = getattr(loss, "__code__", None)
     return f"the loss at {code.co_filename}:{code.co_firstlineno}" if code else f"the loss {loss!r}"
+
+
+def score(what: str, loss: Loss, batch: PairBatch) -> Scored:
+    """`loss` of a step.
+
+    Raises
+    ------
+    UserError
+        The loss is a user's own and fails, or it returns anything but a loss per head and a gradient; `what` names it.
+    """
+    with blame(what, loss):
+        found: object = loss(batch)
+    wanted = [tuple(batch.scores.shape[:1]), tuple(batch.scores.shape)]
+    came: list[object] = list(found) if isinstance(found, tuple | list) else [found]
+    parts = [part.to(batch.scores.dtype) for part in came if isinstance(part, Tensor)]
+    if len(parts) < len(came) or [tuple(part.shape) for part in parts] != wanted:
+        shapes = [f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__ for part in came]
+        raise UserError(
+            f"{what} returned {' and '.join(shapes) or 'nothing'} where shape {wanted[0]}, the loss per head, and "
+            f"shape {wanted[1]}, its gradient at batch.scores, are needed; return both, or register by_autograd(loss)"
+        )
+    return parts[0], parts[1]
 
 
 def _temi(batch: PairBatch) -> Scored:

@@ -7,14 +7,28 @@ from jaxtyping import Float
 from torch import Tensor
 
 from temi.pipeline.config import Config, OptimizerConfig, TeacherConfig
+from temi.pipeline.errors import UserError
 
 EPOCH_ROWS = 200_000  # heads of some thousand weights learn no more from more rows (benchmarks/scale.md)
+MOST_STEPS = 100_000_000  # their learning rates, in float64, are 0.8 GB
 
 
 def total_steps(config: Config, rows: int) -> int:
-    """Steps of a run: `epochs` passes over the rows, or over EPOCH_ROWS of them, and at least `min_steps`."""
+    """Steps of a run: `epochs` passes over the rows, or over EPOCH_ROWS of them, and at least `min_steps`.
+
+    Raises
+    ------
+    UserError
+        They are more than MOST_STEPS.
+    """
     batch = min(config.train.batch_size, rows)
-    return max(config.train.min_steps, math.ceil(config.train.epochs * (min(rows, EPOCH_ROWS) // batch)))
+    steps = max(config.train.min_steps, config.train.epochs * (min(rows, EPOCH_ROWS) // batch))
+    if steps > MOST_STEPS:
+        raise UserError(
+            f"train.epochs = {config.train.epochs:g} and train.min_steps = {config.train.min_steps} make {steps:.3g} "
+            f"steps; ask for at most {MOST_STEPS:,}"
+        )
+    return math.ceil(steps)
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> Float[Tensor, " S"]:

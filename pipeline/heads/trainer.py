@@ -24,7 +24,7 @@ from temi.pipeline.heads.batches import Batches, TrainingSet
 from temi.pipeline.heads.constrained import ConstrainedPairs
 from temi.pipeline.heads.cuda_graph import Replay
 from temi.pipeline.heads.lanes import Lanes
-from temi.pipeline.heads.objectives import Alike, PairBatch, alike
+from temi.pipeline.heads.objectives import Alike, PairBatch, alike, score
 from temi.pipeline.heads.optimizer import StackedAdamW
 from temi.pipeline.heads.processes import ALONE, Processes
 from temi.pipeline.heads.schedule import learning_rate, teacher_momentum, total_steps
@@ -240,9 +240,10 @@ class HeadTrainer:
             own,
             self.processes.average,
         )
-        loss, gradient = self.objective.loss(batch)
-        if self.config.objective.regularizer != "none":
-            extra, extra_gradient = self.regularizer.loss(batch)
+        named = self.config.objective
+        loss, gradient = score(f"the objective {named.name!r}", self.objective.loss, batch)
+        if named.regularizer != "none":
+            extra, extra_gradient = score(f"the regularizer {named.regularizer!r}", self.regularizer.loss, batch)
             strength = own["regularizer_weight"]
             loss, gradient = loss + strength * extra, gradient + strength[:, None, None] * extra_gradient
         return loss, gradient

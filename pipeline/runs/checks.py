@@ -7,6 +7,7 @@ from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.neighbors import check_count
+from temi.pipeline.heads.schedule import total_steps
 
 
 def training_rows(cache: EmbeddingCache, split: str = "") -> Int64[np.ndarray, " n"]:
@@ -46,6 +47,7 @@ def check_settings(
             f"heads.clusters = {config.heads.clusters} is more than the {n} images to train on; "
             f"ask for at most {n} clusters"
         )
+    total_steps(config, n)  # refuses what would never end
     if "neighbors" in config.pairs.source:
         check_count(config.neighbors.k, n)
     if "views" in config.pairs.source and not views:

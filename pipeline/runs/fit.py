@@ -16,6 +16,7 @@ from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import begin_at_cuts
+from temi.pipeline.plugins import blame
 from temi.pipeline.registry import STARTS
 from temi.pipeline.runs.calibration import calibrated, expected_accuracy
 from temi.pipeline.runs.checks import check_settings
@@ -71,9 +72,10 @@ def begin_heads(
     found: dict[tuple[int, int], Start | None] = {}
     for config in configs:
         if (own := _cut_by(config)) not in found:
-            start = find(features, config.heads.clusters, config.start)
-            if start is not None:
-                start = checked_start(start, kind, len(features), config.heads.clusters)
+            with blame(f"the start {kind!r}", find):
+                start = find(features, config.heads.clusters, config.start)
+                if start is not None:
+                    start = checked_start(start, kind, len(features), config.heads.clusters)
             found[own] = start if start is None or told is None else honored(start, features, told)
     starts = [start for config in configs if (start := found[_cut_by(config)]) is not None]
     if starts:

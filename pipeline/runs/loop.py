@@ -60,19 +60,31 @@ class Trial:
         """Remember the teachers if their mean loss since the last checkpoint is the lowest so far; whether it is."""
         loss = torch.stack(self._since_checkpoint).nanmean(0)
         self._since_checkpoint.clear()
+        state = self.trainer.trial(self.index).tensors
+        teacher = {name: t for name, t in state.items() if name.startswith("teacher.")}
         better = bool(loss.mean() < self.best["loss"].mean())
+        # The last finite step may have led out of float32.
+        better = better and all(bool(t.isfinite().all()) for t in teacher.values())
         if better:
-            state = self.trainer.trial(self.index).tensors
-            self.best = {name: t.clone() for name, t in state.items() if name.startswith("teacher.")}
+            self.best = {name: t.clone() for name, t in teacher.items()}
             self.best["loss"] = loss
         return better
 
+    @property
+    def learned(self) -> bool:
+        """Whether there is a checkpoint to make a model of."""
+        return len(self.best) > 1
+
     def stop(self, done: int) -> None:
         """Give the trial up at step `done`."""
-        self.stopped = (
-            f"training cannot go on: the last {self.config.train.max_skipped} steps before step {done} had a loss or "
-            "gradient that is not finite; lower optimizer.lr or raise the temperatures"
-        )
+        most, skipped = self.config.train.max_skipped, int(self.trainer.skipped_in_a_row[self.index])
+        if not skipped:
+            what = "its heads have a loss or weights that are"
+        elif skipped == done < most:
+            what = f"all {done} steps had a loss or gradient that is"
+        else:
+            what = f"the last {min(skipped, most)} steps before step {done} had a loss or gradient that is"
+        self.stopped = f"training cannot go on: {what} not finite; lower optimizer.lr or raise the temperatures"
 
     def close(self) -> None:
         """The pass is over."""
@@ -182,6 +194,8 @@ class TrainingLoop:
                 if not self.trainer.processes.agree(bool(going)):
                     break
         for trial in self.trials:
+            if not trial.stopped and not trial.learned:  # it had too few steps for max_skipped to tell
+                trial.stop(steps)
             trial.close()
 
     def _record(self, done: int) -> str:

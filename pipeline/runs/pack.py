@@ -26,7 +26,7 @@ from temi.pipeline.runs.records import Training
 from temi.pipeline.start.agreement import AGREEMENT_ROWS
 
 RUNGS = (9, 3)  # parts of a trial's steps after which it is compared with the others
-DIVERGED = "none of its last {} steps had a finite loss and gradient"
+DIVERGED = "none of its last {} steps had a finite loss and gradient, or its heads are not finite"
 
 
 @dataclass
@@ -130,8 +130,11 @@ class Seating:
         self.loss = self.trainer.window.means()[0].cpu()
 
     def sound(self, one: Candidate) -> bool:
-        """Whether the candidate had a finite step."""
-        return bool(self.loss[list(self._places[one.number])].isfinite().all())
+        """Whether the candidate had a finite step, and its heads are finite."""
+        places = list(self._places[one.number])
+        heads = [self.trainer.teacher.select(self.trainer.heads_of(place)) for place in places]
+        finite = all(bool(weight.isfinite().all()) for own in heads for weight in own.tensors().values())
+        return finite and bool(self.loss[places].isfinite().all())
 
     def states(self, one: Candidate) -> list[dict[str, Tensor]]:
         """What the candidate goes on from."""

@@ -108,3 +108,13 @@ def test_a_file_is_no_run_and_none_is_no_setting(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot create the folder .*file: a file has that name; choose another"):
         TemiClusterer(2, settings=SHORT, run=tmp_path / "file").fit(rows)
     assert TemiClusterer(2, settings=None)._config(20) == TemiClusterer(2)._config(20)
+
+
+@pytest.mark.parametrize(
+    "setting", ["train.epochs=inf", "train.epochs=1e30", "optimizer.lr=inf", "train.min_steps=1e9"]
+)
+def test_numbers_that_nothing_can_be_computed_with_are_refused(setting: str) -> None:
+    with pytest.raises(ValueError, match=setting.partition("=")[0]):
+        TemiClusterer(2, settings=(*SHORT, setting)).fit(np.eye(20, dtype=np.float32))
+    with pytest.raises(ValueError, match=r"seed in --set: .* less than 4294967296"):
+        TemiClusterer(2, settings=SHORT, random_state=10**23).fit(np.eye(20, dtype=np.float32))

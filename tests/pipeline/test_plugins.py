@@ -2,13 +2,16 @@
 
 import hashlib
 import pickle
+import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from temi.pipeline.errors import UserError
-from temi.pipeline.plugins import load_plugin
+from temi.pipeline.plugins import blame, load_plugin
+from temi.pipeline.registry import OBJECTIVES
 
 
 def write(folder: Path, text: str, name: str = "mine.py") -> Path:
@@ -67,3 +70,39 @@ def test_a_missing_file_and_a_folder_are_one_sentence(tmp_path):
         load_plugin(tmp_path / "none.py")
     with pytest.raises(UserError, match="cannot be read"):
         load_plugin(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("    return {}['sharpnes']", "3: KeyError: 'sharpnes'"),
+        ("    return int('two\\nlines')", "3: ValueError: invalid literal for int"),
+        ("    raise SystemExit(3)", "3: SystemExit: 3"),
+        ("    return hashlib.new('none')", "3: ValueError: unsupported hash type none"),
+    ],
+)
+def test_an_error_in_a_plugins_function_says_where(tmp_path: Path, text: str, reason: str) -> None:
+    path = write(tmp_path, f"import hashlib\ndef mine(x):\n{text}\n")
+    mine = load_plugin(path).module.mine
+    with (
+        pytest.raises(UserError, match=re.escape(f"the start 'x' failed at {path}:{reason}")) as caught,
+        blame("the start 'x'", mine),
+    ):
+        mine(1)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+def test_an_error_in_a_function_without_a_file_is_told_as_well() -> None:
+    with (
+        pytest.raises(UserError, match=r"^the start 'x' failed: ValueError"),
+        blame("the start 'x'", partial(int, "x")),
+    ):
+        int("x")
+
+
+def test_errors_of_this_package_and_sentences_stay_as_they_are() -> None:
+    with pytest.raises(KeyError, match="fault"), blame("the objective 'temi'", OBJECTIVES["temi"].loss):
+        raise KeyError("fault")
+    with pytest.raises(UserError, match=r"^as it is$"), blame("the start 'x'", lambda: None):
+        raise UserError("as it is")

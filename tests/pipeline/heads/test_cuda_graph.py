@@ -22,6 +22,7 @@ from temi.pipeline.heads import cuda_graph as graph_module
 from temi.pipeline.heads.batches import load_training_set
 from temi.pipeline.heads.lanes import Lanes
 from temi.pipeline.heads.trainer import HeadTrainer
+from temi.pipeline.plugins import blame
 
 WAITING = {"aten._local_scalar_dense.default", "aten.nonzero.default", "aten.masked_select.default"}
 
@@ -113,6 +114,21 @@ def test_a_step_that_waits_for_the_device_is_never_recorded(cuda: Any, capsys: p
         replay()
     assert (len(done), cuda.graphs, cuda.modes[-1]) == (6, [], "default")
     assert capsys.readouterr().err.count("waits for the GPU") == 1
+
+
+def test_a_plugins_loss_that_waits_is_never_recorded(cuda: Any) -> None:
+    def loss(batch: object) -> None:
+        if cuda.modes[-1] == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+
+    def step() -> None:
+        with blame("the objective 'mine'", loss):
+            loss(None)
+
+    replay = graph_module.Replay(step)
+    for _ in range(6):
+        replay()
+    assert (cuda.graphs, cuda.modes[-1]) == ([], "default")
 
 
 def test_another_error_of_a_step_is_not_hidden(cuda: Any) -> None:

@@ -11,13 +11,21 @@ import torch
 from mixtures import mixture, write_cache
 from torch import Tensor
 
-from temi.pipeline.config import load_config, per_trial
+from temi.pipeline.config import load_config, objective_settings, per_trial
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads import losses
 from temi.pipeline.heads.batches import load_training_set
-from temi.pipeline.heads.objectives import Objective, PairBatch, alike, by_autograd, register_objective
+from temi.pipeline.heads.objectives import (
+    Objective,
+    PairBatch,
+    Regularizer,
+    alike,
+    by_autograd,
+    register_objective,
+    score,
+)
 from temi.pipeline.heads.stack import ABSENT
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.plugins import load_plugin
@@ -313,6 +321,10 @@ for register, entry in (
     (register_regularizer, Objective(print)),
     (register_objective, Objective(print, settings={"s": "x"})),
     (register_regularizer, Regularizer(print, settings={"s": True})),
+    (register_objective, Objective(print, settings={"s": float("inf")})),
+    (register_objective, Objective(print, settings={"s": 1.0, "beta": 7.0})),
+    (register_regularizer, Regularizer(print, settings={"name": 1.0})),
+    (register_objective, Objective(print, pairs="trail")),
 ):
     try:
         register("mine", entry)
@@ -329,4 +341,88 @@ def test_what_is_no_objective_is_refused_at_registration() -> None:
         "the regularizer 'mine' is no Regularizer but Objective; register Regularizer(by_autograd(loss))",
         "the objective 'mine' has the setting s = 'x'; give it a number as default",
         "the regularizer 'mine' has the setting s = True; give it a number as default",
+        "the objective 'mine' has the setting s = inf; give it a number as default",
+        "the objective 'mine' has the setting beta, which is a setting of temi's own; choose another name",
+        "the regularizer 'mine' has the setting name, which is a setting of temi's own; choose another name",
+        "the objective 'mine' has pairs = 'trail'; choose one of trial, head, none",
     ]
+
+
+def sharp(batch: PairBatch) -> Tensor:
+    return -batch.settings["sharp"] * (batch.student + batch.partner).logsumexp(-1).mean(-1)
+
+
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objectives `one` and `two` of one loss with defaults of their own, and a regularizer of the same setting."""
+    loss = by_autograd(sharp)
+    for name, default in (("one", 1.0), ("two", 3.0)):
+        monkeypatch.setitem(OBJECTIVES._entries, name, Objective(loss, settings={"sharp": default}))
+    monkeypatch.setitem(OBJECTIVES._entries, "bare", Objective(loss))
+    monkeypatch.setitem(REGULARIZERS._entries, "added", Regularizer(loss, settings={"sharp": 0.5}))
+
+
+@pytest.mark.usefixtures("entries")
+def test_trials_of_a_pass_have_the_defaults_of_their_own_objectives() -> None:
+    chosen = [["objective.name=one"], ["objective.name=two"], ["objective.name=two", "objective.sharp=2"]]
+    configs = [load_config(None, own) for own in chosen]
+    assert objective_settings(configs)["sharp"] == [1.0, 3.0, 2.0]
+    assert objective_settings(configs[::-1])["sharp"] == [2.0, 3.0, 1.0]
+    lacking = objective_settings([configs[0], load_config(None, ["objective.name=bare"])])["sharp"]
+    assert (lacking[0], np.isnan(lacking[1])) == (1.0, True)
+
+
+@pytest.mark.usefixtures("entries")
+def test_one_name_for_settings_of_an_objective_and_a_regularizer_is_refused() -> None:
+    with pytest.raises(UserError, match=r"the objective 'one' and the regularizer 'added' both have a setting sharp; "):
+        load_config(None, ["objective.name=one", "objective.regularizer=added"])
+    assert load_config(None, ["objective.regularizer=added", "objective.sharp=2"]).objective.model_extra == {"sharp": 2}
+
+
+@pytest.mark.usefixtures("entries")
+@pytest.mark.parametrize("value", ["inf", "nan", "1e39", "1" + 400 * "0"])
+def test_a_setting_of_a_plugin_is_a_number_that_heads_can_compute_with(value: str) -> None:
+    with pytest.raises(UserError, match=r"setting objective.sharp in --set: input should be a finite number within 3e"):
+        load_config(None, ["objective.name=one", f"objective.sharp={value}"])
+
+
+def test_a_loss_in_float64_is_converted() -> None:
+    both = draw_batch(1.0).heads(torch.tensor([1, 2]), 6)
+    tensors = {"scores": both.scores.float(), "teacher": both.teacher.float()}
+    settings = {"sharp": torch.ones(2)}
+    single = PairBatch(**{**vars_of(both), **tensors, "settings": settings})  # type: ignore[arg-type]
+    plain = by_autograd(sharp)(single)
+    for double in (by_autograd(lambda batch: sharp(batch).double()), lambda batch: [part.double() for part in plain]):
+        found = score("the objective 'x'", double, single)  # type: ignore[arg-type]
+        assert [part.dtype for part in found] == [torch.float32, torch.float32]
+        torch.testing.assert_close(found, plain)
+
+
+@pytest.mark.parametrize(
+    ("loss", "sentence"),
+    [
+        (by_autograd(sharp), r"failed at .*test_objectives.py:\d+: KeyError: 'sharp'"),
+        (lambda batch: batch.scores.sum((1, 2)), r"returned shape \(2,\) where shape \(2,\), the loss per head, and "),
+        (lambda batch: None, r"returned NoneType where"),
+        (lambda batch: (), r"returned nothing where"),
+        (
+            lambda batch: (batch.scores.sum((1, 2)), batch.scores[..., :2]),
+            r"returned shape \(2,\) and shape \(2, 16, 2\) where .* shape \(2, 16, 6\), its gradient at batch.scores",
+        ),
+    ],
+)
+def test_a_loss_that_fails_or_is_no_closed_form_is_a_sentence(loss: object, sentence: str) -> None:
+    both = draw_batch(1.0).heads(torch.tensor([1, 2]), 6)
+    with pytest.raises(UserError, match=r"^the objective 'x' " + sentence):
+        score("the objective 'x'", loss, both)  # type: ignore[arg-type]
+
+
+def test_a_mistyped_setting_of_a_plugin_is_told_by_the_command(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(MINE.replace('settings["sharpness"]', 'settings["sharpnes"]'))
+    cache = write_cache(tmp_path / "cache", mixture(rows=60)[0])
+    chosen = settings_of(*SHORT, "objective.name=mine", "start.kind=random")
+    done = temi("train-heads", cache.folder, "--clusters", "2", "--out", tmp_path / "run", "--plugin", plugin, *chosen)
+    assert done.returncode == 2
+    assert f"temi: the objective 'mine' failed at {plugin}:5: KeyError: 'sharpnes'" in done.stderr
+    assert "Traceback" not in done.stderr

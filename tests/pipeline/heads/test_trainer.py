@@ -11,6 +11,7 @@ import torch
 from mixtures import mixture, write_cache
 
 from temi.pipeline.config import Config, load_config
+from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.features import Features
 from temi.pipeline.heads.batches import Batches, load_training_set
@@ -188,6 +189,12 @@ def test_a_small_folder_gets_the_floor_of_steps_and_a_large_one_its_epochs() -> 
     config = load_config(None, ["train.min_steps=2000", "train.epochs=100", "train.batch_size=500"])
     assert total_steps(config, rows=2000) == 2000
     assert total_steps(config, rows=50_000) == 10_000
+
+
+@pytest.mark.parametrize("setting", ["train.epochs=1e30", "train.min_steps=200000000"])
+def test_steps_that_would_never_end_are_refused(setting: str) -> None:
+    with pytest.raises(UserError, match=r"train.epochs = .* steps; ask for at most 100,000,000"):
+        total_steps(load_config(None, [setting]), rows=2000)
 
 
 def test_a_trainer_is_freed_with_its_bank_when_nobody_holds_it(tmp_path: Path) -> None:
