@@ -1,9 +1,10 @@
 """How far a long job is: a bar on a terminal, a plain line every few seconds anywhere else."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Self, TextIO
@@ -30,7 +31,16 @@ def quiet() -> Iterator[None]:
 def say(line: str) -> None:
     """Print a line to stderr, unless it is `quiet`."""
     if _shown.get():
-        print(line, file=sys.stderr)
+        _write(line, sys.stderr)
+
+
+def _write(line: str, stream: TextIO) -> None:
+    """A line at once. Who closed the stream, as `2>&1 | head`, has seen enough, and the work goes on."""
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Progress:
@@ -87,7 +97,7 @@ class Progress:
 
     def _print(self) -> None:
         self._printed, self._shown = time.monotonic(), self.done
-        print(self.line(), file=self._stream, flush=True)
+        _write(self.line(), self._stream)
 
 
 def _bar(stream: TextIO) -> RichProgress:

@@ -30,6 +30,7 @@ def user_errors() -> Iterator[None]:
 
     A full output is such a mistake; a closed one, as behind `| head`, ends quietly.
     """
+    _refuse_deleted_folder()
     try:
         _accept_any_name()
         yield
@@ -47,6 +48,10 @@ def user_errors() -> Iterator[None]:
         _close_output()
         raise typer.Exit(0) from None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            name = max(Path(str(error.filename)).parts, key=len)
+            print(f"temi: the name {name[:40]}... is too long for a file or its path; shorten it", file=sys.stderr)
+            raise typer.Exit(2) from None
         if error.filename is not None or error.errno not in FULL:
             raise
         _close_output()
@@ -55,6 +60,15 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("temi: stopped; run the same command again to go on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _refuse_deleted_folder() -> None:
+    """Libraries end the program without a sentence where the folder that it runs in is gone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print("temi: the folder that you are in was deleted; go to another one by cd", file=sys.stderr)
+        raise typer.Exit(2) from None
 
 
 def typed(path: Path | str) -> str:

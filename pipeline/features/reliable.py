@@ -24,7 +24,9 @@ def reliable_directions(
     ridge : r
     """
     value, vector = torch.linalg.eigh(within)
-    floor = ridge * value.mean().clamp_min(torch.finfo(value.dtype).tiny)
+    number = torch.finfo(value.dtype)
+    inside = torch.maximum(value.mean(), number.eps * between.diagonal().mean())  # where things are of one row each
+    floor = ridge * inside.clamp_min(number.tiny)
     whiten = vector / (value.clamp_min(0) + floor).sqrt()
     value, vector = torch.linalg.eigh(whiten.mT @ between @ whiten)
     kept = (value > UNRELIABLE).nonzero()[:, 0].flip(0)[:DIRECTIONS]

@@ -1,6 +1,7 @@
 """Stage two on the nodes of a Ray cluster: packs of trials that train in one stack each, and processes of a search.
 
-A trial equals itself alone to the bit (pipeline/heads/stack.py), so it does not matter which others it trains beside.
+A trial equals itself alone (pipeline/heads/stack.py; to the bit, or to rounding beside trials of more clusters), so it
+does not matter which others it trains beside.
 Workers write run folders and studies themselves, where all nodes see them.
 """
 

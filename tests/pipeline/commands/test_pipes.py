@@ -48,6 +48,15 @@ def test_the_end_of_a_pipe(run: Path) -> None:
         assert "Exception" not in done.stderr
 
 
+@pytest.mark.slow
+def test_training_whose_progress_nobody_reads_any_more_goes_on(run: Path, tmp_path: Path) -> None:
+    command = f"{TEMI} train-heads {run.parent / 'cache'} --clusters 3 --out {tmp_path / 'run'} {' '.join(QUICK)}"
+    closed = shell(f"{command} 2>&1 | head -1")
+    assert closed.returncode == 0, closed.stderr
+    assert closed.stdout.startswith("memory: about ")
+    assert (tmp_path / "run" / "training.json").exists()
+
+
 def test_ten_clusters_that_nobody_asked_for_are_said(run: Path, tmp_path: Path) -> None:
     cache = str(run.parent / "cache")
     said = CliRunner().invoke(app, ["train-heads", cache, "--out", str(tmp_path / "a"), *QUICK]).output

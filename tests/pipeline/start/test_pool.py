@@ -241,3 +241,10 @@ def test_a_start_that_heads_cannot_learn_is_a_sentence(
     config = load_config(None, ["heads.clusters=4", "heads.count=2", "start.kind=mine"])
     with pytest.raises(UserError, match="the start 'mine' .*" + sentence):
         fit_model(Features.of_array(mixture(rows=60, clusters=4)[0]), config)
+
+
+def test_a_start_that_fails_is_a_sentence_that_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STARTS._entries, "mine", lambda *_: 1 / 0)  # type: ignore[arg-type, return-value]
+    config = load_config(None, ["heads.clusters=4", "heads.count=2", "start.kind=mine"])
+    with pytest.raises(UserError, match=r"the start 'mine' failed at .*test_pool.py:\d+: ZeroDivisionError"):
+        fit_model(Features.of_array(mixture(rows=60, clusters=4)[0]), config)

@@ -113,6 +113,14 @@ def test_directions_do_not_depend_on_ids_on_the_axes_or_on_the_unit(seed: int, s
     np.testing.assert_allclose(cosines(other), cosines(one), atol=2e-3)
 
 
+@pytest.mark.filterwarnings("error")
+def test_clusters_of_one_row_each_teach_what_can_be_computed_with() -> None:
+    x = (0.1 * np.random.default_rng(0).normal(size=(5, 12))).astype(np.float32)
+    found, reliability = discriminants(x - x.mean(0), covariance(x - x.mean(0)), [np.arange(5)])
+    assert np.isfinite(found).all()
+    assert np.isfinite(reliability).all()
+
+
 def test_a_cluster_without_rows_teaches_nothing() -> None:
     x, label = classes(1)
     np.testing.assert_allclose(cosines(seen(x, 2 * label)), cosines(seen(x, label)), atol=1e-4)
