@@ -32,6 +32,7 @@ from temi.pipeline.start.taught import (
     ROUNDS,
     SMALL,
     Metrics,
+    Way,
     finely_taught_ways,
     small_communities,
     taught_bytes,
@@ -42,6 +43,9 @@ from temi.pipeline.start.vote import agreement, match, vote
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
 LARGEST = 100_000
 REPEATS = 3  # cuts of every graph: they differ by chance, and their vote errs less
+TURNS = 3  # of it all, where rows are few and a turn takes a second: the vote of their votes errs less again
+FEW = 5_000
+APART = 10_000  # between the seeds of turns
 COPIES: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both
 
 Rows = Int64[np.ndarray, " N"]
@@ -105,11 +109,14 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
         "small": " ".join(map(str, SMALL)),
         "weighed": "by reliability",
         "merged": "average linkage, by vote",
+        "turns": TURNS,
         "clusters": clusters,
         "seed": config.seed,
     }
     kept = features.memo("start", recipe, partial(_find_start, features, clusters, config))
     names = tuple(_name(space, k, small) for k, small in zip(kept["neighbors"], kept["small"], strict=True))
+    if kept["voted"][0]:
+        names = (f"vote of {', '.join(names)}",) * len(kept["cuts"])
     return Start(kept["rows"], clusters, names, kept["cuts"].astype(np.int64), float(kept["agreement"][0]))
 
 
@@ -118,19 +125,31 @@ def _find_start(features: Features, clusters: int, config: StartConfig) -> Array
     own, space = distinct.features, spaces_of(features)[0]
     counts = neighbor_counts(len(own), clusters)
     graphs, metrics = space_graphs(own, space, counts), Metrics(own.scaled(space).numpy(force=True))
-    first = first_cuts(graphs, clusters, config.seed)
-    small = small_communities(graphs[0], clusters, config.seed)
-    ways = [taught_way(metrics, first, clusters, counts, config.seed)]
-    ways += finely_taught_ways(metrics, small, clusters, counts, config.seed)
-    way = most_predictable(metrics.rows, ways, clusters)
+    seeds = [config.seed + APART * turn for turn in range(TURNS if len(own) <= FEW else 1)]
+    first, turns = [], []
+    for seed in seeds:
+        first.append(first_cuts(graphs, clusters, seed))
+        small = small_communities(graphs[0], clusters, seed)
+        plain = taught_way(metrics, first[-1], clusters, counts, seed)
+        turns.append([plain, *finely_taught_ways(metrics, small, clusters, counts, seed)])
+    # Not strict: where small communities teach a metric in some turns only, that way is not asked about.
+    way = most_predictable(metrics.rows, [together(ways, clusters) for ways in zip(*turns, strict=False)], clusters)
     voted = vote(way.cuts, clusters)[0]
     return {
         "rows": distinct.rows,
         "neighbors": np.array(way.neighbors),
         "small": np.array(way.small),
+        "voted": np.array([len(seeds) > 1]),
         "cuts": np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in way.cuts]).astype(np.int32),
-        "agreement": np.array([agreement(first, clusters)]),
+        "agreement": np.array([np.mean([agreement(cuts, clusters) for cuts in first])]),
     }
+
+
+def together(ways: Sequence[Way], clusters: int) -> Way:
+    """One way to cut in several turns: the vote of the cuts of each; of a single turn, its cuts."""
+    if len(ways) == 1:
+        return ways[0]
+    return Way([vote(way.cuts, clusters)[0] for way in ways], ways[0].neighbors, ways[0].small)
 
 
 def _name(space: Kind, neighbors: int, small: int) -> str:

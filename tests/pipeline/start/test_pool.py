@@ -143,8 +143,8 @@ def test_the_metric_of_views_takes_the_place_of_the_plain_one() -> None:
     plain, seen = Features.of_array(embedding), Features.of_array(embedding, (embedding[:, None] + noise).astype("f2"))
     assert seen.scaled("joined").shape[1] > plain.scaled("joined").shape[1]
     for features, space in ((plain, "joined"), (seen, "views")):
-        names = pool_start(features, 6, StartConfig()).names
-        assert names == tuple(f"communities {space} {k}" for k in (15, 12, 10))
+        names = (f"communities {space} {k}" for k in (15, 12, 10))
+        assert pool_start(features, 6, StartConfig()).names == (f"vote of {', '.join(names)}",) * 3
 
 
 def test_neighborhoods_are_smaller_where_clusters_have_few_rows_and_equal_graphs_are_one() -> None:
