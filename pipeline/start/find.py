@@ -8,7 +8,7 @@ heads learn before the first step of the objective.
 Rows that repeat others count once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -23,7 +23,7 @@ from temi.pipeline.features.copies import near_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import search_bytes
-from temi.pipeline.progress import Progress
+from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.registry import STARTS
 from temi.pipeline.start.choice import most_predictable
 from temi.pipeline.start.communities import cut_graphs, cutting_bytes
@@ -127,7 +127,7 @@ def _find_start(features: Features, clusters: int, config: StartConfig) -> Array
     graphs, metrics = space_graphs(own, space, counts), Metrics(own.scaled(space).numpy(force=True))
     seeds = [config.seed + APART * turn for turn in range(TURNS if len(own) <= FEW else 1)]
     first, turns = [], []
-    for seed in seeds:
+    for seed in _one_by_one(seeds):
         first.append(first_cuts(graphs, clusters, seed))
         small = small_communities(graphs[0], clusters, seed)
         plain = taught_way(metrics, first[-1], clusters, counts, seed)
@@ -143,6 +143,18 @@ def _find_start(features: Features, clusters: int, config: StartConfig) -> Array
         "cuts": np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in way.cuts]).astype(np.int32),
         "agreement": np.array([np.mean([agreement(cuts, clusters) for cuts in first])]),
     }
+
+
+def _one_by_one(seeds: list[int]) -> Iterator[int]:
+    """The seed of each turn; of several, one line says how many are done, and none what is done in each."""
+    if len(seeds) == 1:
+        yield from seeds
+        return
+    with Progress("cuts", len(seeds), "turn") as progress:
+        for seed in seeds:
+            with quiet():
+                yield seed
+            progress.advance()
 
 
 def together(ways: Sequence[Way], clusters: int) -> Way:

@@ -123,6 +123,18 @@ def test_the_start_finds_the_clusters_and_is_made_once(tmp_path, monkeypatch: py
         pool_start(features, 6, StartConfig(seed=1))
 
 
+def test_of_several_turns_one_line_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = mixture(rows=120)[0]
+    pool_start(Features.of_array(rows), 6, StartConfig())
+    told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if not line.startswith("neighbors")]
+    assert told == ["cuts: 3/3 turn"]
+    monkeypatch.setattr(find, "FEW", len(rows) - 1)
+    pool_start(Features.of_array(rows), 6, StartConfig())
+    assert "communities: 9/9 cut" in capsys.readouterr().err
+
+
 def test_cuts_of_two_seeds_are_others_and_any_seed_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = []
     cut = communities_module.find_communities
