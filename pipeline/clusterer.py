@@ -16,7 +16,7 @@ from temi.cache import EmbeddingCache
 from temi.cache.convert.importing import import_embeddings
 from temi.cache.files import make_folder
 from temi.cache.halves import to_halves
-from temi.pipeline.config import Config, load_config
+from temi.pipeline.config import Config, asked, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import quiet
@@ -148,7 +148,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(MAX_SEED)
         settings = self.settings or ()
-        for name in (setting.partition("=")[0].strip() for setting in settings):
+        for name in asked(settings):
             if name in PARAMETERS:
                 raise UserError(f"settings has {name}; give {PARAMETERS[name]} instead, which sets it")
         given = load_config(None, settings)

@@ -280,6 +280,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"config file {path} cannot be read: {error.strerror}") from None
 
 
+def asked(overrides: Iterable[str]) -> list[str]:
+    """The settings that ``section.key=value`` texts name."""
+    return [override.partition("=")[0].strip() for override in overrides]
+
+
 def _apply_override(table: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     section, dot, key = name.strip().partition(".")

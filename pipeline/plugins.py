@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import temi
-from temi.pipeline.errors import USER_ERRORS, UserError
+from temi.pipeline.errors import USER_ERRORS, UserError, kind_and_reason
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,7 @@ def _reason(error: BaseException, path: Path) -> str:
     own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else None
     where = f"line {line}: " if line else ""
-    return f"{where}{_told(error)}"
-
-
-def _told(error: BaseException) -> str:
-    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())[:200]
-    return f"{type(error).__name__}{': ' if text else ''}{text}"
+    return f"{where}{kind_and_reason(error)}"
 
 
 @contextmanager
@@ -123,7 +118,7 @@ def blame(what: str, function: Callable[..., Any]) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         if str(getattr(function, "__module__", "")).startswith(f"{temi.__name__}."):
             raise
-        raise UserError(f"{what} failed{_place(error, function)}: {_told(error)}") from error
+        raise UserError(f"{what} failed{_place(error, function)}: {kind_and_reason(error)}") from error
 
 
 def _place(error: BaseException, function: Callable[..., Any]) -> str:

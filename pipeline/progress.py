@@ -39,8 +39,13 @@ def _write(line: str, stream: TextIO) -> None:
     try:
         print(line, file=stream, flush=True)
     except BrokenPipeError:
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        send_nowhere(stream)
+
+
+def send_nowhere(stream: TextIO) -> None:
+    """What is still to be written to `stream` goes nowhere: it cannot be written."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Progress:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
-from temi.pipeline.errors import USER_ERRORS, UserError
+from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line
 from temi.pipeline.extras import import_extra
 from temi.pipeline.limits import limit_cores
 from temi.pipeline.products import CHOICE, library
@@ -224,7 +224,7 @@ class Workers:
             raise
         except errors.RayActorError as error:
             kind = _Unreachable if isinstance(error, errors.ActorUnavailableError) else UserError
-            reason = " ".join(str(error).split())[:300]
+            reason = in_a_line(error, 300)
             raise kind(f"{name} was given up after its worker died {RETRIES + 1} times ({reason})") from None
 
 

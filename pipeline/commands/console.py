@@ -2,11 +2,10 @@
 
 import errno
 import io
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +61,13 @@ def user_errors() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def _close_output() -> None:
+    """What is still to be flushed at exit goes nowhere."""
+    from temi.pipeline.progress import send_nowhere  # not before it is needed: it brings bars
+
+    send_nowhere(sys.stdout)
+
+
 def _refuse_deleted_folder() -> None:
     """Libraries end the program without a sentence where the folder that it runs in is gone."""
     try:
@@ -82,12 +88,6 @@ def _accept_any_name() -> None:
     """A byte of a name that is not UTF-8 is printed as ``\\udcXX`` instead of ending the program."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-
-
-def _close_output() -> None:
-    """Send what is still to be flushed at exit to nowhere: it cannot be written."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def known(cache: "EmbeddingCache") -> str:

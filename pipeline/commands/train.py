@@ -76,7 +76,7 @@ def train_heads(
     """Stage two: train clustering heads on a cache. No label is read."""
     with user_errors():
         from temi.cache import EmbeddingCache
-        from temi.pipeline.config import load_config
+        from temi.pipeline.config import asked, load_config
         from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugin
@@ -96,7 +96,7 @@ def train_heads(
         overrides, axes, count = list(set_ or ()), list(grid or ()), None
         if clusters is not None:
             for option, given in (("--set", overrides), ("--grid", axes)):
-                if any(setting.partition("=")[0].strip() == "heads.clusters" for setting in given):
+                if "heads.clusters" in asked(given):
                     raise UserError(f"--clusters and {option} heads.clusters both say how many clusters; leave one out")
         before = None
         if from_ is not None:

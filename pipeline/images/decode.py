@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
+from temi.pipeline.errors import kind_and_reason
 from temi.pipeline.extras import install
 from temi.pipeline.images.source import ImageNote, UnreadableImage
 
@@ -206,8 +207,7 @@ def _guessed_white(real: bool, low: float, high: float) -> float:
 
 def _reason(error: Exception, data: bytes) -> str:
     if not isinstance(error, UnidentifiedImageError):
-        text = " ".join(str(error).split())[:200]
-        return f"damaged or truncated ({type(error).__name__}{': ' if text else ''}{text})"
+        return f"damaged or truncated ({kind_and_reason(error)})"
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and "HEIF" not in READABLE:
         return f"a HEIC image; {install('heif')}"
     return f"not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image"

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from jaxtyping import UInt8
 from torch import Tensor
 
-from temi.pipeline.errors import UserError
+from temi.pipeline.errors import UserError, in_a_line
 from temi.pipeline.extras import import_extra
 from temi.pipeline.images.decode import decode_image
 from temi.pipeline.images.listing import digest, file_size, value_labels
@@ -111,7 +111,7 @@ def _load(name: str, stream: bool) -> dict[str, Any]:
         else:
             found = datasets.load_dataset(identifier, config or None, streaming=stream)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = in_a_line(error, 160)
         raise UserError(f"data set {name} cannot be loaded ({reason}); check its name and the connection") from None
     return dict(found) if isinstance(found, dict) else {"": found}
 

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from temi.cache.files import user_cache
-from temi.pipeline.errors import UserError
+from temi.pipeline.errors import UserError, in_a_line
 from temi.pipeline.images.arrays import find_idx, idx_images
 from temi.pipeline.images.decode import rgb_tensor
 from temi.pipeline.images.source import ImageSource, SourceKind, UnreadableImage
@@ -76,7 +76,7 @@ def torchvision_images(name: str, root: Path | None) -> ImageSource:
         root.mkdir(parents=True, exist_ok=True)
         parts = {split: kind(root, download=True, **options) for split, options in recipe.splits.items()}
     except (OSError, RuntimeError, ImportError) as error:  # URLError is an OSError
-        reason = " ".join(str(error).split())[:200]
+        reason = in_a_line(error)
         raise UserError(
             f"data set {name} is not below {root} and cannot be downloaded ({reason}); "
             "give --root a folder that holds it, or a folder of images instead"
@@ -106,7 +106,7 @@ class TorchvisionImages(ImageSource):
         try:
             return rgb_tensor(self._parts[part][row - int(self._starts[part])][0])
         except (OSError, ValueError, SyntaxError) as error:
-            raise UnreadableImage(" ".join(str(error).split())[:200]) from None
+            raise UnreadableImage(in_a_line(error)) from None
 
 
 def _labels(part: Any) -> np.ndarray[Any, np.dtype[np.int32]]:

@@ -23,7 +23,7 @@ from temi.pipeline.results.corrections import (
     signed,
 )
 from temi.pipeline.results.finished import FinishedRun
-from temi.pipeline.results.names import HEADING
+from temi.pipeline.results.names import chosen_names
 from temi.pipeline.start.agreement import contingency
 
 NAMED = 5  # pairs that do not hold; more are counted
@@ -130,7 +130,7 @@ def carry_over(earlier: FinishedRun, run: FinishedRun) -> Carried:
     for cluster in np.unique(left[written]):
         images = keys[written & (left == cluster)].tolist()
         entries.append(Remove(keys=images) if cluster == REMOVED else Move(keys=images, to=int(cluster)))
-    given = {cluster: name for cluster, name in earlier.corrected.names.items() if not HEADING.fullmatch(name)}
+    given = chosen_names(earlier.corrected.names)
     names, lost = _names(given, kept.shared)
     entries += [Rename(names=names)] if names else []
     notes, adrift = _notes(earlier.corrected.notes, run, kept.home)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from temi.pipeline.config import load_config
+from temi.pipeline.config import asked, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import NOWHERE, Constraints, distinct_pairs, together
 from temi.pipeline.results.corrections import (
@@ -40,7 +40,7 @@ def clusters_left(
     `inherited`: the settings in `config` are those of an earlier run, whose number of clusters nobody asks for now.
     """
     if inherited:
-        silent = all(setting.partition("=")[0].strip() != "heads.clusters" for setting in overrides)
+        silent = "heads.clusters" not in asked(overrides)
     else:
         silent = "clusters" not in load_config(config, overrides).heads.model_fields_set
     return [*overrides, *([f"heads.clusters={told.clusters}"] if silent else [])]

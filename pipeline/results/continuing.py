@@ -16,7 +16,7 @@ from temi.pipeline.results.corrections import (
     signed,
 )
 from temi.pipeline.results.finished import FinishedRun
-from temi.pipeline.results.names import HEADING
+from temi.pipeline.results.names import chosen_names
 from temi.pipeline.runs.continued import CONTINUED, Before, Continued
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
 from temi.pipeline.runs.records import read_record
@@ -44,8 +44,7 @@ def hand_on_names(before: Path, run: Path) -> Continued:
     """Give the clusters of `run` that kept their numbers the names that they had in `before`; once."""
     continued = read_record(Continued, run / CONTINUED)
     named = FinishedRun(before).outline.names
-    given = {number: named.get(number, "") for number in continued.kept}
-    names = {number: name for number, name in given.items() if name and not HEADING.fullmatch(name)}
+    names = chosen_names({number: named.get(number, "") for number in continued.kept})
     if names and not read_corrections(run):
         append_corrections(run, [signed(Rename(names=names))])
     return continued

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 
 from temi.cache.files import os_errors
@@ -98,6 +99,11 @@ def check_heading(cluster: int, name: str, where: object) -> None:
     if HEADING.fullmatch(name.strip()) and name.strip() != f"cluster {cluster}":
         own = "images in no cluster are" if name.strip() == "removed" else "another cluster is"
         raise UserError(f"{where}: cluster {cluster} cannot be called {name!r}, as {own}; choose another name")
+
+
+def chosen_names(names: Mapping[int, str]) -> dict[int, str]:
+    """Names that say more than the heading of a cluster without one: what another run takes over."""
+    return {cluster: name for cluster, name in names.items() if name and not HEADING.fullmatch(name)}
 
 
 def display_name(cluster: int, names: list[str]) -> str:

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from temi.cache.files import os_errors
-from temi.pipeline.errors import UserError
+from temi.pipeline.errors import UserError, in_a_line
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.images.decode import picture
 from temi.pipeline.network import hub_answers
@@ -125,7 +125,7 @@ class ImageTextModel:
             self.processor = AutoProcessor.from_pretrained(name, **where)
             self.model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **where).eval()
         except (OSError, ValueError, ImportError, KeyError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = in_a_line(error, 160)
             raise UserError(f"{name} cannot be loaded as a model of images and words ({reason})") from None
         if not (hasattr(self.model, "get_text_features") and hasattr(self.model, "logit_scale")):
             raise UserError(f"{name} knows no words; give a model such as openai/clip-vit-base-patch32")

@@ -26,7 +26,7 @@ from temi.cache import EmbeddingCache
 from temi.cache.files import LOCK, Lock, make_folder, write_atomic
 from temi.pipeline.config import Config, dump_toml
 from temi.pipeline.device import pick_device
-from temi.pipeline.errors import USER_ERRORS, UserError
+from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line
 from temi.pipeline.extras import import_extra
 from temi.pipeline.features.features import Features
 from temi.pipeline.plugins import Plugin
@@ -49,7 +49,6 @@ SEARCH, BEST = "search.json", "best.toml"
 REDUCTION = 3  # one of so many goes on at a rung
 WORKER, TRAINED, FAILED = "worker", "trained", "failed"  # attributes of a trial in the study
 GIVEN_UP, WAITS = "given up", "not trained"  # how a trial without a score is said to have ended; else it failed
-WIDE = 200  # letters of a reason
 REASONS = 3  # that are told of failed trials; search.json has all
 BUSY = 60  # seconds that a process waits for others to write to an SQLite study
 
@@ -239,7 +238,7 @@ def study_errors(out: Path, any_error: bool = False) -> Iterator[None]:
             raise
         if _study_file(out) is None:
             raise _removed(out) from None
-        reason = " ".join(str(error.__cause__ or error).split())[:WIDE]
+        reason = in_a_line(error.__cause__ or error)
         raise UserError(
             f"{_study_file(out)} is damaged or cannot be used ({type(error).__name__}: {reason}); restore it, search "
             "with another --out, or --overwrite this one"
@@ -474,7 +473,7 @@ def ended(trials: Sequence[TrialRecord]) -> str:
     stopped = [trial.stopped or WAITS for trial in trials if trial.training is None]
     early, owed = ([one for one in stopped if one.startswith(start)] for start in (GIVEN_UP, WAITS))
     failed = [one for one in stopped if one not in early + owed]
-    reasons = list(dict.fromkeys(" ".join(one.split())[:WIDE] for one in failed))
+    reasons = list(dict.fromkeys(in_a_line(one) for one in failed))
     more = [f"{len(reasons) - REASONS} more reasons"] if len(reasons) > REASONS else []
     counts = {
         "trained to their end": len(trials) - len(stopped),
