@@ -176,7 +176,8 @@ def read_runs(folder: Path) -> list[Run]:
     else:
         runs = []
     if not runs:
-        why = f" ({'; '.join(left_out([folder]))})" if left_out([folder]) else ""
+        missing = left_out([folder])
+        why = f" ({missing[0]})" if missing else ""
         raise UserError(
             f"{folder} holds no finished run, trials or search{why}; train with `temi train-heads` or search"
         )

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
-from temi.pipeline.runs.trials import mistake
+from temi.pipeline.runs.trials import mistakes_in
 
 Value = bool | int | float | str
 Point = Mapping[str, Value]
@@ -131,12 +131,8 @@ def check_space(space: Space, base: Path | None, overrides: Sequence[str]) -> No
     for names in product(*(_choices(space, name) for name in NAMES)):
         named: dict[str, Value] = {name: value for choice in names for name, value in choice.items()}
         for point in ends(space):
-            try:
+            with mistakes_in("[search.space]", base, overrides):
                 point_config({**point, **named}, base, overrides)
-            except UserError as error:
-                if mistake(base, overrides) == str(error):
-                    raise
-                raise UserError(str(error).replace("--set", "[search.space]", 1)) from None
         reached |= _settings_of(load_config(base, [*overrides, *_overrides(named)]))
     for name in space:
         if name.startswith("objective.") and name.removeprefix("objective.") not in reached:

@@ -10,7 +10,8 @@
 
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,23 @@ def plan_trials(file: Path | None, grid: Iterable[str], base: Path | None, overr
 
 def _config(base: Path | None, overrides: Sequence[str], trial: Sequence[str], where: str) -> Config:
     """The settings of a trial, whose own are given by `where`: a mistake in them is none of --set."""
-    try:
+    with mistakes_in(where, base, overrides):
         return load_config(base, [*overrides, *trial])
+
+
+@contextmanager
+def mistakes_in(where: str, base: Path | None, overrides: Sequence[str]) -> Iterator[None]:
+    """Inside, a mistake in settings stands in `where`, if that is named, and not in --set; but for one in those that
+    trials start from."""
+    try:
+        yield
     except UserError as error:
-        if not where or mistake(base, overrides) == str(error):
+        if not where or _mistake(base, overrides) == str(error):
             raise
         raise UserError(str(error).replace("--set", where, 1)) from None
 
 
-def mistake(base: Path | None, overrides: Sequence[str]) -> str:
+def _mistake(base: Path | None, overrides: Sequence[str]) -> str:
     """What is wrong with the settings that trials start from; "" where nothing is."""
     try:
         load_config(base, overrides)
