@@ -5,6 +5,7 @@ The file is code. It runs only where a command line or a call names it, never be
 
 import hashlib
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import temi
-from temi.pipeline.errors import USER_ERRORS, UserError, kind_and_reason
+from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line, kind_and_reason
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,20 @@ def blame(what: str, function: Callable[..., Any]) -> Iterator[None]:
         if str(getattr(function, "__module__", "")).startswith(f"{temi.__name__}."):
             raise
         raise UserError(f"{what} failed{_place(error, function)}: {kind_and_reason(error)}") from error
+
+
+def fault_of_plugin(error: Exception) -> UserError | None:
+    """What to tell of an error that code of a plugin raised, here or in a process that decodes images, such as ``the
+    plugin x.py failed at line 12: KeyError: 'a'``; None where no plugin was running.
+    """
+    trace = "".join(traceback.format_exception(error))
+    for plugin in _loaded.values():
+        lines = re.findall(rf'File "{re.escape(str(plugin.path))}", line (\d+)', trace)
+        if lines:
+            told_elsewhere = str(plugin.path) in str(error)  # a process passes its whole trace on as the message
+            reason = in_a_line(trace.rstrip().splitlines()[-1]) if told_elsewhere else kind_and_reason(error)
+            return UserError(f"the plugin {plugin.path} failed at line {lines[-1]}: {reason}; correct the file")
+    return None
 
 
 def _place(error: BaseException, function: Callable[..., Any]) -> str:

@@ -32,7 +32,8 @@ def user_errors() -> Iterator[None]:
     _refuse_deleted_folder()
     try:
         _accept_any_name()
-        yield
+        with _plugin_errors():
+            yield
         sys.stdout.flush()
     except ValueError as error:
         from temi.pipeline.errors import USER_ERRORS  # not before it is needed: it brings numpy and pydantic
@@ -59,6 +60,21 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("temi: stopped; run the same command again to go on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _plugin_errors() -> Iterator[None]:
+    """An error in a user's own file is a user's mistake, wherever it is run from."""
+    try:
+        yield
+    except Exception as error:
+        from temi.pipeline.errors import USER_ERRORS  # not before they are needed: they bring numpy and pydantic
+        from temi.pipeline.plugins import fault_of_plugin
+
+        told = None if isinstance(error, (BrokenPipeError, *USER_ERRORS)) else fault_of_plugin(error)
+        if told is None:
+            raise
+        raise told from error
 
 
 def _close_output() -> None:

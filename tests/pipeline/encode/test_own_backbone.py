@@ -41,6 +41,20 @@ def test_the_command_line_runs_the_file_it_is_given(plugin: Path, tmp_path: Path
     assert (cache.rows, cache.dim, cache.manifest.fingerprint.backbone) == (1797, 3, "mean-color")
 
 
+@pytest.mark.parametrize("wrong", ["pixels.mean(dim=(2, 9))", "pixels.mean(dim=(2, 3)) / {}['scale']"])
+@pytest.mark.parametrize("engine", ["auto", "torch"])
+def test_an_error_in_ones_own_encoder_says_where(plugin: Path, tmp_path: Path, wrong: str, engine: str) -> None:
+    plugin.write_text(plugin.read_text().replace("pixels.mean(dim=(2, 3))", wrong))
+    line = 1 + next(number for number, text in enumerate(plugin.read_text().split("\n")) if wrong in text)
+    settings = ["embed.backbone=mean-color", "embed.views=0", "embed.workers=0", f"embed.engine={engine}"]
+    sets = [part for setting in settings for part in ("--set", setting)]
+    command = [TEMI, "embed", "digits", "--out", tmp_path / "cache", "--plugin", plugin, *sets]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert run.returncode == 2
+    assert f"temi: the plugin {plugin} failed at line {line}: " in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 def test_a_changed_file_does_not_go_on_with_the_cache(
     plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

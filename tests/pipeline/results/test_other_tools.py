@@ -211,3 +211,20 @@ def test_a_format_of_ones_own(run: FinishedRun, tmp_path: Path, monkeypatch: pyt
     made = CliRunner().invoke(app, [*arguments, "--plugin", str(tmp_path / "text.py")])
     assert made.exit_code == 0, made.output
     assert sum(path.read_text().count("\n") for path in (tmp_path / "lists").iterdir()) == 44
+
+
+def test_an_error_in_ones_own_format_says_where(
+    run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = tmp_path / "text.py"
+    plugin.write_text(
+        "from temi.pipeline.registry import EXPORTS\n"
+        "def write(run, out, wanted):\n"
+        "    return run.no_such_thing\n"
+        "EXPORTS.register('text', write)\n"
+    )
+    monkeypatch.setattr(EXPORTS, "_entries", dict(EXPORTS._entries))
+    arguments = ["export", str(run.folder), "--out", str(tmp_path / "out"), "--format", "text"]
+    failed = CliRunner().invoke(app, [*arguments, "--plugin", str(plugin)])
+    assert failed.exit_code == 2
+    assert f"temi: the plugin {plugin} failed at line 3: AttributeError: " in failed.stderr
