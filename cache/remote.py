@@ -162,8 +162,10 @@ def verify_url(url: str, progress: Progress = silent) -> list[str]:
             path = folder / f"{shard.name}.h5"
             if path.name in sizes:
                 path.write_bytes(bucket.read([path.name])[path.name])
-            yield
-            path.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
         problems = verify(folder, progress, fetched)
         with suppress(CacheError):  # a damaged manifest was told of

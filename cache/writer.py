@@ -269,7 +269,7 @@ def _delete_cache(folder: Path) -> None:
         _lock(path).release()  # held: somebody is writing, so refuse
     # Without a manifest the rest is no cache any more, so an interruption here leaves nothing half valid.
     doomed = [folder / MANIFEST, *(path for path in folder.iterdir() if OWN_FILES.fullmatch(path.name))]
-    doomed += (folder / NEIGHBORS).glob("*.h5")
+    doomed += (path for ending in ("h5", "safetensors") for path in (folder / NEIGHBORS).glob(f"*.{ending}"))
     for path in doomed:
         if path.name != f"manifest{LOCK}":
             path.unlink(missing_ok=True)

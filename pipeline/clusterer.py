@@ -1,5 +1,6 @@
 """Stage two as a scikit-learn estimator on embeddings: the functions behind the command line, and no others."""
 
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -163,10 +164,8 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 def write_cache(embedding: Float32[np.ndarray, "n D"], folder: Path) -> EmbeddingCache:
     """``folder/cache`` with these rows, as `temi cache import` makes it; the one there if it holds the same."""
     make_folder(folder)
-    array, keys = folder / "embedding.npy", folder / "keys.txt"
-    np.save(array, embedding)
-    keys.write_text("".join(f"{row}\n" for row in range(len(embedding))))
-    cache = import_embeddings(array, folder / "cache", keys=keys)
-    array.unlink()
-    keys.unlink()
-    return cache
+    with tempfile.TemporaryDirectory(prefix=".temi-", dir=folder) as name:
+        array, keys = Path(name) / "embedding.npy", Path(name) / "keys.txt"
+        np.save(array, embedding)
+        keys.write_text("".join(f"{row}\n" for row in range(len(embedding))))
+        return import_embeddings(array, folder / "cache", keys=keys)

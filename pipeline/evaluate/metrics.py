@@ -96,6 +96,7 @@ def probe_accuracy(
     """Accuracy of logistic regression on standardized embeddings, trained on labels: the linear ceiling.
 
     Without queries: trained on a random half of `train` (stratified where classes allow), scored on the other half.
+    What saw a single class says that one.
     """
     if queries is None or truth is None:
         counts = np.bincount(label)
@@ -103,6 +104,8 @@ def probe_accuracy(
             train, label, test_size=0.5, random_state=0, stratify=label if counts[counts > 0].min() >= 2 else None
         )
         train, queries, label, truth = halves
+    if (label == label[0]).all():
+        return float((truth == label[0]).mean())
     mean, deviation = train.mean(0, dtype=np.float32), train.std(0, dtype=np.float32) + 1e-6
     model = LogisticRegression(C=0.01, max_iter=200, tol=1e-3)
     model.fit((train - mean) / deviation, label)

@@ -32,6 +32,7 @@ from torch import Tensor
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, blocks_of, enumerate_blocks
 from temi.pipeline.features.kinds import Kind
+from temi.pipeline.features.reliable import DIRECTIONS
 from temi.pipeline.features.view_metric import view_directions
 from temi.pipeline.products import product
 
@@ -45,9 +46,12 @@ WHITENING_COPIES = 6  # covariance and eigenvectors, float64
 FLAT = 1e-7  # of the largest variance: below it a component is rounding
 
 
-def scaled_width(kind: Kind, dim: int) -> int:
-    """Width of rows of `dim` once they are whitened; other maps are counted as if they kept it."""
-    return min(dim, COMPONENTS) if kind in POWER else dim
+def scaled_width(kind: Kind, dim: int, viewed: bool) -> int:
+    """Width, at most, of rows of `dim` that have augmented views or not, once they are scaled."""
+    seen = min(dim, DIRECTIONS) if viewed else 0
+    if kind == "joined":
+        return min(dim, ROOT_COMPONENTS) + min(dim, COMPONENTS) + seen
+    return min(dim, COMPONENTS) if kind in POWER else seen if kind == "views" else dim
 
 
 def block_bytes(rows: int, dim: int) -> int:
@@ -57,7 +61,8 @@ def block_bytes(rows: int, dim: int) -> int:
 
 def fitting_bytes(kinds: Iterable[Kind], dim: int) -> int:
     """Memory that fitting these maps takes, whatever the number of rows."""
-    return WHITENING_COPIES * dim * dim * torch.float64.itemsize if POWER.keys() & set(kinds) else 0
+    spectral = {"joined", "views", *POWER} & set(kinds)
+    return WHITENING_COPIES * dim * dim * torch.float64.itemsize if spectral else 0
 
 
 @dataclass(frozen=True)

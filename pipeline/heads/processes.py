@@ -72,7 +72,7 @@ class Processes:
     def average(self, tensor: Tensor) -> Tensor:
         """The mean of `tensor` over the processes."""
         if self.size > 1:
-            tensor = tensor.contiguous()
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
             dist.all_reduce(tensor, group=self.group)
             tensor.div_(self.size)
         return tensor

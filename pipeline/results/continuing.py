@@ -11,6 +11,7 @@ from temi.pipeline.results.corrections import (
     Rename,
     Split,
     append_corrections,
+    correction_lock,
     in_force,
     read_corrections,
     signed,
@@ -45,6 +46,8 @@ def hand_on_names(before: Path, run: Path) -> Continued:
     continued = read_record(Continued, run / CONTINUED)
     named = FinishedRun(before).outline.names
     names = chosen_names({number: named.get(number, "") for number in continued.kept})
-    if names and not read_corrections(run):
-        append_corrections(run, [signed(Rename(names=names))])
+    if names:
+        with correction_lock(run):
+            if not read_corrections(run):
+                append_corrections(run, [signed(Rename(names=names))])
     return continued

@@ -1,7 +1,5 @@
 """Images worth a look, as lists: duplicates, unsure ones, unusual ones, and those to label next."""
 
-import csv
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,7 @@ from jaxtyping import Float, Float16, Float32, Int32, Int64
 from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans
 
-from temi.cache.files import os_errors, write_atomic
+from temi.cache.files import csv_bytes, os_errors, write_atomic
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, collect, enumerate_blocks
@@ -255,7 +253,7 @@ def write_label_next(run: FinishedRun, count: int, out: Path | None) -> None:
     chosen = label_next(run.scaled, run.corrected.cluster, evidence(run).likeness, count)
     rows = [_common(run, int(image)) for image in chosen]
     if out is None:
-        print(_csv(rows, ["key", "cluster", "name"]), end="")
+        print(_csv(rows, ["key", "cluster", "name"]).decode(), end="")
     else:
         print(f"{_write(out, rows, ['key', 'cluster', 'name'])}: {len(rows)} images to label")
 
@@ -299,16 +297,12 @@ def _unusual_rows(run: FinishedRun, known: Evidence, odd: Mapping[int, str]) -> 
     ]
 
 
-def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    return csv_bytes([columns, *([row[name] for name in columns] for row in rows)])
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Path:
     with os_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, _csv(rows, columns).encode("utf-8", "backslashreplace"))
+        write_atomic(path, _csv(rows, columns))
     return path

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float16, Float32, Int32, Int64
 
 from temi.cache import CacheError
+from temi.pipeline.errors import UserError
 from temi.pipeline.features.neighbors import find_neighbors
 from temi.pipeline.features.unit_rows import UnitRows
 from temi.pipeline.results.layout import layout
@@ -45,7 +46,9 @@ def run_atlas(
     """
     path = folder / ATLAS
     if path.exists():
-        tensors = load_tensors(path)[0]
+        tensors: dict[str, torch.Tensor] = {}
+        with suppress(UserError):  # a damaged one is made anew
+            tensors = load_tensors(path)[0]
         if "row" in tensors and np.array_equal(tensors["row"].numpy(), rows):
             position: Float32[np.ndarray, "n 2"] = tensors["position"].numpy()
             return position

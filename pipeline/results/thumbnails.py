@@ -50,7 +50,8 @@ class Thumbnail:
 def run_thumbnails(folder: Path, images: ImageSource, rows: Sequence[int], max_bytes: int) -> dict[int, Thumbnail]:
     """Thumbnails of `rows`, in this order until `max_bytes` are used; those in `folder` are not made again.
 
-    An image that can no longer be read has none. A folder that cannot be written to keeps none.
+    An image that cannot be read has none, and is tried again the next time. A folder that cannot be written to keeps
+    none.
     """
     found = kept_thumbnails(folder)
     before, used = len(found), 0
@@ -67,9 +68,10 @@ def run_thumbnails(folder: Path, images: ImageSource, rows: Sequence[int], max_b
             progress.advance(len(block))
             if used > max_bytes:
                 break
-    if len(found) > before:
+    readable = {row: seen for row, seen in found.items() if seen.webp}
+    if len(readable) > before:
         with suppress(CacheError):
-            _write(folder / THUMBNAILS, found)
+            _write(folder / THUMBNAILS, readable)
     return chosen
 
 

@@ -78,6 +78,11 @@ def begin_heads(
                     start = checked_start(start, kind, len(features), config.heads.clusters)
             found[own] = start if start is None or told is None else honored(start, features, told)
     starts = [start for config in configs if (start := found[_cut_by(config)]) is not None]
+    if starts and not (len(starts) == len(configs) and all(np.array_equal(starts[0].rows, s.rows) for s in starts)):
+        raise UserError(
+            f"the start {kind!r} cuts other rows for another number of clusters, or none; trials of one pass learn "
+            "the same rows: return the same for every number, or train one number at a time"
+        )
     if starts:
         begin_at_cuts(trainer, features, configs, starts, range(len(configs)) if trials is None else trials)
     return starts

@@ -149,13 +149,22 @@ class LoggedTrial(Trial):
             self.best, _ = load_tensors(run.best, device)
             self.best["loss"] = self.best["loss"].cpu()
         lines = run.metrics.read_text().splitlines() if run.metrics.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        kept = [line for line in lines if _step(line) <= step]
         write_atomic(run.metrics, "".join(line + "\n" for line in kept).encode())
 
     def close(self) -> None:
         """Flush what is buffered."""
         for tracker in self.trackers:
             tracker.close(self.stopped)
+
+
+def _step(line: str) -> float:
+    """The step of a line of metrics.jsonl; infinite where a kill or a full disk cut it short."""
+    try:
+        step: float = json.loads(line)["step"]
+    except ValueError:
+        return math.inf
+    return step
 
 
 def resume_trials(trials: Sequence[LoggedTrial]) -> int:

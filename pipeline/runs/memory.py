@@ -85,20 +85,21 @@ def predict(
     device: torch.device,
     block_rows: int = 4096,
 ) -> Footprint:
-    """Peak of a pass over `rows` images of width `dim`, with `views` views each in the bank, read by `block_rows`."""
+    """Peak of a pass over `rows` images of width `dim` with `views` views each, read by `block_rows`."""
     first, trials, kind = configs[0], len(configs), device.type
+    held = views if "views" in first.pairs.source else 0
     counts = [config.heads.clusters for config in configs]
-    width, clusters = scaled_width(first.heads.scale, dim), max(counts)
+    width, clusters = scaled_width(first.heads.scale, dim, views > 0), max(counts)
     k = first.neighbors.k if "neighbors" in first.pairs.source else 0
     block = block_bytes(min(rows, block_rows), dim)
     fitting = fitting_bytes((first.heads.scale, first.neighbors.scale), dim)
-    searching = search_bytes(rows, scaled_width(first.neighbors.scale, dim), k, kind)
+    searching = search_bytes(rows, scaled_width(first.neighbors.scale, dim, views > 0), k, kind)
     heads, (weights, widest) = first.heads.count, head_size(first.heads, width, clusters)
     scoring = assigning_bytes(rows, heads, widest) + scoring_bytes(rows, width, heads, clusters)
     return Footprint(
         search=searching + block + fitting if k else 0,
-        bank=bank_bytes(rows, views, width, k),
-        reading=max(1, views) * block + fitting,
+        bank=bank_bytes(rows, held, width, k),
+        reading=max(1, held) * block + fitting,
         heads=heads_bytes(trials, heads, weights),
         start=start_bytes(counts, rows, dim, kind) if first.start.kind != "random" else 0,
         activations=step_bytes(first, trials, rows, width, widest, clusters, kind),
@@ -114,8 +115,7 @@ def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, de
     UserError
         Even without the bank it is more than `device` has free; the sentence names the setting to lower.
     """
-    views = cache.views if "views" in configs[0].pairs.source else 0
-    footprint = predict(configs, rows, cache.dim, views, device, cache.manifest.shards[0].rows)
+    footprint = predict(configs, rows, cache.dim, cache.views, device, cache.manifest.shards[0].rows)
     free, on_host = free_memory(device), free_memory(torch.device("cpu"))
     if budget := configs[0].train.memory:
         on_host = min(on_host, int(budget * GIGABYTE))

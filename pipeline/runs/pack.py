@@ -8,6 +8,7 @@ goes on. Batches are a function of the step of the pass, so trials that train si
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config
 from temi.pipeline.device import keep_freed_memory
 from temi.pipeline.features.features import Features
+from temi.pipeline.heads.bank import Place
 from temi.pipeline.heads.batches import TrainingSet, load_training_set
 from temi.pipeline.heads.schedule import total_steps
 from temi.pipeline.heads.trainer import HeadTrainer
@@ -66,14 +68,22 @@ class Judge(Protocol):
 
 
 def train_pack(
-    cache: EmbeddingCache, everything: Features, candidates: list[Candidate], judge: Judge, *, halving: bool = True
+    cache: EmbeddingCache,
+    everything: Features,
+    candidates: list[Candidate],
+    judge: Judge,
+    *,
+    halving: bool = True,
+    place: Place = "device",
+    scratch: Path | None = None,
 ) -> None:
     """Train candidates that can share a pass, and those that take the places of others, until none is left.
 
-    Nothing is written: `judge` is told everything. All configs agree in the settings that a pass shares.
+    Nothing is written: `judge` is told everything. All configs agree in the settings that a pass shares. `place` and
+    `scratch`: of the bank, see `load_training_set`.
     """
     features, shared, places = everything.distinct(), candidates[0].configs[0], len(candidates)
-    data, step = load_training_set(features, shared), 0
+    data, step = load_training_set(features, shared, place, scratch), 0
     steps = total_steps(shared, len(data))
     rungs = [*(steps // part for part in RUNGS if halving and steps // part), steps]
     while candidates:

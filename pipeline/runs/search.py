@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from temi.cache import EmbeddingCache
 from temi.cache.files import LOCK, Lock, make_folder, write_atomic
+from temi.cache.schema import NEIGHBORS
 from temi.pipeline.config import Config, dump_toml
 from temi.pipeline.device import pick_device
 from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line
@@ -93,7 +94,7 @@ class Search:
         before = as_overrides(self.base) if self.base else []
         return replace(self, base=None, overrides=[*before, *self.overrides])
 
-    def config(self, point: Point, seed: int = 0) -> Config:
+    def config(self, point: Point, seed: int | None = None) -> Config:
         """The settings of a point."""
         return point_config(point, self.base, self.overrides, seed)
 
@@ -131,17 +132,22 @@ def search(
             from temi.pipeline.runs.ray_trials import Job, search_on_nodes  # it is made of what is here
 
             search_on_nodes(on, Job.of(cache, out, plugins), wanted, lambda: finished(study))
-            return write_results(study, cache, wanted, out, plugins)
-        everything = Features.of_cache(cache, rows, out / "neighbors", device)
+            with study_lock(out):
+                return write_results(study, cache, wanted, out, plugins)
+        scratch = out / NEIGHBORS
+        everything = Features.of_cache(cache, rows, scratch, device)
         with (
             Progress("search", max(0, wanted.trials - finished(study)), "trial") as progress,
             Desk(study, wanted, out, progress, draws) as desk,
         ):
             try:
                 while candidates := desk.begin():
-                    check_memory([one for two in candidates for one in two.configs], cache, len(rows), device)
+                    configs = [config for one in candidates for config in one.configs]
+                    place = check_memory(configs, cache, len(rows), device).place
                     with quiet():
-                        train_pack(cache, everything, candidates, desk, halving=wanted.halving)
+                        train_pack(
+                            cache, everything, candidates, desk, halving=wanted.halving, place=place, scratch=scratch
+                        )
             finally:
                 desk.check_there()
                 with study_lock(out):
@@ -167,7 +173,7 @@ def remove_study(out: Path) -> None:
     refuse_run(out)
     for name in (*STORAGES.values(), SEARCH, BEST):
         (out / name).unlink(missing_ok=True)
-    for folder in (out / "workers", out / "neighbors"):
+    for folder in (out / "workers", out / NEIGHBORS):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -328,10 +334,12 @@ class Desk:
         """At most so many candidates that can train in one pass, beside those of the pack that trains."""
         self.check_there()
         with study_lock(self.out):
-            while len(self._waiting) < self.wanted.together and (trial := self._orphan() or self._ask()):
+            while (
+                len(self._fitting()) < places
+                and len(self._waiting) < self.wanted.together
+                and (trial := self._orphan() or self._ask())
+            ):
                 self._waiting.append(self._candidate(trial))
-                if len(self._fitting()) >= places:
-                    break
         chosen = self._fitting()[:places]
         self._waiting = [one for one in self._waiting if one not in chosen]
         if chosen:
@@ -366,7 +374,8 @@ class Desk:
 
     def _candidate(self, trial: "optuna.Trial") -> Candidate:
         self._trials[trial.number] = trial
-        configs = [self.wanted.config(trial.params, seed) for seed in range(self.wanted.seeds)]
+        several = self.wanted.seeds > 1
+        configs = [self.wanted.config(trial.params, seed if several else None) for seed in range(self.wanted.seeds)]
         return Candidate(trial.number, configs)
 
     def survivors(self, step: int, score: dict[int, float]) -> set[int]:

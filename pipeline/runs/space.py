@@ -146,12 +146,15 @@ def ends(space: Space) -> Iterator[Point]:
             yield {name: value}
 
 
-def point_config(point: Point, base: Path | None, overrides: Sequence[str], seed: int = 0) -> Config:
-    """The settings of a point; those of an objective or regularizer that it does not name are left out."""
+def point_config(point: Point, base: Path | None, overrides: Sequence[str], seed: int | None = None) -> Config:
+    """The settings of a point; those of an objective or regularizer that it does not name are left out.
+
+    `seed`, where it is given, is that of training and of the start.
+    """
     named = _overrides({name: value for name, value in point.items() if name in NAMES})
     own = _settings_of(load_config(base, [*overrides, *named]))
     chosen = {name: value for name, value in point.items() if _applies(name, own)}
-    seeds = [f"{section}.seed={seed}" for section in ("train", "start")] if seed else []
+    seeds = [f"{section}.seed={seed}" for section in ("train", "start")] if seed is not None else []
     return load_config(base, [*overrides, *_overrides(chosen), *seeds])
 
 

@@ -220,7 +220,8 @@ def train_trials(
 
         if overwrite:
             for run in runs:
-                run.remove()
+                with run.claim():
+                    run.remove()
         job = Job.of(cache, out, plugins)
         train_groups(on, job, configs, [run.folder.name for run in runs], groups, told)
         if mirror := mirror_of(out):
