@@ -84,6 +84,7 @@ def test_overwrite_deletes_the_cache_and_nothing_else(tmp_path: Path) -> None:
     write_cache(tmp_path)
     (tmp_path / "neighbors").mkdir()
     (tmp_path / "neighbors" / "k.h5").write_bytes(b"old")
+    (tmp_path / "neighbors" / "start-1.safetensors").write_bytes(b"old")
     (tmp_path / "neighbors" / "notes.txt").write_text("mine")
     (tmp_path / ".hidden").write_text("mine")
     manifest = make_manifest(pooling="mean", rows=6)

@@ -118,3 +118,16 @@ def test_numbers_that_nothing_can_be_computed_with_are_refused(setting: str) -> 
         TemiClusterer(2, settings=(*SHORT, setting)).fit(np.eye(20, dtype=np.float32))
     with pytest.raises(ValueError, match=r"seed in --set: .* less than 4294967296"):
         TemiClusterer(2, settings=SHORT, random_state=10**23).fit(np.eye(20, dtype=np.float32))
+
+
+def test_files_of_ones_own_in_the_folder_of_the_run_stay(tmp_path: Path) -> None:
+    rows = mixture(rows=60, clusters=3)[0].astype(np.float32)
+    np.save(tmp_path / "embedding.npy", rows)
+    (tmp_path / "keys.txt").write_text("mine")
+    before = (tmp_path / "embedding.npy").read_bytes()
+    TemiClusterer(3, settings=SHORT, run=tmp_path).fit(np.load(tmp_path / "embedding.npy"))
+    with pytest.raises(ValueError, match="the largest float16"):
+        TemiClusterer(3, settings=SHORT, run=tmp_path).fit(rows * 1e6)
+    assert (tmp_path / "embedding.npy").read_bytes() == before
+    assert (tmp_path / "keys.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "embedding.npy", "keys.txt", "run"]

@@ -79,6 +79,14 @@ def test_ceilings_read_the_labels_and_never_the_row_itself() -> None:
     assert probe_accuracy(embedding[:400], label[:400], embedding[400:], label[400:]) > 0.95
 
 
+@pytest.mark.parametrize("counts", [(40,), (40, 1)])
+def test_the_probe_of_a_single_class_says_that_one(counts: tuple[int, ...]) -> None:
+    label = np.repeat(np.arange(len(counts)), counts)
+    embedding = np.random.default_rng(0).standard_normal((len(label), 8))
+    assert 0.9 < probe_accuracy(embedding, label) <= 1
+    assert probe_accuracy(embedding, np.zeros_like(label), embedding[:4], np.array([0, 0, 0, 1])) == 0.75
+
+
 QUICK = ["heads.clusters=6", "heads.count=2", "train.min_steps=20", "train.epochs=0", "train.tensorboard=false"]
 
 

@@ -1,5 +1,7 @@
 """The metric that views teach against its definition, in blocks of any size, and what it is for."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.copies import exact_copies, near_copies
 from temi.pipeline.features.features import Features
-from temi.pipeline.features.scaling import Moments, Scaling, signed_root
+from temi.pipeline.features.kinds import Kind
+from temi.pipeline.features.scaling import Moments, Scaling, scaled_width, signed_root
 from temi.pipeline.features.view_metric import RIDGE, view_directions
 
 
@@ -37,6 +40,19 @@ def test_what_differs_between_views_of_an_image_counts_little() -> None:
 
     assert purity("views") > purity("whiten50") + 0.1
     assert features.scaling("joined").segments == (12, 12, features.scaling("views").width)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("viewed", [True, False])
+@pytest.mark.parametrize("dim", [8, 300])
+def test_no_scaled_row_is_wider_than_is_counted_for_memory(kind: Kind, viewed: bool, dim: int) -> None:
+    rows = np.random.default_rng(0).normal(size=(400, 3, dim)).astype(np.float32)
+    if kind == "views" and not viewed:
+        pytest.skip("refused without views")
+    width = Scaling.fit(
+        kind, Moments(torch.from_numpy(rows[:, 0]), torch.from_numpy(rows[:, 1:]) if viewed else None)
+    ).width
+    assert width <= scaled_width(kind, dim, viewed) <= width + (dim if viewed and kind in ("views", "joined") else 0)
 
 
 def test_a_joined_row_has_the_mean_of_the_cosines() -> None:

@@ -27,7 +27,16 @@ from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import evidence
 from temi.pipeline.results.map import ATLAS, atlas, run_atlas
 from temi.pipeline.results.names import set_names
-from temi.pipeline.results.thumbnails import SIDE, THUMBNAILS, Thumbnail, laplacian, oddities, run_thumbnails, thumbnail
+from temi.pipeline.results.thumbnails import (
+    SIDE,
+    THUMBNAILS,
+    Thumbnail,
+    kept_thumbnails,
+    laplacian,
+    oddities,
+    run_thumbnails,
+    thumbnail,
+)
 from temi.pipeline.runs.train import train_heads
 
 
@@ -224,3 +233,23 @@ def test_black_blank_and_blurred_pixels_are_told() -> None:
     checks = np.indices((9, 9)).sum(0) % 2 * 255.0
     assert laplacian(checks.astype(np.float32)) == pytest.approx(4 * 255)
     assert laplacian(np.ones((2, 5), np.float32)) == 0
+
+
+def test_an_image_that_could_not_be_read_is_not_called_black_and_is_tried_again(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "ab":
+        Image.new("L", (30, 30), 120).save(photos / f"{name}.png")
+    images = open_source(str(photos), max_pixels=1000)
+    (photos / "b.png").rename(tmp_path / "away.png")
+    assert set(run_thumbnails(tmp_path, images, [0, 1], 10**6)) == {0}
+    assert set(kept_thumbnails(tmp_path)) == {0}
+    (tmp_path / "away.png").rename(photos / "b.png")
+    assert set(run_thumbnails(tmp_path, images, [0, 1], 10**6)) == {0, 1}
+
+
+def test_a_damaged_map_is_made_anew(tmp_path: Path) -> None:
+    scaled = mixture(rows=100)[0].astype(np.float32)
+    position = run_atlas(tmp_path, scaled, np.arange(100))
+    (tmp_path / ATLAS).write_bytes(b"damaged")
+    np.testing.assert_array_equal(run_atlas(tmp_path, scaled, np.arange(100)), position)

@@ -82,7 +82,7 @@ def write_run(
     from temi.pipeline.config import dump_toml
 
     folder.mkdir(exist_ok=True)
-    (folder / "config.toml").write_text(dump_toml(load_config(None, settings), without="embed"))
+    (folder / "config.toml").write_text(dump_toml(load_config(None, settings)))
     made_from = Fingerprint("made-up", "1", {}, "cls", "fp32", {}, 0, 0, "0" * 32)
     environment = Environment(
         "3.11", "", "cpu", 1, {}, None, TrainedCache(cache, digest, made_from, rows), plugins or {}

@@ -13,12 +13,18 @@ from temi.cache import EmbeddingCache
 from temi.cli import app
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.corrections import Merge, Undo, append_corrections
+from temi.pipeline.results.corrections import Merge, Undo, append_corrections, read_corrections, replay_clusters
 from temi.pipeline.results.export import export_folders
 from temi.pipeline.results.finished import FinishedRun
-from temi.pipeline.results.names import NAMES, read_names, set_names
+from temi.pipeline.results.names import NAMES, first_names, set_names
 from temi.pipeline.results.predict import predict
 from temi.pipeline.runs.train import train_heads
+
+
+def names_of(run: Path) -> list[str]:
+    """The names of three clusters, from the files that a `FinishedRun` reads them from."""
+    known = replay_clusters(3, read_corrections(run), first_names(run, 3)).names
+    return [known.get(cluster, "") for cluster in range(3)]
 
 
 def table(folder: Path, text: str) -> Path:
@@ -28,18 +34,18 @@ def table(folder: Path, text: str) -> Path:
 
 
 def test_names_are_kept_changed_and_taken_away(tmp_path: Path) -> None:
-    assert read_names(tmp_path, 3) == ["", "", ""]
+    assert names_of(tmp_path) == ["", "", ""]
     assert set_names(tmp_path, table(tmp_path, "cluster,name\n2,Käse\n0,cars"), 3) == ["cars", "", "Käse"]
     assert set_names(tmp_path, table(tmp_path, "\ufeffname,cluster\ncats,1\n,0\n"), 3) == ["", "cats", "Käse"]
-    assert read_names(tmp_path, 3) == ["", "cats", "Käse"]
+    assert names_of(tmp_path) == ["", "cats", "Käse"]
     append_corrections(tmp_path, [Undo()])  # a table of names is one correction
-    assert read_names(tmp_path, 3) == ["cars", "", "Käse"]
+    assert names_of(tmp_path) == ["cars", "", "Käse"]
 
 
 def test_names_of_earlier_versions_are_kept(tmp_path: Path) -> None:
     (tmp_path / NAMES).write_text('{"0": "cars", "2": "cats"}')
     assert set_names(tmp_path, table(tmp_path, "cluster,name\n0,vans"), 3) == ["vans", "", "cats"]
-    assert read_names(tmp_path, 3) == ["vans", "", "cats"]
+    assert names_of(tmp_path) == ["vans", "", "cats"]
     (tmp_path / NAMES).write_text('{"0": "vans", "2": "cluster 1"}')  # which could be said then
     assert set_names(tmp_path, table(tmp_path, "cluster,name\n0,vans\n1,dogs\n2,cluster 1"), 3)[1:] == [
         "dogs",
@@ -67,7 +73,7 @@ def test_a_table_that_does_not_fit_changes_nothing(tmp_path: Path, text: str, se
     set_names(tmp_path, table(tmp_path, "cluster,name\n0,before\n"), 3)
     with pytest.raises(UserError, match=sentence):
         set_names(tmp_path, table(tmp_path, text), 3)
-    assert read_names(tmp_path, 3) == ["before", "", ""]
+    assert names_of(tmp_path) == ["before", "", ""]
 
 
 def test_a_cluster_may_be_called_by_its_own_number(tmp_path: Path) -> None:
@@ -99,7 +105,7 @@ def test_files_that_are_missing_binary_or_damaged_are_sentences(tmp_path: Path) 
     for content in ("{", "[1]", '{"7": "x"}', '{"0": 5}'):
         (tmp_path / NAMES).write_text(content)
         with pytest.raises(UserError):
-            read_names(tmp_path, 3)
+            first_names(tmp_path, 3)
 
 
 def test_names_appear_in_predict_and_exports_and_survive_a_resume(photo_run: PhotoRun, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def objects(url: str = URL) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_that_of_a_disk(weather: Weather, photo_run: PhotoRun, tmp_path: Path) -> None:
-    (tmp_path / "short.toml").write_text(dump_toml(short(), without="embed"))
+    (tmp_path / "short.toml").write_text(dump_toml(short()))
     trained = temi("train-heads", photo_run.cache, "--out", URL, "--config", tmp_path / "short.toml")
     assert trained.returncode == 0, trained.stderr
     assert f"next: temi evaluate {URL}" in trained.stdout
@@ -162,7 +162,7 @@ def test_corrections_of_a_run_in_a_bucket_are_trained_with(
     assert corrected.exit_code == 0, corrected.output
     assert "corrections.jsonl" in objects(url)
     words = ["train-heads", str(photo_run.cache), "--out", str(tmp_path / "run"), "--corrections", url]
-    (tmp_path / "short.toml").write_text(dump_toml(short(), without="embed"))
+    (tmp_path / "short.toml").write_text(dump_toml(short()))
     trained = app.invoke(temi_app, [*words, "--config", str(tmp_path / "short.toml")])
     assert trained.exit_code == 0, trained.output
     assert "corrections: " in trained.stdout
@@ -175,7 +175,7 @@ def test_a_run_that_goes_on_with_one_in_a_bucket_is_resumed_on_another_machine(
 ) -> None:
     before, url, app = "s3://photos/runs/eighth", "s3://photos/runs/ninth", CliRunner()
     shutil.copytree(photo_run.run, Mirror(before).folder)
-    (tmp_path / "short.toml").write_text(dump_toml(short(), without="embed"))
+    (tmp_path / "short.toml").write_text(dump_toml(short()))
     words = ["train-heads", str(photo_run.cache), "--out", url, "--from", before]
     words += ["--config", str(tmp_path / "short.toml")]
     trained = app.invoke(temi_app, words)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from temi.cli import app
 from temi.pipeline.results.finished import FinishedRun
-from temi.pipeline.results.names import read_names, set_names
+from temi.pipeline.results.names import set_names
 from temi.pipeline.results.suggest import _one_to_one, _words
 
 TEMI = Path(sys.executable).with_name("temi")
@@ -43,7 +43,7 @@ def test_a_table_of_suggestions_equals_the_models_own_scores(photo_run: PhotoRun
     rows = list(csv.DictReader(io.StringIO(made.stdout)))
     chosen = [row["name"] for row in rows]
     assert len(set(chosen)) == len(chosen) == 3
-    assert read_names(run, 3) == ["", "", ""]  # nothing is named without being asked
+    assert FinishedRun(run).names == ["", "", ""]  # nothing is named without being asked
 
     model, processor = CLIPModel.from_pretrained(clip).eval(), CLIPProcessor.from_pretrained(clip)
     finished = FinishedRun(run)

@@ -126,6 +126,8 @@ def test_a_killed_run_resumes_bit_exactly(
     with pytest.raises(Killed):
         train_heads(cache, config, tmp_path / "parts")
     monkeypatch.setattr(run_module.HeadTrainer, "step", step)
+    with (tmp_path / "parts/metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "los')  # as a full disk leaves it
     train_heads(cache, config, tmp_path / "parts")
     assert model_bytes(tmp_path / "parts") == model_bytes(tmp_path / "whole")
     assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import pytest
 from mixtures import SHORT_TRIALS, mixture, write_cache
 
 from temi.cache import EmbeddingCache
-from temi.pipeline.config import load_config
+from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
 from temi.pipeline.plugins import load_plugin
 from temi.pipeline.progress import Progress, quiet
+from temi.pipeline.runs import memory, pack
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, read_record
 from temi.pipeline.runs.search import (
@@ -365,3 +367,35 @@ def test_a_search_in_which_all_trials_fail_says_why_and_ends_with_2(tmp_path: Pa
     assert "no trial of" in done.stderr
     assert "Traceback" not in done.stderr
     assert "next:" not in done.stdout
+
+
+def test_a_process_asks_for_no_more_trials_than_it_has_places(tmp_path: Path) -> None:
+    asked = wanted(trials=9, together=4)
+    study = open_study_of(small_cache(tmp_path), tmp_path, asked)
+    with quiet_desk(study, asked, tmp_path / "study") as desk:
+        assert len(desk.more(2)) == 2
+        assert [desk.more(0) for _ in range(3)] == [[], [], []]
+        assert len(study.trials) == 2
+
+
+def test_seeds_of_a_trial_differ_whatever_seed_was_set(tmp_path: Path) -> None:
+    asked = replace(wanted(seeds=2), overrides=[*SHORT_TRIALS, "train.seed=1", "start.seed=5"])
+    study = open_study_of(small_cache(tmp_path), tmp_path, asked)
+    with quiet_desk(study, asked, tmp_path / "study") as desk:
+        [one] = desk.more(1)
+    assert [(config.train.seed, config.start.seed) for config in one.configs] == [(0, 0), (1, 1)]
+
+
+def test_a_search_puts_the_bank_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    footprint, seen = memory.Footprint(1, 1, 1, 1, 1, 1, 1, place="disk"), []
+    monkeypatch.setattr("temi.pipeline.runs.search.check_memory", lambda *_: footprint)
+    load = pack.load_training_set
+
+    def spy(features: Features, config: Config, place: str, scratch: Path) -> object:
+        seen.append((place, scratch))
+        return load(features, config, place, scratch)
+
+    monkeypatch.setattr(pack, "load_training_set", spy)
+    done = search(small_cache(tmp_path), wanted(trials=2, together=2), tmp_path / "study")
+    assert seen == [("disk", tmp_path / "study/neighbors")]
+    assert all(trial.training or "given up" in str(trial.stopped) for trial in done.trials)

@@ -1,9 +1,11 @@
 """The parts of the start against a few lines of numpy, and the start as a whole."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from mixtures import mixture, write_cache
+from mixtures import SHORT_TRIALS, mixture, write_cache
 
 from temi.pipeline.config import StartConfig, load_config
 from temi.pipeline.errors import UserError
@@ -14,6 +16,7 @@ from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.heads.warm_start import _dealt, warm_start
 from temi.pipeline.registry import STARTS
 from temi.pipeline.runs.fit import fit_model
+from temi.pipeline.runs.trials import train_trials
 from temi.pipeline.start import communities as communities_module
 from temi.pipeline.start import find
 from temi.pipeline.start.communities import communities, cut_graphs
@@ -260,3 +263,21 @@ def test_a_start_that_fails_is_a_sentence_that_says_where(monkeypatch: pytest.Mo
     config = load_config(None, ["heads.clusters=4", "heads.count=2", "start.kind=mine"])
     with pytest.raises(UserError, match=r"the start 'mine' failed at .*test_pool.py:\d+: ZeroDivisionError"):
         fit_model(Features.of_array(mixture(rows=60, clusters=4)[0]), config)
+
+
+@pytest.mark.parametrize("other", [range(40), range(1, 31), None], ids=["fewer", "others", "none"])
+def test_a_start_of_other_rows_for_another_number_is_refused(
+    other: range | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mine(features: Features, clusters: int, config: StartConfig) -> Start | None:
+        if clusters == 4 and other is None:
+            return None
+        rows = np.asarray(other if clusters == 4 else range(30))
+        return Start(rows, clusters, ("mine",), rows[None] % clusters)
+
+    monkeypatch.setitem(STARTS._entries, "mine", mine)
+    cache = write_cache(tmp_path / "cache", mixture(rows=60, clusters=4)[0])
+    base = [*SHORT_TRIALS, "heads.count=2", "start.kind=mine"]
+    configs = [load_config(None, [*base, f"heads.clusters={clusters}"]) for clusters in (3, 4)]
+    with pytest.raises(UserError, match="the start 'mine' cuts other rows for another number of clusters, or none"):
+        train_trials(cache, configs, tmp_path / "runs")
