@@ -14,10 +14,11 @@ MARK   ?= not long
 help:
 	@sed -n 's/^\([a-z]*\): .*## /  make \1\t/p' $(MAKEFILE_LIST)
 
-demo: $(VENV)/installed ## embed, train and evaluate on 1,797 digits
+demo: $(VENV)/demo-installed ## embed, train and evaluate on 1,797 digits
 	$(BIN)/temi embed digits --out $(DEMO)/cache --config configs/demo.toml
 	$(BIN)/temi train-heads $(DEMO)/cache --out $(DEMO)/run --config configs/demo.toml
 	$(BIN)/temi evaluate $(DEMO)/run
+	@echo "temi is in $(BIN): \". $(BIN)/activate\" lets this shell find it"
 
 # One thread a process: the tests' matrices are tiny, and threads that wait for each other cost more than they bring.
 # A file stays in one process, so that what its tests share is made once.
@@ -41,9 +42,15 @@ bench: $(VENV)/installed ## accuracy on three sets that need no download
 clean:
 	rm -rf $(DEMO)
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/demo-installed: pyproject.toml
+	@echo "installing into $(VENV): 7 GB on the disk, 5.6 of them torch, which brings CUDA also where no GPU is"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --editable '.[$(FAISS),demo]'
+	touch $@
+
+$(VENV)/installed: $(VENV)/demo-installed
+	@echo "installing what tests and checks need into $(VENV): 1 GB more"
 	$(BIN)/pip install --quiet --editable '.[$(FAISS),demo,dev]'
 	mkdir -p $(VENV)/src && ln -sfn $(CURDIR) $(VENV)/src/temi  # mypy finds the package there
 	touch $@

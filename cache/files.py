@@ -5,7 +5,9 @@ import errno
 import fcntl
 import functools
 import json
+import mmap
 import os
+import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import xxhash
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from temi.cache.schema import CacheError
 
@@ -109,6 +112,23 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
+def nameless_memory(folder: Path | None, size: int, action: str) -> mmap.mmap:
+    """`size` bytes of a file that has no name and ends with the process, mapped: the system keeps of it what fits.
+
+    It is in `folder`, or where the system keeps temporary files.
+
+    Raises
+    ------
+    CacheError
+        The disk has no room for it; `action` says what it is for.
+    """
+    folder = folder or Path(tempfile.gettempdir())
+    make_folder(folder)
+    with os_errors(folder, action), tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here and a killed process later
+        return mmap.mmap(file.fileno(), size)
+
+
 def _checksum(table: dict[str, Any]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(table, sort_keys=True, allow_nan=False).encode())
 
@@ -171,10 +191,17 @@ def parse(kind: type[T], table: dict[str, Any], path: Path) -> T:
     try:
         value: T = _adapter(kind).validate_json(json.dumps(table))
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in problem["loc"]) or "content"
-        raise CacheError(f"{path} is not valid: {name}: {problem['msg']}; restore it or embed again") from None
+        name, problem = first_problem(error)
+        raise CacheError(
+            f"{path} is not valid: {name or 'content'}: {problem['msg']}; restore it or embed again"
+        ) from None
     return value
+
+
+def first_problem(error: ValidationError) -> tuple[str, ErrorDetails]:
+    """Name of the first wrong field, "" where it is the whole, and what pydantic says of it."""
+    problem = error.errors(include_url=False)[0]
+    return ".".join(map(str, problem["loc"])), problem
 
 
 class Lock:

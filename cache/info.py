@@ -1,7 +1,8 @@
 """What is in a cache, also in one that is not finished, and what is kept beside its embeddings."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from temi.cache.bucket import bucket_url
 from temi.cache.files import os_errors
@@ -12,16 +13,6 @@ from temi.cache.neighbors import list_neighbors
 from temi.cache.remote import Index
 from temi.cache.schema import NEIGHBORS, CacheError
 from temi.cache.shard import Sidecar, unreadable
-
-
-@dataclass(frozen=True)
-class Made:
-    """A file that is kept beside the embeddings, and the settings that made it."""
-
-    file: str
-    name: str
-    bytes: int
-    made_from: dict[str, str | int | float]
 
 
 @dataclass(frozen=True)
@@ -40,9 +31,14 @@ class Summary:
     gone_images: int
     splits: dict[str, tuple[int, int]]
     classes: int
-    kept: list[Made]
+    kept: list[Kept]
     seconds: dict[str, float]
     fingerprint: Fingerprint
+
+    def to_json(self) -> dict[str, Any]:
+        """As `temi cache info --json` prints it."""
+        kept = [{"file": k.path.name, "name": k.name, "bytes": k.nbytes, "made_from": k.recipe} for k in self.kept]
+        return asdict(self) | {"kept": kept}
 
 
 def summarize(folder: Path) -> Summary:
@@ -67,7 +63,7 @@ def summarize(folder: Path) -> Summary:
         gone_images=len(manifest.gone),
         splits=dict(manifest.splits),
         classes=len(manifest.classes),
-        kept=[Made(kept.path.name, kept.name, kept.nbytes, kept.recipe) for kept in list_made(folder)],
+        kept=list_made(folder),
         seconds=seconds,
         fingerprint=manifest.fingerprint,
     )

@@ -89,7 +89,7 @@ class Index:
         if missing:
             raise CacheError(
                 f"{self.bucket.url} is unfinished: {len(missing)} of {len(manifest.shards)} shards are missing, "
-                f"from {missing[0]} on; rerun the same `temi embed` to finish it"
+                f"from {missing[0]} on; rerun the command that made it to finish it"
             )
         sidecars = tuple(Sidecar.read(self.folder / f"{s.name}.json", manifest, s) for s in manifest.shards)
         return RemoteCache(self.bucket, self.folder, manifest, sidecars)
@@ -133,7 +133,7 @@ def fetch_whole(bucket: Bucket, name: str, folder: Path, size: int, digest: str 
             if digest is not None and xxhash.xxh3_128_hexdigest(data) != digest:
                 raise CacheError(
                     f"{bucket.url}/{name} is damaged: its digest is not that of its sidecar; "
-                    f"delete {Path(name).with_suffix('.json')} there and rerun the same `temi embed`"
+                    f"delete {Path(name).with_suffix('.json')} there and rerun the command that made the cache"
                 )
             drop_oldest(len(data))
             write_atomic(path, data)

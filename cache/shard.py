@@ -91,7 +91,7 @@ def failures_csv(failures: Iterable[Failure]) -> bytes:
 
 def repair(path: Path) -> str:
     """What to do about a damaged shard."""
-    return f"delete {path.with_suffix('.json').name} and rerun the same `temi embed` to make this shard anew"
+    return f"delete {path.with_suffix('.json').name} and rerun the command that made the cache to make this shard anew"
 
 
 def digest_parts(image: memoryview, header: int, data: Mapping[str, npt.NDArray[Any]]) -> dict[str, str]:

@@ -124,6 +124,11 @@ class EmbeddingCache:
         removed = dict.fromkeys(self.manifest.removed, "removed from the source since")
         return removed | dict.fromkeys(self.manifest.changed, "changed since; a later row shows it")
 
+    @cached_property
+    def present(self) -> npt.NDArray[np.int64]:
+        """Rows whose image is in the source, in order: all but those that are gone."""
+        return np.setdiff1d(np.arange(self.rows), sorted(self.gone))
+
     def embedding(self, start: int = 0, stop: int | None = None) -> Half:
         """Embeddings of rows `start` to `stop`, float16 (n, D), digest-checked and finite."""
         return self._gather("embedding", start, stop, (self.dim,))
@@ -210,7 +215,7 @@ def _refuse_unfinished(folder: Path, manifest: Manifest) -> None:
     if missing:
         raise CacheError(
             f"{folder} is unfinished: {len(missing)} of {len(manifest.shards)} shards are missing, "
-            f"from {missing[0]} on; rerun the same `temi embed` to finish it"
+            f"from {missing[0]} on; rerun the command that made it to finish it"
         )
 
 

@@ -46,7 +46,7 @@ def verify(
 def _check_shard(folder: Path, manifest: Manifest, shard: Shard) -> Sidecar:
     path = folder / f"{shard.name}.h5"
     if not path.with_suffix(".json").exists():
-        raise CacheError(f"{path} is not done (it has no sidecar); rerun the same `temi embed` to make it")
+        raise CacheError(f"{path} is not done (it has no sidecar); rerun the command that made the cache")
     sidecar = Sidecar.read(path.with_suffix(".json"), manifest, shard)
     file = ShardFile(path, manifest, sidecar, structures={})
     if not np.array_equal(file.array("row"), np.arange(shard.start, shard.stop)):
@@ -91,9 +91,12 @@ def _stray_files(folder: Path, manifest: Manifest) -> Iterator[str]:
 def _failures_problem(folder: Path, failures: list[Failure]) -> Iterator[str]:
     path = folder / FAILURES
     if not path.exists():
-        yield f"{path} is missing; rerun the same `temi embed` to write it"
+        yield f"{path} is missing; rerun the command that made the cache"
     elif path.read_bytes() != failures_csv(failures):
-        yield f"{path} does not list the images that could not be read; delete it and rerun the same `temi embed`"
+        yield (
+            f"{path} does not list the images that could not be read; delete it and rerun the command that made the "
+            "cache"
+        )
 
 
 def _neighbor_problems(folder: Path) -> Iterator[str]:

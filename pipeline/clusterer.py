@@ -17,7 +17,7 @@ from temi.cache import EmbeddingCache
 from temi.cache.convert.importing import import_embeddings
 from temi.cache.files import make_folder
 from temi.cache.halves import to_halves
-from temi.pipeline.config import Config, asked, load_config
+from temi.pipeline.config import SEEDS, Config, asked, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import quiet
@@ -28,7 +28,6 @@ from temi.pipeline.runs.train import assign, train_heads
 
 MAX_SEED = 2**31 - 1
 ROW = "row {} of X".format  # in a refusal
-SEEDS = ("start.seed", "train.seed", "pairs.seed")
 PARAMETERS = {"heads.clusters": "n_clusters", **dict.fromkeys(SEEDS, "random_state")}  # which stand for settings
 
 

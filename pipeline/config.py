@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from temi.cache.files import first_problem
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS, STARTS
@@ -22,6 +23,7 @@ Positive = Annotated[float, Field(gt=0.0, le=LARGEST, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy and scikit-learn take it; torch is given a million times that
+SEEDS = ("train.seed", "start.seed", "pairs.seed")  # of stage two
 
 
 PER_TRIAL = "per trial"
@@ -171,6 +173,7 @@ class TrainConfig(Section):
     keep_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints that are kept; 0: none")
     max_skipped: Count = Field(100, description="non-finite steps in a row after which training stops")
     tensorboard: bool = Field(True, description="write TensorBoard events")
+    mlflow: str = Field("", description="MLflow store, e.g. sqlite:///mlflow.db or http://host:5000; empty: none")
 
     def recorded(self, done: int, steps: int) -> bool:
         """Whether the window of metrics is closed after step `done`."""
@@ -179,8 +182,6 @@ class TrainConfig(Section):
     def checkpointed(self, done: int, steps: int) -> bool:
         """Whether a checkpoint follows step `done`."""
         return done % self.checkpoint_every == 0 or done == steps
-
-    mlflow: str = Field("", description="MLflow store, e.g. sqlite:///mlflow.db or http://host:5000; empty: none")
 
 
 class Config(Section):
@@ -301,8 +302,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
 
 
 def _first_problem(error: ValidationError, path: Path | None) -> str:
-    problem = error.errors(include_url=False)[0]
-    name = ".".join(str(part) for part in problem["loc"])
+    name, problem = first_problem(error)
     where = f"in {path} or --set" if path else "in --set"
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {name} {where}; configs/default.toml lists every key"
@@ -312,6 +312,14 @@ def _first_problem(error: ValidationError, path: Path | None) -> str:
     return f"setting {name} {where}: {told}, got {problem['input']!r}"
 
 
-def dump_toml(config: Config, *, without: str = "") -> str:
-    """`config` as TOML text that `load_config` reads back to an equal config; the section `without` is left out."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude={without}))
+def flatten(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The settings in a table of sections, each with its name, ``section.key``."""
+    pairs = []
+    for key, value in table.items():
+        pairs += flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return pairs
+
+
+def dump_toml(config: Config) -> str:
+    """The settings of stage two as TOML text that `load_config` reads back; a cache holds those of its own."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True, exclude={"embed"}))

@@ -3,7 +3,9 @@
 Imports no torch: threads are decided before it starts, and cannot be after.
 """
 
+import math
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,12 @@ def free_shared_memory() -> int | None:
     except OSError:
         return None
     return status.f_bavail * status.f_frsize
+
+
+def largest_file() -> float:
+    """Bytes that a file, also one of shared memory, may have here (`ulimit -f`)."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
 
 
 def settle_threads() -> None:

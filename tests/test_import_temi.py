@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
 import temi
+from temi.pipeline.errors import UserError
 
 TEMI = Path(sys.executable).with_name("temi")
 ROOT = Path(__file__).parents[1]
@@ -83,3 +84,22 @@ def test_both_stages_and_what_they_leave(tmp_path: Path) -> None:
     index, cosine = again.neighbors(3)
     assert index.shape == cosine.shape == (30, 3)
     assert temi.open_cache(str(tmp_path / "cache")).rows == 30
+
+
+def test_mistakes_are_told_in_the_words_of_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("temi.pipeline.encode.hugging_face.hub_answers", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "photos/0.png")
+    with pytest.raises(UserError, match="does not answer, and it was not downloaded before") as told:
+        temi.embed(tmp_path / "photos", tmp_path / "cache", ["embed.backbone=nobody/nothing"])
+    assert 'settings=["embed.backbone=FOLDER"], or settings=["embed.backbone=efficientnet-lite0"]' in str(told.value)
+    assert "--set" not in str(told.value)
+    with pytest.raises(UserError, match=r"not ndarray; cluster an array by temi.TemiClusterer\(n_clusters=10\)"):
+        temi.train_heads(np.zeros((9, 4), np.float32), tmp_path / "run")  # type: ignore[arg-type]
+
+
+def test_embed_takes_plugins(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("raise RuntimeError('the plugin was run')")
+    with pytest.raises(UserError, match=r"own.py.*the plugin was run"):
+        temi.embed(tmp_path, tmp_path / "cache", plugins=[tmp_path / "own.py"])

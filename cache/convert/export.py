@@ -1,4 +1,4 @@
-"""A cache in formats that other programs read. Nothing is lost: `cache.importing` makes the same cache of each.
+"""A cache in formats that other programs read. Nothing is lost: `cache.convert.importing` makes the same cache of each.
 
 The manifest travels along with its checksum. Half floats become float32 in Parquet, where few readers know halves;
 every half is a float32, so that is exact, too.

@@ -1,4 +1,4 @@
-"""Caches made of what `cache.export` wrote, or of embeddings made elsewhere."""
+"""Caches made of what `cache.convert.export` wrote, or of embeddings made elsewhere."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from temi.cache.convert.formats import Rows, Source, open_source
@@ -28,11 +29,13 @@ def fill(
     Raises
     ------
     CacheError
-        `folder` is, or holds, what the cache is `made_of`: overwriting would delete it first.
+        `folder` is, or holds, what the cache is `made_of`, as overwriting would delete it first; or lies in it.
     """
     for place in made_of:
         if place.resolve().is_relative_to(folder.resolve()):
             raise CacheError(f"{folder} is, or holds, {place}, which the new cache is made of; give another --out")
+        if folder.resolve().is_relative_to(place.resolve()):
+            raise CacheError(f"{folder} lies in {place}, which the new cache is made of; give another --out")
     with ShardWriter.open(folder, manifest, overwrite=overwrite) as writer:
         for shard in writer.pending():
             writer.write(shard, **content(shard))
@@ -40,6 +43,12 @@ def fill(
         cache = writer.finish()
     assert cache is not None  # this is the only worker
     return cache
+
+
+def picked(read: Callable[[int, int], Half], rows: npt.NDArray[np.int64]) -> Half:
+    """What `read` gives of these rows, rising and mostly neighbors, which it takes from one to before another."""
+    first = int(rows[0])
+    return read(first, int(rows[-1]) + 1)[rows - first]
 
 
 def import_embeddings(
@@ -75,6 +84,11 @@ def import_embeddings(
         opened = open_source(source, keys, labels)
     if opened.manifest is None:
         _refuse_empty(opened)
+    elif given := [name for name, value in (("keys", keys), ("labels", labels), ("backbone", backbone)) if value]:
+        raise CacheError(
+            f"{source} is an exported cache, which has names, labels and a backbone of its own; leave out "
+            + " and ".join(f"--{name}" for name in given)
+        )
     manifest = opened.manifest or _manifest(opened, backbone, shard_rows)
     _check_lengths(opened, manifest)
     _refuse_twins(opened)

@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Float16
 
-from temi.cache.convert.importing import fill
-from temi.cache.fingerprint import Fingerprint
+from temi.cache.convert.importing import fill, picked
+from temi.cache.fingerprint import IMPORTED, Fingerprint
 from temi.cache.manifest import Manifest
 from temi.cache.schema import CacheError, Progress, Shard, plan_shards, silent
 from temi.cache.store import EmbeddingCache
@@ -29,7 +31,8 @@ def join_caches(
 
     A row of the result is the rows of all caches, each of unit norm, one after another: the cosine of two images is
     then the mean of their cosines in the spaces, and everything that reads a cache sees all spaces at once. Views are
-    joined in order. An image that failed in one cache has failed.
+    joined in order. An image that failed in one cache has failed; rows whose image is gone from the source are left
+    out.
 
     Raises
     ------
@@ -42,11 +45,15 @@ def join_caches(
     caches = [EmbeddingCache.open(folder) for folder in folders]
     for cache in caches[1:]:
         _refuse_differences(caches[0], cache)
-    rows, dim = caches[0].rows, sum(cache.dim for cache in caches)
-    manifest = Manifest(
-        _fingerprint(caches), rows, dim, plan_shards(rows, shard_rows), dict(caches[0].splits), caches[0].classes
-    )
-    return fill(out, manifest, lambda shard: _content(caches, shard), folders, overwrite=overwrite, progress=progress)
+    rows = reduce(np.intersect1d, [cache.present for cache in caches])
+    dim, shards = sum(cache.dim for cache in caches), plan_shards(len(rows), shard_rows)
+    splits = {name: tuple(np.searchsorted(rows, ends).tolist()) for name, ends in caches[0].splits.items()}
+    manifest = Manifest(_fingerprint(caches), len(rows), dim, shards, splits, caches[0].classes)
+
+    def content(shard: Shard) -> Mapping[str, Any]:
+        return _content(caches, rows[shard.start : shard.stop], shard.start)
+
+    return fill(out, manifest, content, folders, overwrite=overwrite, progress=progress)
 
 
 def spaces_of(cache: EmbeddingCache) -> list[int]:
@@ -69,6 +76,19 @@ def _refuse_differences(first: EmbeddingCache, other: EmbeddingCache) -> None:
     for name in ("splits", "views", "classes"):
         if getattr(first, name) != getattr(other, name):
             raise CacheError(f"{other.folder} does not match {first.folder} in its {name}; embed both alike")
+    one, two = first.manifest.fingerprint, other.manifest.fingerprint
+    if IMPORTED in f"{one.pooling} {two.pooling}":  # made elsewhere: only the names of the images are known
+        return
+    if one.images != two.images:
+        raise CacheError(
+            f"{other.folder} was made from other images than {first.folder}, of the same names; embed both from the "
+            "same images, with the same --digest"
+        )
+    if first.views and (one.view_policy, one.view_seed) != (two.view_policy, two.view_seed):
+        raise CacheError(
+            f"the views of {other.folder} are other crops than those of {first.folder}; embed both with the same "
+            "embed.seed and view settings"
+        )
 
 
 def _fingerprint(caches: Sequence[EmbeddingCache]) -> Fingerprint:
@@ -88,18 +108,24 @@ def _fingerprint(caches: Sequence[EmbeddingCache]) -> Fingerprint:
     )
 
 
-def _content(caches: Sequence[EmbeddingCache], shard: Shard) -> Mapping[str, Any]:
-    start, stop = shard.start, shard.stop
-    failures = {row: why for cache in caches for row, why in cache.unusable.items() if start <= row < stop}
+def _content(caches: Sequence[EmbeddingCache], rows: npt.NDArray[np.int64], first: int) -> Mapping[str, Any]:
+    """Of these rows of the caches, which become rows `first` and on."""
+    unread = {row: why for cache in caches for row, why in cache.failures.items()}
+    failures = {place: unread[row] for place, row in enumerate(rows.tolist()) if row in unread}
     arrays = {
-        "embedding": np.concatenate([_unit(cache.embedding(start, stop)) for cache in caches], axis=-1),
-        "views": np.concatenate([_unit(cache.view_embedding(start, stop)) for cache in caches], axis=-1),
+        "embedding": np.concatenate([_unit(picked(cache.embedding, rows)) for cache in caches], axis=-1),
+        "views": np.concatenate([_unit(picked(cache.view_embedding, rows)) for cache in caches], axis=-1),
     }
-    for row in failures:
-        for array in arrays.values():
-            array[row - start] = 0
-    labels = caches[0].labels[start:stop]
-    return {**arrays, "keys": caches[0].keys[start:stop], "labels": labels, "failures": failures, "seconds": {}}
+    for array in arrays.values():
+        array[list(failures)] = 0
+    keys = caches[0].keys
+    return {
+        **arrays,
+        "keys": [keys[row] for row in rows],
+        "labels": caches[0].labels[rows],
+        "failures": {first + place: why for place, why in failures.items()},
+        "seconds": {},
+    }
 
 
 def _unit(rows: Float16[np.ndarray, "... D"]) -> Float16[np.ndarray, "... D"]:

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
-from temi.cache.convert.importing import fill
-from temi.cache.fingerprint import Fingerprint
+from temi.cache.convert.importing import fill, picked
+from temi.cache.fingerprint import IMPORTED, Fingerprint
 from temi.cache.manifest import Manifest
 from temi.cache.schema import CacheError, Progress, Shard, plan_shards, silent
 from temi.cache.store import EmbeddingCache
@@ -17,12 +18,11 @@ from temi.cache.store import EmbeddingCache
 
 @dataclass(frozen=True)
 class Segment:
-    """Rows `start` to `stop` of a cache, which become rows of the merged one from `place` on."""
+    """Rows of a cache, which become rows of the merged one from `place` on."""
 
     cache: EmbeddingCache
-    labels: np.ndarray[Any, np.dtype[np.int32]]  # of the whole cache, numbered as in the merged one
-    start: int
-    stop: int
+    labels: npt.NDArray[np.int32]  # of the whole cache, numbered as in the merged one
+    rows: npt.NDArray[np.int64]  # rising
     place: int
 
 
@@ -37,7 +37,7 @@ def merge_caches(
     """Merge the caches in `folders` into a new one in `out`.
 
     Rows of one split become neighbors: the split `train` of the result is the `train` of the first cache, then of the
-    second, and so on. Classes of one name become one class.
+    second, and so on. Classes of one name become one class. Rows whose image is gone from the source are left out.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def merge_caches(
     _refuse_shared_images(caches)
     classes = tuple(dict.fromkeys(name for cache in caches for name in cache.classes))
     segments, splits = _plan(caches, classes)
-    rows = sum(cache.rows for cache in caches)
+    rows = sum(len(segment.rows) for segment in segments)
     manifest = Manifest(_fingerprint(caches), rows, caches[0].dim, plan_shards(rows, shard_rows), splits, classes)
     return fill(out, manifest, lambda shard: _content(segments, shard), folders, overwrite=overwrite, progress=progress)
 
@@ -60,20 +60,21 @@ def merge_caches(
 def _refuse_differences(caches: Sequence[EmbeddingCache]) -> None:
     first = caches[0]
     for cache in caches[1:]:
-        same_images = replace(cache.manifest.fingerprint, images=first.manifest.fingerprint.images)
-        found = first.manifest.fingerprint.differences(same_images)
+        here, there = first.manifest.fingerprint, cache.manifest.fingerprint
+        own = {"images", "revision"} if here.pooling == there.pooling == IMPORTED else {"images"}  # of every file
+        found = here.differences(replace(there, **{name: getattr(here, name) for name in own}))
         if cache.dim != first.dim:
             found.append(f"dim: here {first.dim}, asked {cache.dim}")
         if found:
             raise CacheError(
-                f"{cache.folder} does not match {first.folder} ({'; '.join(found)}); embed it with its settings"
+                f"{cache.folder} does not match {first.folder} ({'; '.join(found)}); make both with the same settings"
             )
 
 
 def _refuse_shared_images(caches: Sequence[EmbeddingCache]) -> None:
     seen: dict[str, Path] = {}
     for cache in caches:
-        for key in dict.fromkeys(cache.keys):
+        for key in _keys(cache, cache.present):
             if key in seen:
                 raise CacheError(
                     f"{key} is in {seen[key]} and in {cache.folder}; merge caches of different images only"
@@ -81,9 +82,17 @@ def _refuse_shared_images(caches: Sequence[EmbeddingCache]) -> None:
             seen[key] = cache.folder
 
 
+def _keys(cache: EmbeddingCache, rows: npt.NDArray[np.int64]) -> list[str]:
+    keys = cache.keys
+    return [keys[row] for row in rows]
+
+
 def _fingerprint(caches: Sequence[EmbeddingCache]) -> Fingerprint:
-    images = "".join(cache.manifest.fingerprint.images + "\n" for cache in caches)
-    return replace(caches[0].manifest.fingerprint, images=xxhash.xxh3_128_hexdigest(images.encode()))
+    made = [cache.manifest.fingerprint for cache in caches]
+    images = "".join(one.images + "\n" for one in made)
+    revisions = "\n".join(dict.fromkeys(one.revision for one in made))  # one, but of imported files
+    revision = xxhash.xxh3_128_hexdigest(revisions.encode()) if "\n" in revisions else revisions
+    return replace(made[0], images=xxhash.xxh3_128_hexdigest(images.encode()), revision=revision)
 
 
 def _plan(caches: Sequence[EmbeddingCache], classes: Sequence[str]) -> tuple[list[Segment], dict[str, tuple[int, int]]]:
@@ -94,7 +103,8 @@ def _plan(caches: Sequence[EmbeddingCache], classes: Sequence[str]) -> tuple[lis
         table = np.array([*(numbers[name] for name in cache.classes), -1], dtype=np.int32)  # label -1 stays -1
         labels = table[cache.labels]
         for name, start, stop in _pieces(cache):
-            pieces.setdefault(name, []).append(Segment(cache, labels, start, stop, 0))
+            rows = cache.present[np.searchsorted(cache.present, start) : np.searchsorted(cache.present, stop)]
+            pieces.setdefault(name, []).append(Segment(cache, labels, rows, 0))
     unnamed = pieces.pop("", [])
     segments: list[Segment] = []
     splits: dict[str, tuple[int, int]] = {}
@@ -103,7 +113,7 @@ def _plan(caches: Sequence[EmbeddingCache], classes: Sequence[str]) -> tuple[lis
         first = place
         for segment in group:
             segments.append(replace(segment, place=place))
-            place += segment.stop - segment.start
+            place += len(segment.rows)
         if name:
             splits[name] = (first, place)
     return segments, splits
@@ -126,14 +136,15 @@ def _content(segments: Sequence[Segment], shard: Shard) -> Mapping[str, Any]:
     parts: dict[str, list[Any]] = {"embedding": [], "views": [], "keys": [], "labels": []}
     failures: dict[int, str] = {}
     for segment in segments:
-        offset = segment.place - segment.start  # row of the cache -> row of the merged one
-        start, stop = max(segment.start, shard.start - offset), min(segment.stop, shard.stop - offset)
-        if start >= stop:
+        cache, first = segment.cache, max(segment.place, shard.start)
+        rows = segment.rows[first - segment.place : max(0, shard.stop - segment.place)]
+        if not len(rows):
             continue
-        parts["embedding"].append(segment.cache.embedding(start, stop))
-        parts["views"].append(segment.cache.view_embedding(start, stop))
-        parts["keys"] += segment.cache.keys[start:stop]
-        parts["labels"].append(segment.labels[start:stop])
-        failures |= {row + offset: why for row, why in segment.cache.unusable.items() if start <= row < stop}
+        parts["embedding"].append(picked(cache.embedding, rows))
+        parts["views"].append(picked(cache.view_embedding, rows))
+        parts["keys"] += _keys(cache, rows)
+        parts["labels"].append(segment.labels[rows])
+        unread = cache.failures
+        failures |= {place: unread[row] for place, row in enumerate(rows.tolist(), first) if row in unread}
     arrays = {name: np.concatenate(parts[name]) for name in ("embedding", "views", "labels")}
     return {**arrays, "keys": parts["keys"], "failures": failures, "seconds": {}}

@@ -15,7 +15,7 @@ from temi.pipeline.commands.options import Overwrite, on_this_machine
 from temi.pipeline.commands.tables import print_wide
 
 if TYPE_CHECKING:
-    from temi.cache.info import Made
+    from temi.cache.kept import Kept
 
 commands = typer.Typer(no_args_is_help=True, help="Look at, check, convert, merge and join embedding caches.")
 
@@ -43,7 +43,7 @@ def cache_info(
 
         summary = summarize(folder)
         if json_:
-            print(json.dumps(asdict(summary), indent=1, ensure_ascii=False))
+            print(json.dumps(summary.to_json(), indent=1, ensure_ascii=False))
             return
         table = Table(show_header=False)
         shown = vars(summary) | {"kept": "\n".join(map(_made, summary.kept)) or "nothing"}
@@ -52,13 +52,13 @@ def cache_info(
         print_wide(table)
 
 
-def _made(kept: "Made") -> str:
+def _made(kept: "Kept") -> str:
     """One line of what is kept: its name, its size, and the short settings that made it."""
     short = [
-        f"{name}={value}" for name, value in kept.made_from.items() if name != "embeddings" and len(str(value)) <= SHORT
+        f"{name}={value}" for name, value in kept.recipe.items() if name != "embeddings" and len(str(value)) <= SHORT
     ]
-    settings = short if kept.made_from else ["unreadable"]  # what can be read says what made it, if at length
-    return " ".join([kept.name, f"{kept.bytes / 1e6:,.1f} MB", *settings, f"({kept.file})"])
+    settings = short if kept.recipe else ["unreadable"]  # what can be read says what made it, if at length
+    return " ".join([kept.name, f"{kept.nbytes / 1e6:,.1f} MB", *settings, f"({kept.path.name})"])
 
 
 @commands.command("prune")
@@ -111,14 +111,17 @@ def cache_export(
     ],
     neighbors: Annotated[str, typer.Option(metavar="KEY", help="neighbor graph to put into the Parquet file")] = "",
 ) -> None:
-    """Write CACHE in a format of other programs; `temi cache import` makes the same cache of it again."""
+    """Write CACHE in a format of other programs; `temi cache import` makes the same cache of it unless it grew."""
     with user_errors():
         from temi.cache import EmbeddingCache
         from temi.cache.convert.export import export_cache
+        from temi.pipeline.progress import say
 
         cache = EmbeddingCache.open(folder)
         with _rows_done("export") as progress:
             export_cache(cache, out, neighbors=neighbors, progress=progress)
+        if cache.manifest.earlier:
+            say(f"note: {folder} grew, and {out} does not tell its parts apart: `temi cache import` refuses it")
         print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each")
 
 

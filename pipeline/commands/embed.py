@@ -46,9 +46,9 @@ def embed(
         from temi.pipeline.config import load_config
         from temi.pipeline.errors import UserError
         from temi.pipeline.network import check_backbone_is_here
-        from temi.pipeline.plugins import load_plugin
+        from temi.pipeline.plugins import load_plugins
 
-        plugins = [load_plugin(path) for path in plugin or ()]
+        plugins = load_plugins(plugin)
         settings = load_config(config, [*(set_ or ()), *([f"embed.digest={digest}"] if digest else [])]).embed
         part = _parse_shard(shard, overwrite, on)
         if not (plugins or on):  # a plugin may register any name; nodes look for themselves

@@ -38,12 +38,12 @@ def evaluate(
         from temi.pipeline.evaluate.recipes import asks_for_all, parse_baselines
         from temi.pipeline.evaluate.tables import evaluate_run
         from temi.pipeline.evaluate.trials import evaluate_trials
-        from temi.pipeline.plugins import load_plugin
+        from temi.pipeline.plugins import load_plugins
         from temi.pipeline.runs.mirror import shown
+        from temi.pipeline.runs.records import RESULT
         from temi.pipeline.runs.trials import is_trials
 
-        for path in plugin or ():
-            load_plugin(path)
+        load_plugins(plugin)
         other, chosen = EmbeddingCache.open(cache) if cache else None, parse_baselines(baselines)
         score = evaluate_trials if is_trials(run) else evaluate_run
         result = score(run, other, chosen, leave_out=asks_for_all(baselines))
@@ -56,4 +56,4 @@ def evaluate(
                 f"head agreement {figure(scores.head_agreement)}, "
                 f"expected accuracy {figure(scores.expected_accuracy)}"
             )
-        print(f"written: {shown(run / 'result.json')}\nnext: temi report {typed(run)}")
+        print(f"written: {shown(run / RESULT)}\nnext: temi report {typed(run)}")

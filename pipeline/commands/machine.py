@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import importlib.util
 import shutil
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from temi.pipeline.extras import install
 from temi.pipeline.limits import core_count, total_memory
 from temi.pipeline.products import library
+from temi.pipeline.registry import BASELINES
 
 DEFAULT_BACKBONE = "facebook/dinov2-base"
 HUB_TIMEOUT = 5  # seconds
@@ -38,7 +40,9 @@ def examine(folder: Path) -> list[Finding]:
     return [
         Finding("python", sys.version.split()[0]),
         _device(),
-        Finding("processor", f"{core_count()} cores, {_memory():.0f} GB of memory, products by {library()}"),
+        Finding(
+            "processor", f"{core_count()} cores, {total_memory() / 2**30:.0f} GB of memory, products by {library()}"
+        ),
         _disk(folder),
         _package("faiss", "neighbor search", f"{install('cpu')}, or {install('gpu')} with an NVIDIA GPU", needed=True),
         _hub(),
@@ -46,6 +50,8 @@ def examine(folder: Path) -> list[Finding]:
         _package("mlflow", "experiment tracking", install("mlflow")),
         _package("onnxscript", "ONNX export", install("onnx")),
         _package("datasets", "hf: sources", install("datasets")),
+        _package("pillow_heif", "HEIC photos, as iPhones make them", install("heif")),
+        _baselines(),
     ]
 
 
@@ -56,15 +62,19 @@ def _device() -> Finding:
     return Finding("device", f"{torch.cuda.get_device_name(0)}, {memory:.0f} GB, torch {torch.__version__}")
 
 
-def _memory() -> float:
-    return total_memory() / 2**30
-
-
 def _disk(folder: Path) -> Finding:
     there = next(place for place in [folder, *folder.resolve().parents] if place.exists())
     free = shutil.disk_usage(there).free
     advice = "" if free > LITTLE_DISK else "a million images take 5 GB (D = 768, two views): free some space"
     return Finding("disk", f"{free / 2**30:.0f} GB free in {there}", advice)
+
+
+def _baselines() -> Finding:
+    """Whether `temi evaluate --baselines all` can run: what it needs is looked for, not imported, which takes long."""
+    modules = sorted({module for name in BASELINES for module in BASELINES[name].modules})
+    if missing := [module for module in modules if not importlib.util.find_spec(module)]:
+        return Finding("all baselines of evaluate", f"{', '.join(missing)} not installed", install("baselines"))
+    return Finding("all baselines of evaluate", ", ".join(modules))
 
 
 def _package(module: str, purpose: str, advice: str, needed: bool = False) -> Finding:

@@ -49,22 +49,25 @@ def report(
     Of a folder of trials: their comparison, and how the clusters of one number join into those of another.
     """
     with user_errors():
-        _load(plugin)
+        from temi.pipeline.plugins import load_plugins
         from temi.pipeline.report.pages import write_report
         from temi.pipeline.report.trials import write_overview
         from temi.pipeline.results.finished import FinishedRun
         from temi.pipeline.results.lists import LISTS
         from temi.pipeline.runs.trials import is_trials
 
+        load_plugins(plugin)
         trials = is_trials(run)
         page = write_overview(run, out, images, cache) if trials else write_report(FinishedRun(run, cache), out, images)
+        more = "".join(f" --plugin {typed(path)}" for path in plugin or ())
         print(f"written: {page} ({page.stat().st_size / 2**20:.1f} MB); open it in a browser, it needs no network")
         if trials:
-            print(f"next: temi report {typed(run / 'trial-000')}, or another of them, to see its clusters")
+            print(f"next: temi report {typed(run / 'trial-000')}{more}, or another of them, to see its clusters")
             return
         print(f"beside it: {', '.join(f'{name}.csv' for name in LISTS)}")
         print(
-            f"next: temi serve {typed(run)}, to see images large and to correct; or temi names {typed(run)} > names.csv"
+            f"next: temi serve {typed(run)}{more}, to see images large and to correct; "
+            f"or temi names {typed(run)} > names.csv"
         )
 
 
@@ -83,12 +86,16 @@ def predict(
 ) -> None:
     """Assign new IMAGES to the clusters of RUN, and flag those unlike anything it was trained on."""
     with user_errors():
-        _load(plugin)
+        from temi.pipeline.plugins import load_plugins
         from temi.pipeline.results.predict import predict as run_predict
 
+        load_plugins(plugin)
         counts = run_predict(run, images, out, backbone=backbone, device=device, new=new)
         unreadable = f", {counts.unreadable} unreadable" if counts.unreadable else ""
-        print(f"{counts.images:,} images, {counts.novel} unlike the training images{unreadable}", file=sys.stderr)
+        print(
+            f"{_counted(counts.images, 'image')}, {counts.novel} unlike the training images{unreadable}",
+            file=sys.stderr,
+        )
 
 
 @commands.command(rich_help_panel=RESULTS)
@@ -118,11 +125,12 @@ def export(
 ) -> None:
     """Write the assignments of RUN for people and other tools: a table, lists, folders, data sets; or its model."""
     with user_errors():
-        _load(plugin)
+        from temi.pipeline.plugins import load_plugins
         from temi.pipeline.registry import EXPORTS
         from temi.pipeline.results.finished import FinishedRun
         from temi.pipeline.results.formats import Wanted, format_of
 
+        load_plugins(plugin)
         write = EXPORTS[format_of(out, format_)]
         print(write(FinishedRun(run, cache), out, Wanted(link.value, images)))
 
@@ -142,14 +150,17 @@ def names(
     ] = None,
     images: Images = None,
     cache: Cache = None,
+    plugin: Plugins = None,
 ) -> None:
     """Name the clusters of RUN; without NAMES.csv, print a table to fill in, with --suggest one that is filled."""
     with user_errors():
         from temi.pipeline.errors import UserError
+        from temi.pipeline.plugins import load_plugins
         from temi.pipeline.results.finished import FinishedRun
         from temi.pipeline.results.names import set_names
         from temi.pipeline.runs.mirror import shown
 
+        load_plugins(plugin)
         if words is not None and suggest is None:
             raise UserError("--words needs --suggest MODEL, the model that chooses among them")
         if table is not None and suggest is not None:
@@ -157,7 +168,7 @@ def names(
         finished = FinishedRun(run, cache)
         if table is not None:
             given = sum(map(bool, set_names(run, table, finished.clusters)))
-            there = finished.clusters - len(finished.outline.merged)
+            there = finished.clusters - len(finished.gone)
             print(f"{shown(run)}: {given} of {there} clusters have a name\nnext: temi report {typed(run)}")
             return
         found = {}
@@ -170,8 +181,9 @@ def names(
         writer = csv.writer(sys.stdout)
         more = ["score", "runner_up", "runner_up_score"] if suggest else []
         writer.writerow(["cluster", "name", "images", "confidence", *more])
+        gone = finished.gone
         for cluster, name in enumerate(finished.names):
-            if cluster in finished.corrected.merged:
+            if cluster in gone:
                 continue
             row = [cluster, name, sizes.get(cluster, 0), f"{confidence.get(cluster, 0):.2f}"]
             if made := found.get(cluster):
@@ -187,22 +199,25 @@ def serve(
     images: Images = None,
     cache: Cache = None,
     backbone: Annotated[str | None, typer.Option(help="folder of the weights, where they are not from a hub")] = None,
+    plugin: Plugins = None,
 ) -> None:
     """Show the page of RUN with a server behind it, on this machine only: every image large, corrections kept at once.
 
     Needs the extra `serve`.
     """
     with user_errors():
+        from temi.pipeline.plugins import load_plugins
         from temi.pipeline.results.finished import FinishedRun
         from temi.pipeline.serve.server import serve as run_server
 
+        load_plugins(plugin)
         run_server(FinishedRun(run, cache), port, images, backbone)
 
 
 @commands.command("label-next", rich_help_panel=RESULTS)
 def label_next(
     run: Run,
-    count: Annotated[int, typer.Option(help="images to choose")] = 50,
+    count: Annotated[int | None, typer.Option(help="images to choose; default: 50, or all of fewer")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="FILE.csv; default: standard output", callback=file_ending(".csv"))
     ] = None,
@@ -246,14 +261,11 @@ def correct(
         finished = FinishedRun(run, cache)
         told = read_fiftyone(finished, tagged) if tagged else Tagged(read_file(file) if file else [])
         if told.strangers:
-            print(f"{told.strangers:,} samples of {tagged} are not images of {run} and were passed over")
+            print(f"passed over, as no images of {run}: {_counted(told.strangers, 'sample')} of {tagged}")
         done = run_correct(finished, told.entries, who)
-        print(f"{run / CORRECTIONS}: {len(done)} corrections more")
+        print(f"{run / CORRECTIONS}: {_counted(len(done), 'correction')} more")
         print(f"next: temi report {typed(run)}, or temi export {typed(run)}")
 
 
-def _load(plugins: list[Path] | None) -> None:
-    from temi.pipeline.plugins import load_plugin
-
-    for path in plugins or ():
-        load_plugin(path)
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -70,12 +70,12 @@ def search(
     with user_errors():
         from temi.cache import EmbeddingCache
         from temi.pipeline.errors import UserError
-        from temi.pipeline.plugins import load_plugin
+        from temi.pipeline.plugins import load_plugins
         from temi.pipeline.runs.search import BEST, SEARCH, Search, ended, hopeless, remove_study
         from temi.pipeline.runs.search import search as run_search
         from temi.pipeline.runs.space import DEFAULT_SPACE, read_space
 
-        plugins = [load_plugin(path) for path in plugin or ()]
+        plugins = load_plugins(plugin)
         overrides = [*(set_ or ()), *([f"heads.clusters={clusters}"] if clusters else [])]
         wanted = Search(
             read_space(space or DEFAULT_SPACE), config, overrides, trials, together, seeds, sampler, score, halving

@@ -79,7 +79,7 @@ def train_heads(
         from temi.pipeline.config import asked, load_config
         from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
-        from temi.pipeline.plugins import load_plugin
+        from temi.pipeline.plugins import load_plugins
         from temi.pipeline.runs.mirror import mirror_of, shown, with_urls
         from temi.pipeline.runs.records import Training, read_record, write_record
         from temi.pipeline.runs.train import follow, train_heads
@@ -89,7 +89,7 @@ def train_heads(
             raise UserError(
                 "--overwrite deletes nothing in a bucket; give another --out, or delete the run there first"
             )
-        plugins = [load_plugin(path) for path in plugin or ()]
+        plugins = load_plugins(plugin)
         if join().rank > 0:
             follow()
             return
@@ -141,19 +141,20 @@ def train_heads(
         else:
             if on:
                 raise UserError("--on deals trials out to nodes, and this is one run; leave it out, or ask for several")
-            settings = load_config(config, overrides)
+            configs = [load_config(config, overrides)]
             opened = EmbeddingCache.open(cache)
-            train_heads(opened, settings, out, overwrite=overwrite, plugins=plugins, before=before, told=told)
+            train_heads(opened, configs[0], out, overwrite=overwrite, plugins=plugins, before=before, told=told)
         if count is not None:
             write_record(out / "clusters.json", count)
         join().dismiss()
         if earlier is not None:
             _carry_over(earlier, out)
+        settings = configs[0]
+        if not any("clusters" in config.heads.model_fields_set for config in configs):
+            print(f"note: {settings.heads.clusters} clusters were made because that is the default; {HINT}")
         if many:
             return
         summary = read_record(Training, out / "training.json")
-        if clusters is None and "clusters" not in settings.heads.model_fields_set:
-            print(f"note: {summary.clusters} clusters were made because that is the default; {HINT}")
         _print_training(summary, settings.heads.clusters)
         if from_ is not None:
             for line in describe(hand_on_names(from_, out)):
@@ -166,6 +167,7 @@ def _count_clusters(
 ) -> tuple[list[int], "ClusterCount | None"]:
     """The numbers that `--clusters` names, or the estimate it asks for, printed with its curve."""
     from temi.cache import EmbeddingCache
+    from temi.cache.schema import NEIGHBORS
     from temi.pipeline.config import load_config
     from temi.pipeline.device import pick_device
     from temi.pipeline.features.features import Features
@@ -177,7 +179,7 @@ def _count_clusters(
         return asked, None
     settings, opened = load_config(config, overrides), EmbeddingCache.open(cache)
     rows, device = training_rows(opened, settings.train.split), pick_device(settings.train.device)
-    features = Features.of_cache(opened, rows, out / "neighbors", device).distinct()
+    features = Features.of_cache(opened, rows, out / NEIGHBORS, device).distinct()
     count = estimate_clusters(features, settings.start, *asked)
     print_curves("clusters", [vars(score) for score in count.curve])
     print(f"{count.clusters} clusters: {count.reason}")
@@ -206,7 +208,7 @@ def _train_trials(
     on: str,
 ) -> None:
     from temi.pipeline.errors import UserError
-    from temi.pipeline.runs.label_free import choose_trial
+    from temi.pipeline.runs.label_free import choose_trials
     from temi.pipeline.runs.mirror import shown
     from temi.pipeline.runs.records import MergeTree, read_record
     from temi.pipeline.runs.trials import MERGES, train_trials
@@ -214,11 +216,12 @@ def _train_trials(
     trials = train_trials(cache, configs, out, overwrite=overwrite, plugins=plugins, told=told, on=on)
     trained = [trial for trial in trials if trial.training is not None]
     if trained:
-        best = choose_trial(trials)
+        chosen = choose_trials(trained)
+        best = [even[0] for even in chosen.values() if len(even) == 1]
         print_choices(
-            f"{len(trials)} trials, by scores that need no label", [_row(one, one is best) for one in trained]
+            f"{len(trials)} trials, by scores that need no label", [_row(one, one in best) for one in trained]
         )
-        print(f"most trustworthy without labels: {best.name}")
+        _print_chosen(chosen, len({trial.training.clusters for trial in trained if trial.training}))
     for trial in trials:
         if trial.stopped:
             print(f"note: {trial.name}: {trial.stopped}")
@@ -230,6 +233,16 @@ def _train_trials(
         f"written: {shown(out / 'trials.json')}\nnext: temi evaluate {typed(out)}, "
         f"temi compare {typed(out)}, temi report {typed(out)}"
     )
+
+
+def _print_chosen(chosen: "dict[int, list[TrialRecord]]", numbers: int) -> None:
+    """The trial to trust, or those that are even; of each of several `numbers` of clusters."""
+    if numbers > 1:
+        print("note: scores of different numbers of clusters do not compare, so no trial is best of all")
+    for clusters, even in chosen.items():
+        told = "most trustworthy" if len(even) == 1 else "even"
+        of = f" of {clusters} clusters" if numbers > 1 else ""
+        print(f"{told} without labels{of}: {', '.join(trial.name for trial in even)}")
 
 
 def _row(trial: "TrialRecord", best: bool) -> dict[str, str]:
@@ -251,13 +264,16 @@ def _row(trial: "TrialRecord", best: bool) -> dict[str, str]:
 
 
 def _print_training(training: "Training", asked: int) -> None:
-    empty = asked - training.used_clusters  # a run that goes on from another has numbers, too, that were given up
+    empty = asked - training.used_clusters  # not `training.clusters`, which counts numbers that were given up
     sure, expected = f"mean confidence {training.mean_confidence:.2f}", training.expected_accuracy
     if expected is not None:
-        sure = f"about {expected:.0%} of the images are expected to be where they belong (no label was read)"
+        sure = (
+            f"about {expected:.0%} of the images are expected to be where they belong, if there are {asked} kinds of "
+            "them (no label was read)"
+        )
     print(
         f"{training.images:,} images, {training.steps:,} steps in {training.seconds:.1f} s; "
-        f"{training.used_clusters} of {training.clusters} clusters used, sizes {training.smallest_cluster} to "
+        f"{training.used_clusters} of {asked} clusters used, sizes {training.smallest_cluster} to "
         f"{training.largest_cluster}; {sure}"
     )
     if empty > 0:

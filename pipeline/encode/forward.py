@@ -78,8 +78,8 @@ def embed_rows(
     count = fitting_workers(asked, len(batches[0]) if batches else 0, backbone.preprocessing, policy)
     if count < asked:
         print(
-            f"note: {count} processes decode images instead of {asked}: /dev/shm has no room for more; "
-            "a container has more by --shm-size",
+            f"note: {count} processes decode images instead of {asked}: /dev/shm has no room for more (a container has "
+            "more by --shm-size), or a file may not be as large as a batch (`ulimit -f`)",
             file=sys.stderr,
         )
     forward, pin = Forward(backbone, clock), backbone.device.type == "cuda"

@@ -10,8 +10,8 @@ from torch import Tensor
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbone import DTYPES, Backbone, digest_files
 from temi.pipeline.encode.preprocessing import Preprocessing, from_processor
-from temi.pipeline.errors import UserError
-from temi.pipeline.network import cannot_load, hub_answers
+from temi.pipeline.errors import UserError, in_a_line
+from temi.pipeline.network import cannot_load, hub_answers, unreachable
 
 
 def hugging_face(config: EmbedConfig, device: torch.device, precision: str) -> Backbone:
@@ -31,7 +31,7 @@ def hugging_face(config: EmbedConfig, device: torch.device, precision: str) -> B
         processor = AutoImageProcessor.from_pretrained(config.backbone, **where)
         model = AutoModel.from_pretrained(config.backbone, use_safetensors=True, dtype=torch.float32, **where)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(_cannot_load(config.backbone, folder, error)) from None
+        raise UserError(_cannot_load(config.backbone, folder, error, offline)) from None
     vision = getattr(settings, "vision_config", settings)
     model = getattr(model, "vision_model", model)  # the image half of CLIP, SigLIP and their like
     model.eval().requires_grad_(False).to(device)
@@ -107,9 +107,8 @@ def weight_files(folder: str | Path) -> list[Path]:
     return [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
 
 
-def _cannot_load(name: str, folder: Path | None, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    reason = reason if len(reason) <= 160 else f"{reason[:157]}..."
+def _cannot_load(name: str, folder: Path | None, error: Exception, offline: bool) -> str:
+    reason = (offline and unreachable(name)) or in_a_line(error)
     if folder is not None:
         return f"backbone folder {name} cannot be loaded ({reason}); it needs config, image processor and safetensors"
     return cannot_load(name, reason)

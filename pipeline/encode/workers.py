@@ -18,7 +18,7 @@ from temi.pipeline.encode.preprocessing import Preprocessing
 from temi.pipeline.encode.views import ViewPolicy
 from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.images import ImageNote, ImageSource, UnreadableImage
-from temi.pipeline.limits import core_count, free_shared_memory
+from temi.pipeline.limits import core_count, free_shared_memory, largest_file
 
 PREFETCH = 2  # batches per worker
 
@@ -115,9 +115,11 @@ def default_workers(device: torch.device) -> int:
 
 
 def fitting_workers(workers: int, images: int, preprocessing: Preprocessing, policy: ViewPolicy | None) -> int:
-    """`workers`, or as many as /dev/shm has room for, through which they hand over batches of `images`."""
+    """`workers`, or as many as /dev/shm has room for, through which they hand over batches of `images`, each a file."""
     free = free_shared_memory()
     batch = _passes(policy)[0] * images * 3 * math.prod(preprocessing.crop)
+    if batch > largest_file():
+        return 0
     return workers if free is None else min(workers, free // max(1, batch * (PREFETCH + 1)))
 
 

@@ -14,9 +14,10 @@ from numpy import ndarray
 from temi.cache import EmbeddingCache
 from temi.cache.convert.join import spaces_of
 from temi.cache.kept import Recipe
-from temi.pipeline.config import Config, load_config
+from temi.pipeline.config import SEEDS, Config, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.baselines import Labeling, extended, import_needed, run_baseline, version_of
+from temi.pipeline.extras import install
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.progress import say
@@ -54,10 +55,23 @@ def parse_baselines(text: str) -> list[str]:
         if name != "all" and name not in every:
             raise UserError(f"--baselines has no {name!r}; give all, none or some of {','.join(there)}")
         for own in every if name == "all" else [name]:
-            if own in BASELINES:
-                import_needed(own)
             names.append(own + on + kind)
+    _import_all([own for own in (name.partition(ON)[0] for name in names) if own in BASELINES])
     return names
+
+
+def _import_all(names: Sequence[str]) -> None:
+    """Import what these baselines need; UserError with the one extra that brings all that is missing."""
+    lacking: dict[str, UserError] = {}
+    for name in names:
+        try:
+            import_needed(name)
+        except UserError as error:
+            lacking[name] = error
+    if len({BASELINES[name].extra for name in lacking}) > 1:
+        raise UserError(f"{', '.join(lacking)} need packages that are not installed; {install('baselines')}")
+    if lacking:
+        raise next(iter(lacking.values()))
 
 
 def asks_for_all(text: str) -> bool:
@@ -67,7 +81,7 @@ def asks_for_all(text: str) -> bool:
 
 def load_recipe(name: str, clusters: int, seed: int = 0, more: Sequence[str] = ()) -> Config:
     """Settings of configs/NAME.toml (empty: the default) for so many clusters; no tracking."""
-    seeds = [f"{key}={seed}" for key in ("train.seed", "start.seed", "pairs.seed")]
+    seeds = [f"{key}={seed}" for key in SEEDS]
     settings = [f"heads.clusters={clusters}", "train.tensorboard=false", *seeds, *more]
     return load_config(CONFIGS / f"{name}.toml" if name else None, settings)
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 
 from temi.cache import EmbeddingCache
 from temi.cache.bucket import bucket_url
-from temi.cache.schema import MANIFEST
+from temi.cache.schema import MANIFEST, NEIGHBORS
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.metrics import (
@@ -24,9 +24,10 @@ from temi.pipeline.evaluate.metrics import (
     probe_accuracy,
 )
 from temi.pipeline.evaluate.recipes import run_rival, runnable, title_of
+from temi.pipeline.progress import say
 from temi.pipeline.runs.checks import rows_since, training_rows
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.runs.records import Result, ScoredPart, ScoreRow, Training, read_record, write_record
+from temi.pipeline.runs.records import RESULT, Result, ScoredPart, ScoreRow, Training, read_record, write_record
 from temi.pipeline.runs.run_folder import RunFolder
 from temi.pipeline.runs.train import assign, write_assignments
 
@@ -74,7 +75,7 @@ def evaluate_run(
         for part, rows in zip(parts, tables, strict=True)
     )
     result = Result(run=str(folder), parts=scored, training=training)
-    write_record(folder / "result.json", result)
+    write_record(folder / RESULT, result)
     if held_out is not None:
         (folder / "held-out").mkdir(exist_ok=True)
         write_assignments(held_out, model, folder / "held-out")
@@ -117,7 +118,7 @@ def scored_parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | N
         check_same_backbone(model, other)
         new = rows_since(home, other)
         name = f"held out: {other.folder.name}" + (", new rows" if len(new) < other.rows else "")
-        return [*parts, _part(name, other, new[other.ok[new]])]
+        return [*parts, _part(name, other, new[other.ok[new]], home.classes)]
     for name in home.splits:
         held_out = np.setdiff1d(training_rows(home, name), rows)
         if len(held_out):
@@ -125,10 +126,13 @@ def scored_parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | N
     return parts
 
 
-def _part(name: str, cache: EmbeddingCache, rows: Int64[np.ndarray, " n"]) -> Part:
+def _part(name: str, cache: EmbeddingCache, rows: Int64[np.ndarray, " n"], classes: Sequence[str] = ()) -> Part:
+    """These rows of a cache; its classes are numbered after `classes`, where it has these too."""
     if not len(rows):
         raise UserError(f"{cache.folder} has no readable image to score; see failures.csv there")
-    return Part(name, cache.embedding()[rows], cache.labels[rows].astype(np.int64))
+    order = list(dict.fromkeys([*classes, *cache.classes]))
+    number = np.array([*map(order.index, cache.classes), -1])  # label -1 stays -1
+    return Part(name, cache.embedding()[rows], number[cache.labels[rows]])
 
 
 def check_same_backbone(model: ClusterModel, cache: EmbeddingCache) -> None:
@@ -154,7 +158,7 @@ def run_rivals(
 ) -> list[Rival]:
     """Baselines fitted on the training rows of `run`, which are the first part and enough for each."""
     split, embeddings = trained_split(run), [part.embedding for part in parts]
-    scratch = run.folder / "neighbors"
+    scratch = run.folder / NEIGHBORS
     found = [run_rival(name, home, split, embeddings, clusters, scratch) for name in names]
     return [Rival(title_of(name), *clustered) for name, clustered in zip(names, found, strict=True)]
 
@@ -199,6 +203,9 @@ def score_row(
 
 def _ceilings(train: Part, part: Part) -> list[ScoreRow]:
     if not (train.labeled and part.labeled):
+        return []
+    if len(unknown := np.setdiff1d(part.label, train.label)):
+        say(f"{part.name}: no ceilings, as {len(unknown)} of its classes are not among those of the training rows")
         return []
     queries = () if part is train else (part.embedding, part.label)
     ceilings = {f"{KNN}-NN on labels": knn_accuracy, "linear probe": probe_accuracy}

@@ -14,7 +14,7 @@ from temi.pipeline.evaluate.tables import (
     trained_split,
 )
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.runs.records import Result, ScoredPart, ScoreRow, write_record
+from temi.pipeline.runs.records import RESULT, Result, ScoredPart, ScoreRow, write_record
 from temi.pipeline.runs.run_folder import RunFolder
 from temi.pipeline.runs.train import assign
 from temi.pipeline.runs.trials import list_trained
@@ -57,5 +57,5 @@ def evaluate_trials(
         for name, part in parts.items()
     )
     result = Result(run=str(folder), parts=tables)
-    write_record(folder / "result.json", result)
+    write_record(folder / RESULT, result)
     return result

@@ -16,6 +16,7 @@ from torch import Tensor
 from temi.cache import EmbeddingCache
 from temi.cache.kept import Arrays, Recipe
 from temi.cache.neighbors import Attribute, selection_digest
+from temi.cache.schema import NEIGHBORS
 from temi.pipeline.features.blocks import CachedRows, Embeddings, blocks_of, collect
 from temi.pipeline.features.copies import Groups, exact_copies
 from temi.pipeline.features.kinds import Kind
@@ -53,19 +54,14 @@ class Features:
     ) -> Self:
         """These rows of a cache, read block by block. Results are kept beside it, else in `scratch`, else in memory."""
         views = CachedRows(cache, rows, device, views=True) if cache.views else None
-        folders = cache.folder / "neighbors", *([scratch] if scratch else [])
+        folders = cache.folder / NEIGHBORS, *([scratch] if scratch else [])
         memory = Memory(f"{cache.digest}-{selection_digest(rows)}", folders)
         return cls(CachedRows(cache, rows, device), views, memory)
 
     @classmethod
-    def of_array(
-        cls,
-        embedding: Float[np.ndarray, "N D"],
-        views: Float[np.ndarray, "N V D"] | None = None,
-        device: torch.device = CPU,
-    ) -> Self:
+    def of_array(cls, embedding: Float[np.ndarray, "N D"], views: Float[np.ndarray, "N V D"] | None = None) -> Self:
         """Arrays in memory; nothing touches the disk."""
-        return cls(_tensor(embedding, device), None if views is None else _tensor(views, device), Memory())
+        return cls(_tensor(embedding), None if views is None else _tensor(views), Memory())
 
     def __len__(self) -> int:
         return len(self.embedding)
@@ -124,10 +120,6 @@ class Features:
         """All rows after `scaling(kind)`, float32."""
         return self.scaling(kind)(self.embedding)
 
-    def scaled_blocks(self, kind: Kind) -> Iterator[Float[Tensor, "n P"]]:
-        """The same in consecutive blocks."""
-        return map(self.scaling(kind).of_block, blocks_of(self.embedding))
-
     def neighbors(self, k: int, kind: Kind) -> Neighbors:
         """The k nearest rows of each row by cosine of the scaled rows, nearest first, itself excluded; found once.
 
@@ -164,8 +156,8 @@ class Features:
         return self.memory.arrays(name, recipe, make)
 
 
-def _tensor(values: np.ndarray, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+def _tensor(values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))
 
 
 def _loaded(embedding: Embeddings) -> Tensor:

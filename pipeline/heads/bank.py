@@ -10,8 +10,6 @@ Batches are drawn from all rows in each of them, so where the bank lies changes 
 """
 
 import mmap
-import os
-import tempfile
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from temi.cache.files import make_folder, os_errors
+from temi.cache.files import nameless_memory
 
 Place = Literal["device", "host", "disk"]
 
@@ -40,11 +38,7 @@ def empty_bank(
     if place != "disk":
         return torch.empty(shape, device=device if place == "device" else "cpu"), None
     size = shape[0] * shape[1] * torch.float32.itemsize
-    folder = Path(tempfile.gettempdir()) if folder is None else folder
-    make_folder(folder)
-    with os_errors(folder, "keep the embeddings to train on in"), tempfile.TemporaryFile(dir=folder) as file:
-        os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here and a killed process later
-        memory = mmap.mmap(file.fileno(), size)
+    memory = nameless_memory(folder, size, "keep the embeddings to train on in")
     memory.madvise(mmap.MADV_RANDOM)  # random access: turn off read-ahead (128 KiB per row)
     return torch.frombuffer(memory, dtype=torch.float32).view(shape), memory
 

@@ -82,7 +82,7 @@ def update_marginal(marginal: Float[Tensor, "G C"], teacher: LogProbs, momentum:
 def temi(
     scores: Float[Tensor, "G M C"], teacher: LogProbs, log_prior: Float[Tensor, "G C"], beta: PerHead, weight: PerRow
 ) -> Scored:
-    """Mean over rows of -w log sum_c (q_s q_t)^beta / p_c  (the paper's equation 6, p outside the power).
+    """Mean over rows of -w log sum_c (q_s q_t)^beta / p_c^rho  (the paper's equation 6 where rho is 1).
 
     The one objective whose gradient is taken at the logits: there it is the difference of two softmaxes.
 
@@ -90,14 +90,14 @@ def temi(
     ----------
     scores : the student's z_s / tau
     teacher : log q_t of each row (not of its partner)
-    log_prior : log p, the EMA of the teacher's batch mean
+    log_prior : rho log p, p the EMA of the teacher's batch mean and rho ``objective.marginal_power``
     beta : exponent per head
     weight : w per row; ones give the paper's unweighted pmi
 
     Returns
     -------
     loss per head, and its gradient with respect to `scores`: beta w (q_s - r) / M with
-    r = softmax_c(beta (log q_s + log q_t) - log p).
+    r = softmax_c(beta (log q_s + log q_t) - rho log p).
     """
     exponent, agreement = beta[:, None], torch.empty_like(scores)
     for own, other in zip(agreement.chunk(2, dim=1), swapped_halves(scores, teacher), strict=True):

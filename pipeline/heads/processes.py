@@ -23,6 +23,7 @@ from temi.pipeline.config import Config
 from temi.pipeline.device import pick_device, torchrun_rank
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import Constraints
+from temi.pipeline.heads.bank import Place
 
 PREPARATION = timedelta(days=1)  # how long the others wait while rank 0 mines and cuts
 STEP = timedelta(minutes=10)  # and how long a step may wait for a process that is stuck
@@ -35,7 +36,7 @@ class Task:
     cache: Path
     configs: Sequence[Config]
     scratch: Path
-    place: Any
+    place: Place
     first_step: int
     told: Constraints | None = None
 
@@ -89,9 +90,9 @@ class Processes:
         """Overwrite `tensors` with those of rank 0."""
         if self.size > 1:
             for tensor in tensors.values():
-                own = tensor.detach().contiguous()
+                own = tensor.contiguous()
                 dist.broadcast(own, src=0, group=self.group)
-                tensor.detach().copy_(own)
+                tensor.copy_(own)
 
     def agree(self, decision: bool) -> bool:
         """What rank 0 decided."""

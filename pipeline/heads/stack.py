@@ -81,10 +81,10 @@ class Heads:
         )
 
     def clone(self) -> "Heads":
-        """A copy that shares no memory and tracks no gradient."""
+        """A copy that shares no memory."""
         return replace(
             self,
-            weights={name: tensor.detach().clone() for name, tensor in self.weights.items()},
+            weights={name: tensor.clone() for name, tensor in self.weights.items()},
             buffers={name: tensor.clone() for name, tensor in self.buffers.items()},
         )
 
@@ -92,7 +92,7 @@ class Heads:
         """The heads at `index` of axis G as heads of their own; those of a slice share its memory."""
         return replace(
             self,
-            weights={name: tensor.detach()[index] for name, tensor in self.weights.items()},
+            weights={name: tensor[index] for name, tensor in self.weights.items()},
             buffers={name: tensor[index] for name, tensor in self.buffers.items()},
             outputs=self.outputs[index],
         )
@@ -100,7 +100,7 @@ class Heads:
     def copy_(self, other: "Heads") -> None:
         """Take over weights and statistics of `other`."""
         for name, tensor in self.tensors().items():
-            tensor.detach().copy_(other.tensors()[name].detach())
+            tensor.copy_(other.tensors()[name])
 
     def without_absent(self) -> "Heads":
         """The same heads without the outputs that none of them has."""

@@ -303,7 +303,7 @@ class HeadTrainer:
     def state(self) -> dict[str, Tensor]:
         """Every tensor a bit-exact resume needs; the leading axis divides evenly among the trials."""
         named = {"student": self.student, "teacher": self.teacher}
-        tensors = {f"{role}.{name}": t.detach() for role, heads in named.items() for name, t in heads.tensors().items()}
+        tensors = {f"{role}.{name}": t for role, heads in named.items() for name, t in heads.tensors().items()}
         tensors |= {"marginal": self.marginal}
         tensors |= {"skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
         return tensors | self.optimizer.state()

@@ -12,7 +12,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.images.decode import SUFFIXES, decode_image
 from temi.pipeline.images.file import read_file
 from temi.pipeline.images.left_out import left_out, not_read, unwanted
-from temi.pipeline.images.listing import digest, natural_key, path_labels, path_splits, printable
+from temi.pipeline.images.listing import digest, natural_key, printable, splits_and_labels
 from temi.pipeline.images.source import ImageSource, Skipped, SourceKind
 
 
@@ -46,9 +46,7 @@ class FolderImages(ImageSource):
         self.keys = printable(self._names)
         self.sizes = [size for _, size in found]
         self.digest = digest(self.keys, self.sizes)
-        paths = [key.split("/") for key in self.keys]
-        self.splits = path_splits(paths)
-        self.labels, self.classes = path_labels([path[1:] for path in paths] if self.splits else paths)
+        self.splits, self.labels, self.classes = splits_and_labels(self.keys)
 
     def path(self, row: int) -> Path:
         return self.folder / self._names[row]

@@ -68,7 +68,7 @@ class HubImages(ImageSource):
         except (KeyError, TypeError):
             raise UnreadableImage("no image in this row") from None
         except (OSError, pa.ArrowException) as error:
-            raise UnreadableImage(f"cannot be fetched: {' '.join(str(error).split())[:160]}") from None
+            raise UnreadableImage(f"cannot be fetched: {in_a_line(error, 160)}") from None
 
     def read(self, row: int) -> UInt8[Tensor, "3 H W"]:
         return decode_image(self.data(row), self.max_pixels)

@@ -13,7 +13,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.images.bucket_file import BucketFile
 from temi.pipeline.images.decode import SUFFIXES, decode_image
 from temi.pipeline.images.left_out import left_out, not_read, unwanted
-from temi.pipeline.images.listing import digest, is_pattern, natural_key, path_labels, path_splits
+from temi.pipeline.images.listing import digest, is_pattern, natural_key, splits_and_labels
 from temi.pipeline.images.parquet import ParquetImages
 from temi.pipeline.images.source import ImageSource, Skipped, SourceKind, UnreadableImage
 from temi.pipeline.images.tar import TarImages
@@ -37,9 +37,7 @@ class BucketImages(ImageSource):
             raise UserError(f"{url} holds no image ({', '.join(sorted(SUFFIXES))}){rest}; give another place")
         self.sizes = [sizes[key] for key in self.keys]
         self.digest = digest(self.keys, self.sizes)
-        paths = [key.split("/") for key in self.keys]
-        self.splits = path_splits(paths)
-        self.labels, self.classes = path_labels([path[1:] for path in paths] if self.splits else paths)
+        self.splits, self.labels, self.classes = splits_and_labels(self.keys)
         self._ahead: dict[int, bytes | None] = {}
         self._opened: tuple[int, Bucket] | None = None  # process, and its connection
 

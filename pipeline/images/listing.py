@@ -119,6 +119,15 @@ def path_labels(paths: list[list[str]]) -> tuple[Int32[np.ndarray, " N"], tuple[
     return np.array([index[path[0]] for path in paths], np.int32), tuple(names)
 
 
+def splits_and_labels(
+    keys: Sequence[str],
+) -> tuple[dict[str, tuple[int, int]], Int32[np.ndarray, " N"], tuple[str, ...]]:
+    """Splits by the top folders in `keys`, and labels and classes by the folders below."""
+    paths = [key.split("/") for key in keys]
+    splits = path_splits(paths)
+    return splits, *path_labels([path[1:] for path in paths] if splits else paths)
+
+
 def value_labels(values: Sequence[object]) -> tuple[Int32[np.ndarray, " N"], tuple[str, ...]]:
     """Labels and classes of a column; see `number_labels`, which orders names by code point, and these are natural."""
     labels, classes = number_labels(values, order=natural_key)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from torch import Tensor
 
-from temi.pipeline.errors import UserError
+from temi.pipeline.errors import UserError, in_a_line
 from temi.pipeline.images.bucket_file import BucketFile
 from temi.pipeline.images.decode import decode_image
 from temi.pipeline.images.listing import digest, files_of, refuse_twins, value_labels
@@ -67,7 +67,7 @@ class ParquetImages(ImageSource):
         try:
             value = self._group(group)[row - self._starts[group]].as_py()
         except (OSError, pa.ArrowException) as error:
-            raise UnreadableImage(f"row group cannot be read: {' '.join(str(error).split())[:160]}") from None
+            raise UnreadableImage(f"row group cannot be read: {in_a_line(error, 160)}") from None
         data = value.get("bytes") if isinstance(value, dict) else value
         if not data:
             raise UnreadableImage("no image bytes in this row")

@@ -25,7 +25,6 @@ from scipy.optimize import linear_sum_assignment
 
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.config import recorded_config
-from temi.pipeline.errors import UserError
 from temi.pipeline.progress import say
 from temi.pipeline.report.cards import TYPICAL, centers, class_name, nearest_clusters, typical_images
 from temi.pipeline.report.columns import closeness, image_columns, rounded
@@ -259,12 +258,9 @@ def pictures_of(
 
     Those at `first` come first.
     """
-    try:
-        images = run.images(source)
-    except UserError as error:
-        if source is not None:
-            raise
-        return [""] * len(rows), {}, str(error)
+    images, missing = run.images_or_reason(source)
+    if images is None:
+        return [""] * len(rows), {}, missing
     order = list(dict.fromkeys([*first, *np.random.default_rng(0).permutation(len(rows)).tolist()]))
     found = run_thumbnails(run.shared, images, [int(rows[place]) for place in order], THUMBNAIL_BYTES)
     place = {int(row): number for number, row in enumerate(rows)}

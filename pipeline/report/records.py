@@ -148,6 +148,7 @@ class RunFigures:
     missing : why there are no pictures
     odd : what is odd about the pixels of an image, by its place
     looked : images whose pixels were looked at
+    looking : whether a server is still looking at the others
     words : whether a server finds images by words
     """
 
@@ -168,6 +169,7 @@ class RunFigures:
     missing: str = ""
     odd: Mapping[int, str] = field(default_factory=dict)
     looked: int = 0
+    looking: bool = False
     words: bool = False
 
 
@@ -188,9 +190,9 @@ class LinkedTrial:
 
 @dataclass(frozen=True)
 class TrialsFigures:
-    """What the page of a folder of trials shows; `best` is the trial to trust."""
+    """What the page of a folder of trials shows; `best` is what stands beside trials to trust."""
 
-    best: str
+    best: dict[str, str]
     trials: list[LinkedTrial]
     trees: list[Tree]
     images: Pictured

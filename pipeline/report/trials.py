@@ -1,5 +1,6 @@
 """`temi report` of a folder of trials: one page that compares them and shows how their clusters join."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,9 @@ from temi.pipeline.report.levels import read_trees, tree_levels
 from temi.pipeline.report.pages import CHUNK, pictures_of, render, say_missing, write_page
 from temi.pipeline.report.records import LinkedTrial, Pictured, Tree, TrialsFigures, page_json
 from temi.pipeline.results.finished import FinishedRun
-from temi.pipeline.runs.label_free import choose_trial
-from temi.pipeline.runs.records import read_comparison, read_trials
-from temi.pipeline.runs.trials import list_trained
+from temi.pipeline.runs.label_free import choose_trials
+from temi.pipeline.runs.records import TrialRecord, read_comparison, read_trials
+from temi.pipeline.runs.trials import TRIALS, list_trained
 
 
 def write_overview(folder: Path, out: Path | None = None, source: str | None = None, cache: Path | None = None) -> Path:
@@ -30,14 +31,24 @@ def figures(folder: Path, out: Path, source: str | None, cache: Path | None) -> 
     forest, shown, pictures, missing = _forest(folder, source, cache)
     trained = list_trained(folder)
     return TrialsFigures(
-        best=choose_trial(trained).trial if trained else "",
-        trials=[LinkedTrial(trial, _link(folder, out, trial.trial)) for trial in read_trials(folder / "trials.json")],
+        best=_marks(trained),
+        trials=[LinkedTrial(trial, _link(folder, out, trial.trial)) for trial in read_trials(folder / TRIALS)],
         trees=forest,
         images=shown,
         chunk=CHUNK,
         missing=missing,
         comparison=read_comparison(folder),
     ), pictures
+
+
+def _marks(trained: Sequence[TrialRecord]) -> dict[str, str]:
+    """What stands beside the trial to trust, of each number of clusters that several trials have."""
+    chosen, numbers = choose_trials(trained), {trial.training.clusters for trial in trained if trial.training}
+    return {
+        best[0].trial: f"most trustworthy{f' of {clusters} clusters' if len(numbers) > 1 else ''}"
+        for clusters, best in chosen.items()
+        if len(best) == 1
+    }
 
 
 def _link(folder: Path, out: Path, trial: str) -> str:

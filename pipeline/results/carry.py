@@ -61,7 +61,10 @@ class Carried:
         if self.broken:
             rest = len(self.broken) - NAMED
             more = f", and {rest} more" if rest > 0 else ""
-            lines.append(f"note: not kept: {'; '.join(self.broken[:NAMED])}{more}")
+            lines.append(
+                f"note: marks that training follows only as far as the images let it, and that do not hold: "
+                f"{'; '.join(self.broken[:NAMED])}{more}; where a mark is right, move one of the two (temi serve RUN)"
+            )
         if self.adrift:
             lines.append(f"note: no cluster is left for what was noted on one: {'; '.join(self.adrift)}")
         return "\n".join(lines)
@@ -204,5 +207,5 @@ def _broken(run: FinishedRun) -> list[str]:
         if isinstance(entry, Same | Different):
             one, other = (cluster[run.place[key]] for key in entry.keys)
             if (one == other) != isinstance(entry, Same):
-                found.append(f"{entry.keys[0]} and {entry.keys[1]} {'the same' if one != other else 'different'}")
+                found.append(f"{entry.keys[0]} and {entry.keys[1]} are {'the same' if one != other else 'different'}")
     return found

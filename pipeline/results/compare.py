@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import stdtrit
 
-from temi.pipeline.config import Config, recorded_config
+from temi.pipeline.config import SEEDS, Config, recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.runs.records import (
     Record,
@@ -34,10 +34,10 @@ from temi.pipeline.runs.run_folder import RunFolder, TrainedCache
 from temi.pipeline.runs.search import SCORES, SEARCH, ended, score_of
 from temi.pipeline.runs.trials import TRIALS, flat_settings, is_trials
 
-SEEDS = ("train.seed", "start.seed", "pairs.seed")
 DIGITS = 8  # of a digest that are shown
 UNKNOWN = "not recorded"  # by a search of an older version
 SHARE = 0.975  # of Student's distribution below the upper end of an interval
+CLUSTERS = "heads.clusters"
 Seed = tuple[Setting, ...]
 
 
@@ -58,9 +58,9 @@ class Choice(Record):
     seeds : how many different ones they were trained with
     repeated : those of `runs` that share a seed, together; they count once, by their mean
     score, acc : of each, mean over seeds; `acc` where `temi evaluate` found labels
-    behind : the best choice's score minus this one's, over the seeds that both have
+    behind : the score of the best choice of as many clusters minus this one's, over the seeds that both have
     verdict : best; worse, where the interval of `behind` is above zero; even, where it is not: nothing tells them
-        apart; ? where one seed says nothing
+        apart, and of those that share the highest scores none is best; ? where one seed says nothing
     """
 
     settings: dict[str, Setting]
@@ -121,20 +121,29 @@ def compare(folders: Sequence[Path], score: str = SCORES[0]) -> list[Choice]:
         groups.setdefault(_text([run.settings.get(name) for name in apart]), []).append(run)
     ordered = [groups[key] for key in sorted(groups)]  # of two that are equal, the order of `folders` chooses none
     scored = [_by_seed(group, lambda run: score_of(run.training, score)) for group in ordered]
-    best = max(scored, key=lambda values: _mean(list(values.values())))
-    choices = [_choice(group, values, best, apart) for group, values in zip(ordered, scored, strict=True)]
+    numbers = [str(group[0].settings.get(CLUSTERS)) for group in ordered]
+    choices = []
+    for group, values, number in zip(ordered, scored, numbers, strict=True):
+        rivals = [others for others, count in zip(scored, numbers, strict=True) if count == number]
+        choices.append(_choice(group, values, rivals, apart))
+    if len(set(numbers)) > 1:  # one alone of its number is the best of nothing
+        alone = {number for number in numbers if numbers.count(number) == 1}
+        choices = [one.model_copy(update={"verdict": "?"}) if _number_of(one) in alone else one for one in choices]
     return sorted(choices, key=lambda choice: (choice.verdict != "best", -choice.score.mean))
 
 
 def warning(choices: Sequence[Choice]) -> str:
     """What a reader must know who sees `choices` in one list; "" where there is nothing."""
-    counts = {str(choice.settings.get("heads.clusters")) for choice in choices}
-    if len(counts) < 2:
+    if len({_number_of(choice) for choice in choices}) < 2:
         return ""
     return (
-        "numbers of clusters differ, and their label-free scores do not compare: trust best, behind and verdict among "
+        "numbers of clusters differ, and their label-free scores do not compare: best, behind and verdict are among "
         "choices of one heads.clusters alone"
     )
+
+
+def _number_of(choice: Choice) -> str:
+    return str(choice.settings.get(CLUSTERS))
 
 
 def repeats(choices: Sequence[Choice]) -> list[str]:
@@ -258,8 +267,16 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)  # exact: the same in any order
 
 
-def _choice(group: Sequence[Run], own: dict[Seed, float], best: dict[Seed, float], apart: Sequence[str]) -> Choice:
-    behind = None if own is best else _estimate([best[seed] - own[seed] for seed in own.keys() & best.keys()])
+def _choice(
+    group: Sequence[Run],
+    own: dict[Seed, float],
+    rivals: Sequence[dict[Seed, float]],
+    apart: Sequence[str],
+) -> Choice:
+    """A choice of settings beside the best of `rivals`, those of its number of clusters, itself among them."""
+    best = max(rivals, key=lambda values: _mean(list(values.values())))
+    first: Literal["best", "even"] = "best" if rivals.count(best) == 1 else "even"
+    behind = None if own == best else _estimate([best[seed] - own[seed] for seed in own.keys() & best.keys()])
     score = _estimate(list(own.values()))
     assert score is not None  # a group has a run
     of_seed = [tuple(run.name for run in group if run.seed == seed) for seed in own]
@@ -270,7 +287,7 @@ def _choice(group: Sequence[Run], own: dict[Seed, float], best: dict[Seed, float
         repeated=tuple(names for names in of_seed if len(names) > 1),
         score=score,
         behind=behind,
-        verdict="best" if own is best else _verdict(behind),
+        verdict=first if own == best else _verdict(behind),
         acc=_estimate(list(_by_seed(group, lambda run: run.acc).values())),
         used_clusters=_mean(list(_by_seed(group, lambda run: run.training.used_clusters).values())),
     )

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from temi.cache.files import LOCK, Lock, os_errors
+from temi.cache.files import LOCK, Lock, first_problem, os_errors
 from temi.pipeline.errors import UserError
 
 CORRECTIONS = "corrections.jsonl"
@@ -133,8 +133,7 @@ def parse_correction(line: str | bytes, where: object) -> Correction:
     try:
         return _READER.validate_json(line)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in problem["loc"])
+        place, problem = first_problem(error)
         raise UserError(f"{where}: {f'{place}: ' if place else ''}{problem['msg']}; correct or remove it") from None
 
 
@@ -249,7 +248,7 @@ class Corrected:
     by_hand : (n,) whether a person said where the image belongs
     merged : numbers of clusters that are part of others
     names : by cluster
-    notes : texts by cluster or key
+    notes : remarks, each with its cluster or keys
     """
 
     cluster: Int64[np.ndarray, " n"]

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from temi.cache.files import os_errors, write_atomic
-from temi.pipeline.errors import UserError
 from temi.pipeline.results.corrections import merged
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence
@@ -69,12 +68,9 @@ def _neighbors(known: Evidence) -> pa.Array:
 
 def _pictures(run: FinishedRun, source: str | None) -> tuple[pa.Array | None, str]:
     """Thumbnails of all images, or why there are none; UserError where `source` was given and is wrong."""
-    try:
-        images = run.images(source)
-    except UserError as error:
-        if source is not None:
-            raise
-        return None, str(error)
+    images, missing = run.images_or_reason(source)
+    if images is None:
+        return None, missing
     rows = run.trained["row"].tolist()
     made, none = run_thumbnails(run.shared, images, rows, sys.maxsize), Thumbnail()
     webp = pa.array([made.get(row, none).webp or None for row in rows], pa.binary())

@@ -63,9 +63,7 @@ def export_folders(run: FinishedRun, out: Path, link: str, source: str | None = 
     """
     images = linkable(run, source, link)
     folders = {
-        cluster: out / folder_name(cluster, name)
-        for cluster, name in enumerate(run.names)
-        if cluster not in run.corrected.merged
+        cluster: out / folder_name(cluster, name) for cluster, name in enumerate(run.names) if cluster not in run.gone
     }
     if (run.assignments["cluster"] == REMOVED).any():
         folders[REMOVED] = out / "removed"

@@ -101,6 +101,12 @@ class FinishedRun:
         return self.outline.clusters
 
     @property
+    def gone(self) -> set[int]:
+        """Numbers that are no cluster any more: merged into others, or given up and of no image."""
+        idle = self.model.given_up
+        return self.outline.merged | (idle - set(self.assignments["cluster"]) if idle else idle)
+
+    @property
     def clusters_left(self) -> int:
         """How many clusters hold images, as a person left them."""
         cluster = self.assignments["cluster"]
@@ -163,6 +169,15 @@ class FinishedRun:
     def images(self, source: str | None = None) -> ImageSource:
         """The images that the cache was made from, at `source` or where they were; see `open_images`."""
         return open_images(self.cache, source, recorded_config(self.files.config).embed.max_pixels)
+
+    def images_or_reason(self, source: str | None = None) -> tuple[ImageSource | None, str]:
+        """The images, or why there are none; UserError where `source` was given and is wrong."""
+        try:
+            return self.images(source), ""
+        except UserError as error:
+            if source is not None:
+                raise
+            return None, str(error)
 
     @cached_property
     def assignments(self) -> pd.DataFrame:

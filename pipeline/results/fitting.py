@@ -71,7 +71,8 @@ def check_written(
 def _check_clusters(state: Corrected, clusters: Iterable[int]) -> None:
     for cluster in clusters:
         if cluster >= state.clusters:
-            raise UserError(f"cluster {cluster} does not exist; they are 0 to {state.clusters - 1}")
+            merged = f", without {', '.join(map(str, sorted(state.merged)))}" if state.merged else ""
+            raise UserError(f"cluster {cluster} does not exist; they are 0 to {state.clusters - 1}{merged}")
         if cluster in state.merged:
             raise UserError(f"cluster {cluster} was merged into another; undo that, or name the other")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from temi.pipeline.errors import UserError
 from temi.pipeline.registry import EXPORTS
+from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.embedding_atlas import export_embedding_atlas
 from temi.pipeline.results.export import export_datasets, export_folders, export_table
 from temi.pipeline.results.fiftyone import export_fiftyone
@@ -62,9 +63,10 @@ def format_of(out: Path, asked: str | None) -> str:
 
 
 def _counted(run: FinishedRun, out: Path, images: int) -> str:
-    there = run.clusters - len(run.outline.merged)
+    there, removed = run.clusters - len(run.gone), int((run.assignments["cluster"] == REMOVED).sum())
     empty = there - run.clusters_left
-    return f"{out}: {images:,} images in {there} clusters{f', {empty} of them empty' if empty else ''}"
+    told = f"{images - removed:,} images in {there} clusters{f', {empty} of them empty' if empty else ''}"
+    return f"{out}: {told}{f'; {removed:,} removed from all' if removed else ''}"
 
 
 def _table(kind: str) -> Export:

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from jaxtyping import Float, Float16, Float32, Int32, Int64
 from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans
 
-from temi.cache.files import csv_bytes, os_errors, write_atomic
+from temi.cache.files import csv_bytes, nameless_memory, os_errors, write_atomic
+from temi.cache.schema import NEIGHBORS
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, collect, enumerate_blocks
@@ -29,6 +29,7 @@ DEVIATIONS = 4.0  # robust deviations of the logarithm of that distance below it
 CLOSEST = 1e-3  # cosine distance that float16 similarities cannot tell from none
 ODDS = 2.0  # unsure: the first cluster is less than twice as likely as the second
 BLOCK_ROWS = 1024  # rows compared at a time
+LABELED = 50  # images to label next, where nobody says how many
 UNUSUAL_SHARE = 0.01  # of images that are least like others
 
 LISTS = {
@@ -68,7 +69,7 @@ def evidence(run: FinishedRun) -> Evidence:
     rows = run.trained["row"].to_numpy("int64")
     settings = recorded_config(run.files.config).neighbors
     k = min(settings.k, len(rows) - 1)
-    features = Features.of_cache(run.cache, rows, run.folder / "neighbors")
+    features = Features.of_cache(run.cache, rows, run.folder / NEIGHBORS)
     neighbor, similarity = features.neighbors(k, settings.scale)
     second, second_confidence = runner_up(run, features.embedding)
     mapped = on_disk(features.embedding, run.folder if os.access(run.folder, os.W_OK) else None)
@@ -78,16 +79,11 @@ def evidence(run: FinishedRun) -> Evidence:
 
 
 def on_disk(embedding: Embeddings, folder: Path | None) -> Float16[np.ndarray, "n D"]:
-    """The rows in a nameless file, mapped: any can be read, and the system keeps in memory what fits.
-
-    It is in `folder`, or where the system keeps temporary files.
-    """
-    where = folder or Path(gettempdir())
-    with os_errors(where, "keep embeddings in"), TemporaryFile(dir=where) as file:
-        os.posix_fallocate(file.fileno(), 0, 2 * math.prod(embedding.shape))
-        mapped = np.memmap(file, np.float16, "r+", shape=embedding.shape)
-        for first, block in enumerate_blocks(embedding):
-            mapped[first : first + len(block)] = block.numpy(force=True)
+    """The rows in a `nameless_memory`: any can be read, and the system keeps in memory what fits."""
+    memory = nameless_memory(folder, 2 * math.prod(embedding.shape), "keep embeddings in")
+    mapped = np.frombuffer(memory, np.float16).reshape(embedding.shape)
+    for first, block in enumerate_blocks(embedding):
+        mapped[first : first + len(block)] = block.numpy(force=True)
     return mapped
 
 
@@ -243,11 +239,16 @@ def export_lists(run: FinishedRun, folder: Path) -> list[Path]:
     return write_lists(run, evidence(run), folder, kept_oddities(run))
 
 
-def write_label_next(run: FinishedRun, count: int, out: Path | None) -> None:
-    """key, cluster and name of `label_next`'s choice, as CSV to `out` or the standard output."""
+def write_label_next(run: FinishedRun, count: int | None, out: Path | None) -> None:
+    """key, cluster and name of `label_next`'s choice, as CSV to `out` or the standard output.
+
+    `count` None: LABELED images, or all where there are fewer.
+    """
     there = int((run.assignments["cluster"] != REMOVED).sum())
     if there == 0:
         raise UserError(f"{run.folder}: all images were taken out of their clusters; put back those to choose from")
+    if count is None:
+        count = min(LABELED, there)
     if not 1 <= count <= there:
         raise UserError(f"--count {count}: {run.folder} has {there} images to choose from; ask for 1 to {there}")
     chosen = label_next(run.scaled, run.corrected.cluster, evidence(run).likeness, count)

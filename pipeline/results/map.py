@@ -34,7 +34,7 @@ def atlas(scaled: Float32[np.ndarray, "n D"], neighbors: Graph | None = None) ->
     index, similarity = neighbors or find_neighbors(UnitRows(torch.from_numpy(scaled)), NEIGHBORS)[:2]
     index, similarity = index[:, :NEIGHBORS], similarity[:, :NEIGHBORS]
     graph = fuzzy_graph(index, 1 - similarity.astype(np.float32))
-    return _fitted(layout(graph, start, 0, dimensions=2))
+    return _fitted(layout(graph, start))
 
 
 def run_atlas(

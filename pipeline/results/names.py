@@ -13,7 +13,6 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.results.corrections import (
     MAX_LENGTH,
     REMOVED,
-    Corrected,
     Rename,
     append_corrections,
     correction_lock,
@@ -26,19 +25,6 @@ from temi.pipeline.results.corrections import (
 NAMES = "names.json"
 COLUMNS = ["cluster", "name"]
 HEADING = re.compile("cluster (0|[1-9][0-9]*)|removed")  # what `display_name` says where there is no name
-
-
-def read_names(run: Path, clusters: int) -> list[str]:
-    """Name of each of the `clusters` clusters of `run`; "" where none was given."""
-    return _names(_corrected(run, clusters), clusters)
-
-
-def _corrected(run: Path, clusters: int) -> Corrected:
-    return replay_clusters(clusters, read_corrections(run), first_names(run, clusters))
-
-
-def _names(state: Corrected, clusters: int) -> list[str]:
-    return [state.names.get(cluster, "") for cluster in range(clusters)]
 
 
 def first_names(run: Path, clusters: int) -> dict[int, str]:
@@ -67,8 +53,8 @@ def set_names(run: Path, table: Path, clusters: int) -> list[str]:
         The file is not such a table, a cluster in it does not exist or occurs twice, or two would have one name.
     """
     with correction_lock(run):
-        state = _corrected(run, clusters)
-        before = _names(state, clusters)
+        state = replay_clusters(clusters, read_corrections(run), first_names(run, clusters))
+        before = [state.names.get(cluster, "") for cluster in range(clusters)]
         given = _read_table(table, before)
         if gone := [cluster for cluster, name in given.items() if name and cluster in state.merged]:
             raise UserError(f"{table}: cluster {gone[0]} was merged into another; name that, or undo the merger")

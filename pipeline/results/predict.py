@@ -32,6 +32,7 @@ from temi.pipeline.evaluate.tables import check_same_backbone
 from temi.pipeline.features.blocks import CachedRows, enumerate_blocks
 from temi.pipeline.images import ImageSource, open_source
 from temi.pipeline.images.left_out import found_beside
+from temi.pipeline.network import ANOTHER
 from temi.pipeline.progress import Progress
 from temi.pipeline.results.corrections import route
 from temi.pipeline.results.finished import FinishedRun
@@ -188,8 +189,12 @@ def recorded_settings(run: FinishedRun, backbone: str | None, device: str) -> Em
 
 
 def load_recorded(run: FinishedRun, settings: EmbedConfig) -> Backbone:
-    """The encoder of the run, at the image size of the run; UserError where the weights here are others."""
-    encoder = load_backbone(settings)
+    """The encoder of the run, at the image size of the run; UserError where the weights here are others, or none."""
+    try:
+        encoder = load_backbone(settings)
+    except UserError as error:  # another encoder would not do
+        own = f"give the folder of the weights that {run.folder} was trained with: --backbone FOLDER"
+        raise UserError(str(error).replace(ANOTHER, own)) from None
     crop = run.model.made_from.preprocessing.get("crop")
     if crop and tuple(crop) != encoder.preprocessing.crop:
         encoder = load_backbone(settings.model_copy(update={"image_size": crop[0]}))

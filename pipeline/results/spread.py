@@ -1,4 +1,4 @@
-"""The compiled loop of a layout; the same for a seed."""
+"""The compiled loop of a layout; the same every time."""
 
 import numpy as np
 from numba import njit
@@ -8,13 +8,13 @@ NEAR = 1e-3  # added to squared distances of repulsion, as in UMAP
 
 
 @njit(cache=True, fastmath=True)
-def spread(y, head, tail, period, epochs, negatives, seed):
+def spread(y, head, tail, period, epochs, negatives):
     """UMAP's stochastic gradient with 1 / (1 + d^2) as similarity; `y` moves in place.
 
     Edge e pulls both its ends in every period[e]-th epoch; each end is then repelled by `negatives` random rows.
     """
     count, width = y.shape
-    state = np.uint64(88172645463325252) + np.uint64(seed) * np.uint64(2654435761)
+    state = np.uint64(88172645463325252)
     due = period.copy()
     for epoch in range(epochs):
         rate = np.float32(1.0 - epoch / epochs)

@@ -70,8 +70,7 @@ def run_thumbnails(folder: Path, images: ImageSource, rows: Sequence[int], max_b
                 break
     readable = {row: seen for row, seen in found.items() if seen.webp}
     if len(readable) > before:
-        with suppress(CacheError):
-            _write(folder / THUMBNAILS, readable)
+        keep(folder, readable)
     return chosen
 
 
@@ -154,7 +153,8 @@ def _webp(image: Image.Image, quality: int) -> bytes:
     return buffer.getvalue()
 
 
-def _write(path: Path, found: Mapping[int, Thumbnail]) -> None:
+def keep(folder: Path, found: Mapping[int, Thumbnail]) -> None:
+    """Leave thumbnails for the next time; none in a folder that cannot be written to."""
     buffer = io.BytesIO()
     columns = {
         "row": pa.array(found.keys(), pa.int64()),
@@ -164,4 +164,5 @@ def _write(path: Path, found: Mapping[int, Thumbnail]) -> None:
         columns[name] = pa.array([getattr(seen, name) for seen in found.values()], pa.float32())
     table = pa.table(columns).replace_schema_metadata({"side": str(SIDE)})
     pyarrow.parquet.write_table(table, buffer, compression="none")
-    write_atomic(path, buffer.getvalue())
+    with suppress(CacheError):
+        write_atomic(folder / THUMBNAILS, buffer.getvalue())

@@ -22,6 +22,7 @@ from temi.pipeline.runs.records import Record
 from temi.pipeline.start.agreement import contingency
 
 CONTINUED = "continued.json"
+LISTED = 20  # numbers of clusters that a line names
 UNKNOWN = -2  # cluster before of an image that the run before did not have; of one that a person removed it is -1
 
 
@@ -123,10 +124,13 @@ def describe(continued: Continued) -> list[str]:
             f"before than one of these from the others (without drift: 50 %); {share:.1%} are less like those before "
             "than 99 % of these are like each other (without drift: 1 %)"
         )
+    numbers = {*continued.kept, *continued.begun, *continued.given_up}
+    gone = sorted(set(range(max(numbers, default=0))) - numbers)
     named = {"new clusters": continued.begun, "numbers given up": continued.given_up}
+    named["numbers without a cluster, merged or given up before"] = tuple(gone)
     return lines + [f"{what}: {_listed(numbers)}" for what, numbers in named.items() if numbers]
 
 
-def _listed(numbers: Sequence[int], most: int = 20) -> str:
-    more = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return ", ".join(map(str, numbers[:most])) + more
+def _listed(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
+    return ", ".join(map(str, numbers[:LISTED])) + more

@@ -1,6 +1,6 @@
 """Scores that never see a label: what heads and trials are compared by before anybody evaluates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from temi.pipeline.features.blocks import BLOCK_ROWS, Embeddings, collect
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.runs.records import LabelFree, Sizes, Training, TrialRecord
+from temi.pipeline.runs.records import LabelFree, Sizes, TrialRecord
 from temi.pipeline.start.agreement import mean_agreement, mutual_information
 
 AGREEMENT_HEADS = 8  # heads compared pairwise, or a few more: 28 pairs tell as much as 1,225
@@ -41,7 +41,7 @@ def label_free_scores(
     consistency = neighbor_consistency(cluster, neighbors) if neighbors is not None and mined else None
     assigned = cluster if copies is None else cluster[torch.from_numpy(copies).to(cluster.device)]
     return LabelFree(
-        **size_scores(assigned, model.clusters).model_dump(),
+        **size_scores(assigned, model.clusters, model.given_up).model_dump(),
         mean_confidence=confidence.mean().item(),
         head_agreement=head_agreement(own.mT),
         stability=None if len(model.loss) < 2 else stability(halves.mT),
@@ -64,30 +64,39 @@ def _observed(model: ClusterModel, embedding: Embeddings, every: int, step: int)
         passed += len(scaled)
 
 
-def choose_trial(trials: Sequence[TrialRecord]) -> TrialRecord:
-    """The trial to trust: the highest agreement of heads, or mean confidence where trials have a single head.
+def choose_trials(trials: Sequence[TrialRecord]) -> dict[int, list[TrialRecord]]:
+    """The trials to trust, by number of clusters: several where they are even, and none of a number that one trial has.
 
-    The first follows ACC best of all scores, with a rank correlation of 0.89 over 48 trials on each of four sets; the
-    second (0.73) never chose a trial that had collapsed (benchmarks/history.md).
+    It is the highest agreement of heads, or mean confidence where trials have a single head. The first follows ACC best
+    of all scores, with a rank correlation of 0.89 over 48 trials on each of four sets; the second (0.73) never chose a
+    trial that had collapsed (benchmarks/history.md). Neither compares different numbers of clusters.
     """
     trained = [(trial, trial.training) for trial in trials if trial.training is not None]
     single = any(training.head_agreement is None for _, training in trained)
+    trust: dict[int, dict[str, float]] = {}
+    for trial, training in trained:
+        score = training.mean_confidence if single else training.head_agreement or 0.0
+        trust.setdefault(training.clusters, {})[trial.trial] = score
+    return {
+        clusters: [trial for trial, _ in trained if score.get(trial.trial) == max(score.values())]
+        for clusters, score in sorted(trust.items())
+        if len(score) > 1
+    }
 
-    def trust(pair: tuple[TrialRecord, Training]) -> float:
-        return pair[1].mean_confidence if single else pair[1].head_agreement or 0.0
 
-    return max(trained, key=trust)[0]
+def size_scores(cluster: Int64[Tensor, " N"], clusters: int, given_up: Collection[int] = ()) -> Sizes:
+    """Used clusters, exp of the entropy of the sizes (C when all are equal), smallest and largest size.
 
-
-def size_scores(cluster: Int64[Tensor, " N"], clusters: int) -> Sizes:
-    """Used clusters, exp of the entropy of the sizes (C when all are equal), smallest and largest size."""
+    Numbers that were given up are no clusters of size 0.
+    """
     sizes = cluster.bincount(minlength=clusters)
+    there = [size for number, size in enumerate(sizes.tolist()) if number not in given_up]
     share = sizes / sizes.sum()
     return Sizes(
         clusters=clusters,
         used_clusters=int((sizes > 0).sum()),
         effective_clusters=torch.special.entr(share).sum().exp().item(),
-        smallest_cluster=int(sizes.min()),
+        smallest_cluster=min(there),
         largest_cluster=int(sizes.max()),
     )
 

@@ -60,15 +60,20 @@ class Trial:
         """Remember the teachers if their mean loss since the last checkpoint is the lowest so far; whether it is."""
         loss = torch.stack(self._since_checkpoint).nanmean(0)
         self._since_checkpoint.clear()
-        state = self.trainer.trial(self.index).tensors
-        teacher = {name: t for name, t in state.items() if name.startswith("teacher.")}
         better = bool(loss.mean() < self.best["loss"].mean())
         # The last finite step may have led out of float32.
-        better = better and all(bool(t.isfinite().all()) for t in teacher.values())
+        better = better and all(bool(t.isfinite().all()) for t in self._teacher().values())
         if better:
-            self.best = {name: t.clone() for name, t in teacher.items()}
-            self.best["loss"] = loss
+            self.remember(loss)
         return better
+
+    def remember(self, loss: Float[Tensor, " H"]) -> None:
+        """Take the teachers as they are, with this mean loss of each, for the best."""
+        self.best = {name: t.clone() for name, t in self._teacher().items()} | {"loss": loss}
+
+    def _teacher(self) -> dict[str, Tensor]:
+        state = self.trainer.trial(self.index).tensors
+        return {name: t for name, t in state.items() if name.startswith("teacher.")}
 
     @property
     def learned(self) -> bool:

@@ -69,16 +69,16 @@ class Mirror:
     def push(self) -> int:
         """Send what is new or changed here; how many files that were.
 
-        Raises CacheError, and sends nothing, where one of them was changed there since.
+        Raises CacheError, and sends nothing, where one of them was changed, or made, there since.
         """
         with self._alone():
             here, sent = self._here(), self._noted() or {}
             going = [name for name in sorted(here, key=_turn) if sent.get(name) != here[name]]
             there = dict[str, bytes | None]()
             with suppress(CacheError):  # a network that fails: writing says so
-                there = self._bucket.read_each(name for name in going if name in sent)
+                there = self._bucket.read_each(going)
             known = {name: None if data is None else xxhash.xxh3_128_hexdigest(data) for name, data in there.items()}
-            self._refuse([name for name, digest in known.items() if digest not in (sent[name], here[name])])
+            self._refuse([name for name, digest in known.items() if digest not in (sent.get(name), here[name])])
             try:
                 for name in going:
                     data = (self.folder / name).read_bytes()

@@ -71,6 +71,11 @@ class ClusterModel:
         return self.alignment.shape[1]
 
     @property
+    def given_up(self) -> set[int]:
+        """Numbers that no head has any more: this run continues another, which merged these clusters or lost them."""
+        return set((self.alignment == GIVEN_UP).all(0).nonzero()[:, 0].tolist())
+
+    @property
     def of_scaled(self) -> "ClusterModel":
         """The same for rows that are scaled already, such as those of a training set."""
         own = {one.name: getattr(self, one.name) for one in fields(self)}

@@ -23,7 +23,7 @@ from temi.pipeline.heads.schedule import total_steps
 from temi.pipeline.heads.trainer import HeadTrainer
 from temi.pipeline.runs.fit import begin_heads, build_model
 from temi.pipeline.runs.label_free import compared, head_agreement, label_free_scores
-from temi.pipeline.runs.loop import Metrics, Trial
+from temi.pipeline.runs.loop import Trial
 from temi.pipeline.runs.records import Training
 from temi.pipeline.start.agreement import AGREEMENT_ROWS
 
@@ -173,9 +173,8 @@ class Seating:
     def _trained(
         self, place: int, config: Config, cache: EmbeddingCache, everything: Features, steps: int, began: float
     ) -> Training:
-        trial, skipped = Trial(self.trainer, place, config), int(self.trainer.skipped[place])
-        trial.record(steps, Metrics(self.loss[place], 0.0, self.trainer.marginal, skipped))
-        trial.checkpoint(steps)
+        trial = Trial(self.trainer, place, config)
+        trial.remember(self.loss[place])
         data, copies = self.trainer.data, everything.copies[1]
         model = build_model(trial, self.features, copies, cache.manifest.fingerprint)
         scores = label_free_scores(model.of_scaled, data.originals, data.neighbors, copies)
@@ -184,7 +183,7 @@ class Seating:
             images=len(everything),
             seconds=round(time.perf_counter() - began, 3),
             trials_in_pass=self.trainer.trials,
-            skipped_steps=skipped,
+            skipped_steps=int(self.trainer.skipped[place]),
             head_loss=tuple(model.loss.tolist()),
             selected_head=model.selected,
             **scores.model_dump(),

@@ -18,8 +18,11 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
+from temi.cache.files import first_problem
 from temi.pipeline.errors import UserError
 from temi.pipeline.runs.run_folder import read_json, write_json
+
+RESULT = "result.json"
 
 T = TypeVar("T")
 Setting = bool | int | float | str | tuple[Any, ...] | None
@@ -223,8 +226,7 @@ def read_record(kind: type[T], path: Path) -> T:
     try:
         return TypeAdapter(kind).validate_python(read_json(path), strict=False)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
+        where, problem = first_problem(error)
         raise UserError(
             f"{path} is damaged or from an older version ({where}: {problem['msg'].lower()}); train or evaluate again"
         ) from None
@@ -232,7 +234,7 @@ def read_record(kind: type[T], path: Path) -> T:
 
 def read_comparison(folder: Path) -> tuple[ScoredPart, ...]:
     """What `temi evaluate` left in a run or a folder of trials; () where it was not asked."""
-    path = folder / "result.json"
+    path = folder / RESULT
     return read_record(Result, path).parts if path.exists() else ()
 
 

@@ -9,9 +9,14 @@
     RUN/events/               the same for TensorBoard
     RUN/checkpoints/          latest and previous (resume), best (lowest mean training loss), step-N (kept)
     RUN/stopped.json          why training cannot go on, where it cannot
+    RUN/start.json            the cuts that the heads began at
+    RUN/clusters.json         how the number of clusters was estimated, where it was
     RUN/heads.safetensors     the trained model
+    RUN/novelty.safetensors   a sample of the training rows, which tells what is unlike them
+    RUN/continued.json        how the run differs from the one that it continues
     RUN/training.json         steps, seconds, skipped steps, losses, label-free scores
     RUN/assignments.parquet   key, row, cluster, confidence of every readable image; .csv beside it
+    RUN/corrections.jsonl     what a person put right afterwards
     RUN/run.lock              while a process trains
 """
 
@@ -190,7 +195,7 @@ class RunFolder:
         for plugin in plugins:  # for the record: it is never run from here
             write_atomic(self.folder / "plugins" / plugin.path.name, plugin.code)
         write_json(self.environment, asdict(environment))
-        write_atomic(self.config, dump_toml(config, without="embed").encode())
+        write_atomic(self.config, dump_toml(config).encode())
 
     def check_place(self) -> None:
         """Raise a UserError where this is no place for a run: the folder of a cache, of trials or of a study."""

@@ -270,7 +270,7 @@ def kept_apart(cache: EmbeddingCache, wanted: Search, plugins: Sequence[Plugin])
     """What a study cannot mix."""
     return {
         "embeddings": cache.digest,
-        "settings": dump_toml(wanted.config({}), without="embed"),
+        "settings": dump_toml(wanted.config({})),
         "space": dump_space(wanted.space),
         "score": wanted.score,
         "seeds": str(wanted.seeds),
@@ -451,7 +451,7 @@ def write_results(
     )
     write_record(out / SEARCH, record)
     if trials and TRAINED in trials[0].user_attrs:
-        write_atomic(out / BEST, dump_toml(wanted.config(trials[0].params), without="embed").encode())
+        write_atomic(out / BEST, dump_toml(wanted.config(trials[0].params)).encode())
     return record
 
 

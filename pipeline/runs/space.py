@@ -11,7 +11,6 @@
 
 import json
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -19,10 +18,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from temi.pipeline.config import Config, load_config
+from temi.pipeline.config import SEEDS, Config, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
-from temi.pipeline.runs.trials import mistakes_in
+from temi.pipeline.runs.trials import mistakes_in, read_toml
 
 Value = bool | int | float | str
 Point = Mapping[str, Value]
@@ -30,9 +29,7 @@ Point = Mapping[str, Value]
 DEFAULT_SPACE = Path(__file__).parents[2] / "configs/search.toml"
 FIXED = {
     "heads.clusters": "scores of different numbers of clusters cannot be compared; search one number at a time",
-    "train.seed": "a seed is no setting to choose; --seeds trains every trial with several",
-    "start.seed": "a seed is no setting to choose; --seeds trains every trial with several",
-    "pairs.seed": "a seed is no setting to choose; --seeds trains every trial with several",
+    **dict.fromkeys(SEEDS, "a seed is no setting to choose; --seeds trains every trial with several"),
     "train.split": "scores on different rows cannot be compared; search one split at a time",
 }
 NAMES = ("objective.name", "objective.regularizer")
@@ -76,10 +73,7 @@ def read_space(file: Path) -> Space:
     UserError
         There is no such table, or an entry is neither a range nor a list.
     """
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"space {file} cannot be read as TOML: {error}") from None
+    table = read_toml(file, "space", "--space")
     try:
         found: Any = table["search"]["space"]
         space = TypeAdapter(Space).validate_python(found)

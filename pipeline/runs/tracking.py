@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from temi.pipeline.config import Config
+from temi.pipeline.config import Config, flatten
 from temi.pipeline.errors import UserError
 from temi.pipeline.extras import import_extra
 from temi.pipeline.runs.records import Setting, Training
@@ -57,8 +57,7 @@ def check_tracking(config: Config) -> None:
 
 def log_result(run: RunFolder, config: Config, training: Training, sizes: Sequence[int]) -> None:
     """Give the trackers a finished trial: all settings of stage two, and every number in `training`."""
-    sections = config.model_dump(mode="json", exclude={"embed"})
-    settings = {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
+    settings = dict(flatten(config.model_dump(mode="json", exclude={"embed"})))
     scores = {name: float(value) for name, value in training if isinstance(value, int | float)}
     for tracker in open_trackers(run, config, training.steps):
         tracker.finish(settings, scores | {"loss": training.loss}, sizes)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int32
 
 from temi.cache import EmbeddingCache
 from temi.cache.files import atomic_file, csv_bytes
+from temi.cache.schema import NEIGHBORS
 from temi.pipeline.config import Config
 from temi.pipeline.device import keep_freed_memory, pick_device, return_freed_memory
 from temi.pipeline.errors import UserError
@@ -68,9 +69,7 @@ def train_heads(
         that cannot go on.
     """
     run = RunFolder(out)
-    train_pass(
-        cache, [config], [run], out / "neighbors", overwrite=overwrite, plugins=plugins, before=before, told=told
-    )
+    train_pass(cache, [config], [run], out / NEIGHBORS, overwrite=overwrite, plugins=plugins, before=before, told=told)
     if run.stopped:
         raise UserError(run.stopped)
     return ClusterModel.load(run.model, pick_device(config.train.device))

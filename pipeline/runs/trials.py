@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from temi.cache import EmbeddingCache
-from temi.pipeline.config import Config, load_config, per_trial
+from temi.cache.schema import NEIGHBORS
+from temi.pipeline.config import Config, flatten, load_config, per_trial
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.heads.objectives import Loss
@@ -102,7 +103,7 @@ def _mistake(base: Path | None, overrides: Sequence[str]) -> str:
 
 def as_overrides(file: Path) -> list[str]:
     """The settings in a TOML file, as ``--set`` takes them."""
-    pairs = _flat(tomllib.loads(file.read_text(encoding="utf-8")))
+    pairs = flatten(tomllib.loads(file.read_text(encoding="utf-8")))
     return [_override(name, value, f"in {file}") for name, value in pairs]
 
 
@@ -117,11 +118,20 @@ def _override(name: str, value: Any, where: str) -> str:
         ) from None
 
 
-def _read_trials(file: Path) -> tuple[list[list[str]], list[list[str]]]:
+def read_toml(file: Path, what: str, option: str) -> dict[str, Any]:
+    """The table in `file`, `what` the user gave by `option`; UserError where it cannot be read."""
     try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"trials file {file} cannot be read as TOML: {error}") from None
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{what} {file} does not exist; give {option} an existing TOML file") from None
+    except OSError as error:
+        raise UserError(f"{what} {file} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{what} {file} is not valid TOML: {error}") from None
+
+
+def _read_trials(file: Path) -> tuple[list[list[str]], list[list[str]]]:
+    table = read_toml(file, "trials file", "--trials")
     trials, grid = table.pop("trial", [{}]), table.pop("grid", {})
     tables = isinstance(trials, list) and all(isinstance(trial, dict) for trial in trials) and isinstance(grid, dict)
     if table or not tables or not (trials and (grid or trials != [{}])):
@@ -129,24 +139,17 @@ def _read_trials(file: Path) -> tuple[list[list[str]], list[list[str]]]:
             f"trials file {file} must hold [[trial]] tables or a [grid] table and nothing else, "
             "e.g. [[trial]] with objective.beta = 0.5, or [grid] with objective.beta = [0.5, 0.6]"
         )
-    axes = [(name, values) for name, values in _flat(grid)]
+    axes = [(name, values) for name, values in flatten(grid)]
     for name, values in axes:
         if not isinstance(values, list) or not values:
             raise UserError(f"[grid] {name} in {file} must be a list of values, got {values!r}")
     return (
         [
-            [_override(name, value, f"in [[trial]] {number} in {file}") for name, value in _flat(trial)]
+            [_override(name, value, f"in [[trial]] {number} in {file}") for name, value in flatten(trial)]
             for number, trial in enumerate(trials, 1)
         ],
         [[_override(name, value, f"in [grid] in {file}") for value in values] for name, values in axes],
     )
-
-
-def _flat(table: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for key, value in table.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return pairs
 
 
 def _grid_axis(text: str) -> list[str]:
@@ -170,7 +173,7 @@ def group_trials(configs: Sequence[Config]) -> list[list[int]]:
 
 def flat_settings(config: Config) -> dict[str, Setting]:
     """Every setting of both stages by ``section.key``."""
-    flat = _flat(config.model_dump(mode="json"))
+    flat = flatten(config.model_dump(mode="json"))
     return {name: tuple(value) if isinstance(value, list) else value for name, value in flat}
 
 
@@ -229,7 +232,7 @@ def train_trials(
     else:
         for group in groups:
             chosen = [configs[i] for i in group], [runs[i] for i in group]
-            train_pass(cache, *chosen, out / "neighbors", overwrite=overwrite, plugins=plugins, told=told)
+            train_pass(cache, *chosen, out / NEIGHBORS, overwrite=overwrite, plugins=plugins, told=told)
     trials = [
         TrialRecord(
             trial=run.folder.name,

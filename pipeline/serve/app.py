@@ -10,7 +10,8 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from threading import Lock
+from threading import Event, Lock
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -23,21 +24,22 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from temi.pipeline.errors import USER_ERRORS, UserError
-from temi.pipeline.images import ImageSource, UnreadableImage
-from temi.pipeline.report.pages import as_corrected, page_map, render, run_figures
+from temi.pipeline.errors import USER_ERRORS
+from temi.pipeline.images import UnreadableImage
+from temi.pipeline.report.pages import THUMBNAIL_BYTES, as_corrected, page_map, render, run_figures
 from temi.pipeline.report.records import page_json
 from temi.pipeline.results.correct import ChangedElsewhere, correct
 from temi.pipeline.results.corrections import Correction, parse_correction, to_json
 from temi.pipeline.results.find import Finder
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence
-from temi.pipeline.results.thumbnails import Thumbnail, kept_thumbnails, large, oddities, thumbnail
+from temi.pipeline.results.thumbnails import Thumbnail, keep, kept_thumbnails, large, oddities, thumbnail
 
 MAX_REQUEST = 8 * 2**20  # bytes of a correction: 100,000 names of images
 KEPT_BYTES = 256 * 2**20  # of thumbnails made while serving
 MAX_PICTURE = 64 * 2**20  # bytes of a picture to search by
 MOST_SIMILAR = 200
+REST = 0.5  # seconds without a request after which nobody is waiting
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -61,13 +63,14 @@ class ServedRun:
         self.position = {int(row): place for place, row in enumerate(self.rows)}
         self.shown = np.arange(len(self.rows))
         self.map = page_map(run, self.known, self.shown)
-        self.images, self.missing = _images(run, source)
+        self.images, self.missing = run.images_or_reason(source)
         kept = kept_thumbnails(run.shared)
         self.made: OrderedDict[int, Thumbnail] = OrderedDict(
             (row, seen) for row, seen in kept.items() if row in self.position and seen.webp
         )
         self._kept = sum(len(seen.webp) for seen in self.made.values())
         self._making, self._editing = Lock(), Lock()
+        self.asked, self.looking = monotonic(), False  # when the last request came; whether `look` is at work
         figures = run_figures(run, self.known, self.shown, self.map)
         images = replace(figures.images, near=None)  # the server is asked for them
         self._figures = replace(figures, images=images, missing=self.missing, words=self.finder.knows_words)
@@ -82,9 +85,9 @@ class ServedRun:
             return self._page[1]
 
     @property
-    def _state(self) -> tuple[tuple[Correction, ...], int]:
-        """What of a page changes: the corrections, and how many images were looked at."""
-        return tuple(self.run.corrections), len(self.made)
+    def _state(self) -> tuple[tuple[Correction, ...], int, bool]:
+        """What of a page changes: the corrections, how many images were looked at, and whether more will be."""
+        return tuple(self.run.corrections), len(self.made), self.looking
 
     def _render(self) -> bytes:
         with self._making:
@@ -92,7 +95,7 @@ class ServedRun:
         if self._figures.entries != tuple(self.run.corrections):
             self._figures = as_corrected(self._figures, self.run, self.shown)
         odd = {self.position[row]: what for row, what in oddities(seen).items()}
-        data = replace(self._figures, odd=odd, looked=len(seen))
+        data = replace(self._figures, odd=odd, looked=len(seen), looking=self.looking)
         page = render("report", page_json(data), self.run.folder.resolve().name, served=True)
         return page.encode("utf-8", "backslashreplace")
 
@@ -116,6 +119,33 @@ class ServedRun:
                     self._kept -= len(self.made.popitem(last=False)[1].webp)
         return seen.webp
 
+    def look(self, stop: Event) -> None:
+        """Make the thumbnails that nobody asked for, so that odd images are known; one by one, while nobody asks.
+
+        In random order until those of the run take THUMBNAIL_BYTES, as in a report, and kept for the next time.
+        """
+        if self.images is None:
+            return
+        rest = [int(row) for row in np.random.default_rng(0).permutation(self.rows) if row not in self.made]
+        before, self.looking = len(self.made), bool(rest)
+        try:
+            for row in rest:
+                if self._kept > THUMBNAIL_BYTES or not self._at_rest(stop):
+                    break
+                self.thumbnail(row)
+        finally:
+            self.looking = False
+        if len(self.made) > before:
+            with self._making:
+                made = dict(self.made)
+            keep(self.run.shared, kept_thumbnails(self.run.shared) | made)  # the folder may be that of many trials
+
+    def _at_rest(self, stop: Event) -> bool:
+        """Wait until nobody asks; False if it is time to stop."""
+        while (left := self.asked + REST - monotonic()) > 0 and not stop.wait(left):
+            pass
+        return not stop.is_set()
+
     def similar(self, row: int, count: int) -> list[int]:
         """Places of the images most similar to `row`."""
         return [int(place) for place in self.known.neighbor[self.position[row]][:count]]
@@ -127,16 +157,6 @@ class ServedRun:
         views = torch.from_numpy(self.run.cache.view_embedding(row, row + 1)[0])
         cluster = self.run.model.assign(views)[0].cpu().numpy()
         return float((cluster == self.run.trained["cluster"].iloc[self.position[row]]).mean())
-
-
-def _images(run: FinishedRun, source: str | None) -> tuple[ImageSource | None, str]:
-    """The images, or why there are none; UserError where `source` was given and is wrong."""
-    try:
-        return run.images(source), ""
-    except UserError as error:
-        if source is not None:
-            raise
-        return None, str(error)
 
 
 def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
@@ -210,6 +230,7 @@ def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
     ]
 
     async def guard(request: Request, answer: Next) -> Response:
+        served.asked = monotonic()
         refusal = _refused(request, token, hosts)
         response = refusal or await answer(request)
         for name, value in HEADERS.items():

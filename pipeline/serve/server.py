@@ -1,6 +1,7 @@
 """`temi serve`: the server process of a run's page."""
 
 import socket
+from threading import Event, Thread
 
 from temi.pipeline.errors import UserError
 from temi.pipeline.extras import import_extra
@@ -26,10 +27,18 @@ def serve(run: FinishedRun, port: int = 0, source: str | None = None, backbone: 
 
     listening = _listen(port)
     port, token = listening.getsockname()[1], new_token()
-    app = build_app(ServedRun(run, source, Finder(run, backbone)), token, {f"{LOOPBACK}:{port}", f"localhost:{port}"})
+    served = ServedRun(run, source, Finder(run, backbone))
+    app = build_app(served, token, {f"{LOOPBACK}:{port}", f"localhost:{port}"})
     print(f"open http://{LOOPBACK}:{port}/{token}/ in a browser on this machine; Ctrl-C stops the server", flush=True)
     settings = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, date_header=False)
-    uvicorn.Server(settings).run(sockets=[listening])
+    stop = Event()
+    looking = Thread(target=served.look, args=(stop,), daemon=True)  # a disk that hangs holds up no end
+    looking.start()
+    try:
+        uvicorn.Server(settings).run(sockets=[listening])
+    finally:
+        stop.set()
+        looking.join(timeout=5)
 
 
 def _listen(port: int) -> socket.socket:

@@ -26,7 +26,7 @@ from temi.pipeline.features.neighbors import search_bytes
 from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.registry import STARTS
 from temi.pipeline.start.choice import most_predictable
-from temi.pipeline.start.communities import cut_graphs, cutting_bytes
+from temi.pipeline.start.communities import Labeling, cut_graphs, cutting_bytes
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS, neighbor_counts, space_graphs, spaces_of
 from temi.pipeline.start.taught import (
     ROUNDS,
@@ -47,8 +47,6 @@ TURNS = 3  # of it all, where rows are few and a turn takes a second: the vote o
 FEW = 5_000
 APART = 10_000  # between the seeds of turns
 COPIES: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both
-
-Rows = Int64[np.ndarray, " N"]
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def _name(space: Kind, neighbors: int, small: int) -> str:
     return f"communities {space} {neighbors}" + (" taught by small ones" if small else "")
 
 
-def first_cuts(graphs: list[sp.csr_array], clusters: int, seed: int) -> list[Rows]:
+def first_cuts(graphs: list[sp.csr_array], clusters: int, seed: int) -> list[Labeling]:
     """Communities of these graphs, REPEATS of each."""
     cuts = []
     with Progress("communities", REPEATS * len(graphs), "cut") as progress:
@@ -208,7 +206,7 @@ def distinct_sample(features: Features, clusters: int) -> Distinct:
     return Distinct(cut.sample(first), rows, group)
 
 
-def sample(count: int) -> Rows:
+def sample(count: int) -> Int64[np.ndarray, " M"]:
     """Positions, in order, of the rows to cut of `count`: all of them up to LARGEST."""
     if count <= LARGEST:
         return np.arange(count)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from synthetic import contents, make_manifest, shard_content, write_cache
 
-from temi.cache import ShardWriter
+from temi.cache import Manifest, ShardWriter
 from temi.cache.kept import save_kept
 
 TEMI = Path(sys.executable).with_name("temi")
@@ -68,6 +68,14 @@ def test_export_and_import_are_lossless(folder: Path, tmp_path: Path, name: str)
     assert result.returncode == 0, result.stderr
     assert "2 unreadable" in result.stdout
     assert contents(tmp_path / "again") == contents(folder)
+
+
+def test_who_exports_a_cache_that_grew_is_told_that_it_does_not_come_back(folder: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(folder)
+    manifest.grown(manifest.fingerprint, 0, 8, classes=manifest.classes, removed=(3,)).write(folder)
+    out = temi("export", folder, tmp_path / "out.parquet")
+    assert (out.returncode, out.stderr.count("`temi cache import` refuses it")) == (0, 1)
+    assert temi("import", tmp_path / "out.parquet", "--out", tmp_path / "again").returncode == 2
 
 
 def test_merge(folder: Path, tmp_path: Path) -> None:

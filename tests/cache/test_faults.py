@@ -167,7 +167,7 @@ def test_deleting_the_sidecar_of_a_damaged_shard_repairs_it(finished: Path, tmp_
     folder = Path(shutil.copytree(finished / "cache", tmp_path / "cache"))
     before = (folder / "shard-00001.h5").read_bytes()
     (folder / "shard-00001.h5").write_bytes(before[:-40] + bytes(40))
-    with pytest.raises(CacheError, match=r"delete shard-00001\.json and rerun the same `temi embed`"):
+    with pytest.raises(CacheError, match=r"delete shard-00001\.json and rerun the command that made the cache"):
         open_and_read(folder)
     (folder / "shard-00001.json").unlink()
     write_cache(folder)

@@ -1,5 +1,4 @@
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ def test_summary_of_a_finished_cache(tmp_path: Path) -> None:
     write_cache(tmp_path)
     graph = np.zeros((20, 5), np.int32), np.zeros((20, 5), np.float16)
     save_neighbors(tmp_path / "neighbors", "k5", *graph, {"k": 5, "scale": "center"})
-    summary = json.loads(json.dumps(asdict(summarize(tmp_path))))
+    summary = json.loads(json.dumps(summarize(tmp_path).to_json()))
     assert (summary["rows"], summary["dim"], summary["views"]) == (20, 6, 2)
     assert (summary["shards"], summary["shards_done"], summary["shards_damaged"]) == (3, 3, [])
     assert summary["unreadable_images"] == 2

@@ -7,6 +7,7 @@ from synthetic import make_manifest, shard_content
 
 from temi.cache import CacheError, EmbeddingCache, Manifest, ShardWriter
 from temi.cache.convert.join import join_caches, spaces_of
+from temi.cache.fingerprint import IMPORTED
 
 
 def write(folder: Path, manifest: Manifest, failures: dict[int, str] | None = None) -> EmbeddingCache:
@@ -109,3 +110,55 @@ def test_a_cache_is_not_overwritten_by_what_is_made_of_it(tmp_path: Path) -> Non
     with pytest.raises(CacheError, match="which the new cache is made of; give another --out"):
         join_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "a", overwrite=True)
     assert first.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": "f" * 32}, "was made from other images than .*, of the same names"),
+        ({"view_seed": 7}, "are other crops than those of"),
+        ({"view_policy": {"scale": [0.1, 1]}}, "are other crops than those of"),
+    ],
+)
+def test_what_only_looks_alike_is_refused_unless_it_was_made_elsewhere(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    write(tmp_path / "a", make_manifest())
+    plan = other_encoder(make_manifest(), 6)
+    plan = replace(plan, fingerprint=replace(plan.fingerprint, **change))  # type: ignore[arg-type]
+    write(tmp_path / "b", plan)
+    with pytest.raises(CacheError, match=message):
+        join_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "ab")
+    write(tmp_path / "c", replace(plan, fingerprint=replace(plan.fingerprint, pooling=IMPORTED)))
+    joined = join_caches([tmp_path / "a", tmp_path / "c"], tmp_path / "ac")
+    assert join_caches([tmp_path / "ac", tmp_path / "a"], tmp_path / "aca").dim == joined.dim + 6
+
+
+def test_rows_whose_image_is_gone_are_left_out_and_splits_move_along(tmp_path: Path) -> None:
+    caches = []
+    for name, manifest in (("a", make_manifest()), ("b", other_encoder(make_manifest(), 6))):
+        write(tmp_path / name, manifest, {4: "broken"})
+        manifest = Manifest.read(tmp_path / name)
+        manifest.grown(manifest.fingerprint, 0, 8, classes=manifest.classes, removed=(3, 17), changed=(5,)).write(
+            tmp_path / name
+        )
+        caches.append(EmbeddingCache.open(tmp_path / name))
+    joined = join_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "ab", shard_rows=7)
+    kept = [row for row in range(caches[0].rows) if row not in (3, 5, 17)]
+    assert joined.keys == [caches[0].keys[row] for row in kept]
+    assert joined.failures == {3: "broken"}
+    split = {
+        name: [caches[0].keys[row] for row in kept if start <= row < stop]
+        for name, (start, stop) in caches[0].splits.items()
+    }
+    assert {name: joined.keys[start:stop] for name, (start, stop) in joined.splits.items()} == split
+    np.testing.assert_array_equal(joined.labels, caches[0].labels[kept])
+    whole = join_caches(
+        [
+            write(tmp_path / f"{n}2", m, {4: "broken"}).folder
+            for n, m in (("a", make_manifest()), ("b", other_encoder(make_manifest(), 6)))
+        ],
+        tmp_path / "whole",
+    )
+    np.testing.assert_array_equal(joined.embedding(), whole.embedding()[kept])
+    assert joined.verify() == []

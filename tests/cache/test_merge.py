@@ -8,6 +8,7 @@ from synthetic import make_manifest, shard_content
 
 from temi.cache import CacheError, EmbeddingCache, Manifest, ShardWriter
 from temi.cache.convert.merge import merge_caches
+from temi.cache.fingerprint import IMPORTED
 
 
 def write(folder: Path, manifest: Manifest, prefix: str, failures: dict[int, str] | None = None) -> EmbeddingCache:
@@ -104,3 +105,43 @@ def test_a_cache_is_not_overwritten_by_what_is_made_of_it(tmp_path: Path) -> Non
 def test_one_cache_is_not_enough(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="two caches or more"):
         merge_caches([tmp_path], tmp_path / "m")
+
+
+def test_rows_whose_image_is_gone_are_left_out_and_their_names_are_free(tmp_path: Path) -> None:
+    write(tmp_path / "a", make_manifest(), "a", {4: "broken", 6: "broken"})
+    manifest = Manifest.read(tmp_path / "a")
+    manifest.grown(manifest.fingerprint, 0, 8, classes=manifest.classes, removed=(0, 4), changed=(19,)).write(
+        tmp_path / "a"
+    )
+    first = EmbeddingCache.open(tmp_path / "a")
+    second = write(tmp_path / "b", make_manifest(rows=13, images="f" * 32), "b")
+    merged = merge_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "m", shard_rows=8)
+    left = {key: row for key, row in rows_by_key(first).items() if key not in [first.keys[row] for row in (0, 4, 19)]}
+    assert rows_by_key(merged) == left | rows_by_key(second)
+    assert list(merged.failures.values()) == ["broken"]
+    assert merged.verify() == []
+
+
+def test_imported_embeddings_are_merged_where_one_backbone_made_them(tmp_path: Path) -> None:
+    for name, revision in (("a", "1" * 32), ("b", "2" * 32)):
+        plan = make_manifest(images=revision)
+        write(
+            tmp_path / name,
+            replace(plan, fingerprint=replace(plan.fingerprint, pooling=IMPORTED, revision=revision)),
+            name,
+        )
+    merged = merge_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "m")
+    assert merged.manifest.fingerprint.revision not in ("1" * 32, "2" * 32)
+    assert merged.rows == 2 * make_manifest().rows
+    plan = make_manifest(images="3" * 32)
+    write(tmp_path / "c", replace(plan, fingerprint=replace(plan.fingerprint, pooling=IMPORTED, backbone="x")), "c")
+    with pytest.raises(CacheError, match=r"backbone: here .*; make both with the same settings"):
+        merge_caches([tmp_path / "a", tmp_path / "c"], tmp_path / "n")
+
+
+def test_a_cache_is_not_made_inside_of_one_that_it_is_made_of(tmp_path: Path) -> None:
+    write(tmp_path / "a", make_manifest(), "a")
+    write(tmp_path / "b", make_manifest(images="f" * 32), "b")
+    with pytest.raises(CacheError, match=r"lies in .*a, which the new cache is made of; give another --out"):
+        merge_caches([tmp_path / "a", tmp_path / "b"], tmp_path / "a/inside")
+    assert not (tmp_path / "a/inside").exists()

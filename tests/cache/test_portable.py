@@ -57,6 +57,16 @@ def test_an_export_is_not_overwritten_by_the_cache_made_of_it(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["folder", "file.parquet", "file.safetensors"])
+def test_what_an_exported_cache_has_of_its_own_is_not_given_anew(tmp_path: Path, name: str) -> None:
+    cache = write_cache(tmp_path / "cache")
+    export_cache(cache, tmp_path / name)
+    np.save(tmp_path / "labels.npy", np.array(["ant", "zebra"])[np.arange(cache.rows) % 2])
+    with pytest.raises(CacheError, match=r"is an exported cache, .*; leave out --labels and --backbone"):
+        import_embeddings(tmp_path / name, tmp_path / "again", labels=tmp_path / "labels.npy", backbone="mine")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("name", ["folder", "file.parquet", "file.safetensors"])
 def test_awkward_names_survive(tmp_path: Path, name: str) -> None:
     cache = awkward_cache(tmp_path / "cache")
     export_cache(cache, tmp_path / name)

@@ -92,7 +92,7 @@ def test_an_unfinished_cache_is_named_so_with_what_to_do(tmp_path: Path) -> None
     manifest = make_manifest()
     with ShardWriter.open(tmp_path, manifest) as writer:
         writer.write(manifest.shards[0], **shard_content(manifest, manifest.shards[0]))
-    with pytest.raises(CacheError, match="unfinished: 2 of 3 shards are missing, from shard-00001 on; rerun the same"):
+    with pytest.raises(CacheError, match=r"2 of 3 shards are missing, from shard-00001 on; rerun the command"):
         EmbeddingCache.open(tmp_path)
 
 

@@ -28,6 +28,7 @@ def write_cache(
     failures: dict[int, str] | None = None,
     backbone: str = "made-up",
     shard_rows: int = 256,
+    classes: tuple[str, ...] = (),
 ) -> EmbeddingCache:
     """A finished cache of these embeddings in shards of `shard_rows`; without labels every label is -1."""
     rows, dim = embedding.shape
@@ -44,7 +45,7 @@ def write_cache(
         views=views.shape[1],
         images="0" * 32,
     )
-    classes = tuple(f"class {c}" for c in range(label.max() + 1))
+    classes = classes or tuple(f"class {c}" for c in range(label.max() + 1))
     manifest = Manifest(fingerprint, rows, dim, plan_shards(rows, shard_rows), splits or {}, classes)
     with ShardWriter.open(folder, manifest) as writer:
         for shard in writer.pending():

@@ -132,6 +132,17 @@ def test_a_small_place_for_shared_memory_holds_fewer_processes(monkeypatch: pyte
     assert workers.fitting_workers(16, 16, seen, None) == 16
 
 
+def test_where_a_file_may_not_hold_a_batch_no_process_hands_one_over() -> None:
+    """Else the error is in a thread of that process, and nobody hears of it."""
+    script = (
+        "from temi.pipeline.encode.preprocessing import Preprocessing as P; from temi.pipeline.encode import workers;"
+        "seen = P(256, (224, 224), 'bicubic', 1 / 255, (0.5,) * 3, (0.5,) * 3);"
+        "print(workers.fitting_workers(2, 6, seen, None), workers.fitting_workers(2, 7, seen, None))"
+    )
+    limited = ["bash", "-c", f'ulimit -f 1000 && exec "$0" -c "{script}"', sys.executable]
+    assert subprocess.run(limited, capture_output=True, text=True, check=True).stdout == "2 0\n"
+
+
 @pytest.mark.slow
 def test_64_mb_of_shared_memory_are_enough(tmp_path: Path) -> None:
     """A container's /dev/shm for real: without the limit the processes that decode die of a bus error."""

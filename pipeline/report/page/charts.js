@@ -52,7 +52,7 @@ const charts = (() => {
   function tree({ across, along, leaves }, beside) {
     const step = 46, wide = 300, far = Math.max(...across.flat()) || 1;
     const path = across.map((row, i) => `M${row.map((d, k) => `${(wide * (1 - d / far)).toFixed(1)},${((along[i][k] / 10) * step).toFixed(1)}`).join("L")}`).join("");
-    const brackets = draw("svg", { viewBox: `0 0 ${wide} ${leaves.length * step}`, width: wide, height: leaves.length * step, role: "img", "aria-label": "Which clusters are most alike" }, draw("path", { d: path, class: "line" }));
+    const brackets = draw("svg", { viewBox: `0 0 ${wide} ${leaves.length * step}`, width: wide, height: leaves.length * step, preserveAspectRatio: "none", role: "img", "aria-label": "Which clusters are most alike" }, draw("path", { d: path, class: "line" }));
     return make("div", { className: "merge-tree" }, brackets, make("ul", {}, ...leaves.map((leaf) => make("li", {}, ...beside(leaf)))));
   }
 

@@ -1,7 +1,7 @@
 "use strict";
 // Grids of images, page by page; what is selected in them; one image large.
 const gallery = (() => {
-  const { byId, make, picture, percent, count, source, pixelated, served } = shared;
+  const { byId, make, picture, percent, count, counted, source, pixelated, served } = shared;
   const { images } = store;
   const PAGE = 60;
   const selected = new Set();
@@ -13,13 +13,13 @@ const gallery = (() => {
     if (!stays) fading = setTimeout(() => { byId("said").textContent = ""; }, 8000);
   }
 
-  // Shows `cells`, [image, how many it stands for] each, in `host`, PAGE at a time.
+  // Shows `cells`, [image, all that it stands for] each, in `host`, PAGE at a time.
   function grid(host, cells, empty = "No images.") {
     const list = make("ul", { className: "grid" });
     const more = make("button", { type: "button", className: "more-images" });
     let shown = 0;
     const next = () => {
-      list.append(...cells.slice(shown, shown + PAGE).map(([image, stands]) => cell(image, stands, cells)));
+      list.append(...cells.slice(shown, shown + PAGE).map(([image, stack]) => cell(image, stack, cells)));
       shown = Math.min(cells.length, shown + PAGE);
       more.hidden = shown === cells.length;
       more.textContent = `Show more (${count(shown)} of ${count(cells.length)})`;
@@ -30,24 +30,31 @@ const gallery = (() => {
     host.replaceChildren(cells.length ? list : make("p", { className: "lead", textContent: empty }), more);
   }
 
-  function cell(image, stands, cells) {
+  function cell(image, stack, cells) {
     const text = `${images.key[image]}, ${store.name(store.state.cluster[image])}`;
-    const open = make("button", { type: "button", className: "open", onclick: () => view(image, cells.map(([other]) => other)) }, picture(image, text));
-    const mark = make("input", { type: "checkbox", ariaLabel: `Select ${images.key[image]}`, checked: selected.has(image) });
-    mark.onchange = () => select([image], mark.checked);
-    const item = make("li", { className: selected.has(image) ? "chosen" : "" }, open, mark);
+    const open = make("button", { type: "button", className: "open", onclick: () => view(image, cells) }, picture(image, text));
+    const more = stack.length > 1 ? ` and ${counted(stack.length - 1, "near-duplicate")}` : "";
+    const mark = make("input", { type: "checkbox", ariaLabel: `Select ${images.key[image]}${more}` });
+    mark.onchange = () => select(stack, mark.checked);
+    const item = make("li", {}, open, mark);
     item.dataset.image = image;
-    if (stands > 1) item.append(make("span", { className: "stands", textContent: `×${stands}`, title: `${stands} near-duplicates` }));
+    item.stack = stack;
+    tick(item);
+    if (more) item.append(make("span", { className: "stands", textContent: `×${stack.length}`, title: `${stack.length} near-duplicates` }));
     return item;
+  }
+
+  // Of a stack whose images are not all selected, the box is neither on nor off.
+  function tick(item) {
+    const on = item.stack.filter((image) => selected.has(image)).length, mark = item.querySelector("input");
+    item.classList.toggle("chosen", on > 0);
+    mark.checked = on === item.stack.length;
+    mark.indeterminate = on > 0 && !mark.checked;
   }
 
   function select(list, on = true) {
     list.forEach((image) => (on ? selected.add(image) : selected.delete(image)));
-    document.querySelectorAll(".grid > li").forEach((item) => {
-      const chosen = selected.has(Number(item.dataset.image));
-      item.classList.toggle("chosen", chosen);
-      item.querySelector("input").checked = chosen;
-    });
+    document.querySelectorAll(".grid > li").forEach(tick);
     byId("picked").textContent = `${count(selected.size)} selected`;
     byId("selection").hidden = !selected.size;
     document.dispatchEvent(new Event("selection"));
@@ -55,10 +62,10 @@ const gallery = (() => {
 
   // ---- one image
   const dialog = byId("viewer");
-  let current = 0, around = [];
+  let current = 0, around = [];  // cells, through which the arrow keys walk
 
-  function view(image, list) {
-    around = list.length ? list : [image];
+  function view(image, cells) {
+    around = cells.length ? cells : store.single([image]);
     show(image);
     if (!dialog.open) dialog.showModal();
   }
@@ -83,8 +90,10 @@ const gallery = (() => {
     const notes = store.state.notes.filter((note) => note.keys?.includes(images.key[image]));
     notes.forEach((note) => facts.push(["note", [note.text]]));
     byId("facts").replaceChildren(...facts.map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", {}, ...value))));
-    byId("large-select").checked = selected.has(image);
-    byId("large-place").textContent = around.length > 1 ? `${count(around.indexOf(image) + 1)} of ${count(around.length)}` : "";
+    const stack = stackOf(image);
+    byId("large-select").checked = stack.every((one) => selected.has(one));
+    byId("large-stack").textContent = stack.length > 1 ? ` with ${counted(stack.length - 1, "near-duplicate")}` : "";
+    byId("large-place").textContent = around.length > 1 && at() >= 0 ? `${count(at() + 1)} of ${count(around.length)}` : "";
     byId("similar").replaceChildren();
     if (served) views(image);
     store.similar(image, 8).then((found) => {
@@ -100,24 +109,22 @@ const gallery = (() => {
     byId("facts").append(make("div", {}, make("dt", { textContent: "views" }), make("dd", { textContent: `${percent(together)} of its views in this cluster` })));
   }
 
-  function step(by) {
-    const at = around.indexOf(current);
-    show(around[(at + by + around.length) % around.length]);
-  }
+  const at = () => around.findIndex(([image]) => image === current);
+  const stackOf = (image) => around.find(([other]) => other === image)?.[1] ?? [image];  // a similar one is in no cell
+  const step = (by) => show(around[(at() + by + around.length) % around.length][0]);
 
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "ArrowRight") step(1);
     else if (event.key === "ArrowLeft") step(-1);
-    else if (event.key === "x") select([current], !selected.has(current));
+    else if (event.key === "x") byId("large-select").click();
     else return;
-    byId("large-select").checked = selected.has(current);
     event.preventDefault();
   });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   byId("next").onclick = () => step(1);
   byId("previous").onclick = () => step(-1);
   byId("close").onclick = () => dialog.close();
-  byId("large-select").onchange = (event) => select([current], event.target.checked);
+  byId("large-select").onchange = (event) => select(stackOf(current), event.target.checked);
   byId("alike").onclick = () => { dialog.close(); location.hash = `#like-${current}`; };
 
   // The arrow keys walk through a grid, x selects.
@@ -128,7 +135,7 @@ const gallery = (() => {
     const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
     const items = [...item.parentNode.children];
     if (by) items[items.indexOf(item) + by]?.querySelector("button").focus();
-    else if (event.key === "x") select([Number(item.dataset.image)], !item.classList.contains("chosen"));
+    else if (event.key === "x") item.querySelector("input").click();
     else return;
     event.preventDefault();
   });

@@ -1,7 +1,7 @@
 "use strict";
 // The map: every image a point, the chosen clusters colored; names and pictures as labels; a lasso.
 const map = (() => {
-  const { byId, make, count, source, pixelated, percent } = shared;
+  const { byId, make, counted, source, pixelated, percent } = shared;
   const { images } = store;
   const COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f5fc7"];
   const LABELS = 40, PICTURE = 36, CELLS = 96, NEAR = 12;
@@ -140,9 +140,9 @@ const map = (() => {
     }
     gallery.select([...gallery.selected], false);
     gallery.select(found);
-    gallery.said(`${count(found.length)} images in the lasso`);
+    gallery.said(`${counted(found.length, "image")} in the lasso`);
     byId("lassoed").hidden = !found.length;
-    gallery.grid(byId("lassoed-images"), found.map((image) => [image, 1]));
+    gallery.grid(byId("lassoed-images"), store.single(found));
   }
 
   const cellOf = (value) => Math.max(0, Math.min(CELLS - 1, Math.floor(((value + 1) / 2) * CELLS)));
@@ -211,7 +211,7 @@ const map = (() => {
     if (lasso) { const path = lasso; lasso = null; if (path.length > 2) take(path); }
     else if (drag && !drag.moved) {
       const image = nearest(event.offsetX, event.offsetY);
-      if (image >= 0) gallery.view(image, store.sorted(store.members(store.state.cluster[image]), "typical"));
+      if (image >= 0) gallery.view(image, store.single(store.sorted(store.members(store.state.cluster[image]), "typical")));
     }
     drag = null;
     redraw();

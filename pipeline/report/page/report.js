@@ -1,12 +1,12 @@
 "use strict";
 // The views of a run's page, and what a person can correct in them.
 (() => {
-  const { data, byId, percent, count, make, picture, scores, joining, served } = shared;
+  const { data, byId, percent, count, counted, make, picture, scores, joining, served } = shared;
   const { images } = store;
   const { overview } = data;
   const TILE = 9, FOUND = 600;
   const link = (cluster, words = store.name(cluster)) => make("a", { href: `#cluster-${cluster}`, textContent: words });
-  const cells = (list) => list.map((image) => [image, 1]);
+  const cells = store.single;
   const mean = (values) => values.reduce((a, b) => a + b, 0) / Math.max(1, values.length);
 
   // ---- where we are: the part of the address after #
@@ -24,6 +24,7 @@
     views.forEach((section) => { section.hidden = section.dataset.view !== current; });
     const tab = { cluster: "clusters", like: "clusters" }[current] ?? current;
     document.querySelectorAll("#tabs a").forEach((a) => { a.ariaCurrent = a.hash === `#${tab}` ? "page" : null; });
+    document.querySelector("#tabs [aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
     fill[current]();
     map.redraw();
     scrollTo(0, 0);
@@ -56,7 +57,7 @@
     const name = store.name(cluster);
     const a = make("a", { href: `#cluster-${cluster}` },
       make("div", { className: `tile of-${Math.min(3, Math.ceil(Math.sqrt(shown.length)))}` }, ...pictures), make("b", { textContent: name }),
-      make("span", { textContent: count(store.size(cluster)) }, make("span", { className: "unseen", textContent: " images" })));
+      make("span", { textContent: count(store.size(cluster)) }, make("span", { className: "unseen", textContent: store.size(cluster) === 1 ? " image" : " images" })));
     const item = make("li", {}, a);
     item.dataset.cluster = cluster;
     return item;
@@ -70,14 +71,14 @@
     if (byId("sort").value !== "id") found.sort(SORT[byId("sort").value]);
     found.filter((cluster) => !tiles.has(cluster)).forEach((cluster) => tiles.set(cluster, tile(cluster)));
     byId("mosaic").replaceChildren(...found.map((cluster) => tiles.get(cluster)));
-    byId("found").textContent = found.length === all.length ? `${all.length} clusters` : `${found.length} of ${all.length} clusters`;
+    byId("found").textContent = found.length === all.length ? counted(all.length, "cluster") : `${found.length} of ${counted(all.length, "cluster")}`;
     const named = [];
     if (asked) for (let i = 0; i < store.count && named.length < FOUND; i += 1) if (images.key[i].toLowerCase().includes(asked)) named.push(i);
     byId("named").hidden = !asked;
     byId("described").hidden = !(asked && data.words);
     byId("described").textContent = `Show images of “${asked}”`;
     if (!asked) return;
-    byId("named-title").textContent = named.length ? `${count(named.length)}${named.length === FOUND ? " or more" : ""} images of that name` : "No image of that name";
+    byId("named-title").textContent = named.length ? `${named.length === FOUND ? "The first " : ""}${counted(named.length, "image")} of that name` : "No image of that name";
     gallery.grid(byId("named-images"), cells(named), found.length ? "" : "Nothing fits; try part of a cluster's name, of a class or of a file's name.");
   }
 
@@ -86,12 +87,12 @@
     byId("cluster-title").textContent = store.name(number);
     byId("before").href = `#cluster-${all[(at + all.length - 1) % all.length]}`;
     byId("after").href = `#cluster-${all[(at + 1) % all.length]}`;
-    const facts = [`cluster ${number}, ${count(store.size(number))} images, mean confidence ${percent(confidenceOf(number))}`];
+    const facts = [`cluster ${number}, ${counted(store.size(number), "image")}, mean confidence ${percent(confidenceOf(number))}`];
     const found = classes(number);
     if (found.length) facts.push(`mostly ${found.map(([name, share]) => `${name} ${percent(share)}`).join(", ")}`);
     const near = (data.near[number] ?? []).filter((other) => all.includes(other));
     byId("cluster-facts").replaceChildren(facts.join("; "), ...near.flatMap((other, i) => [i ? ", " : "; most alike: ", link(other)]));
-    if (members.length < store.size(number)) byId("cluster-facts").append(`; ${count(members.length)} of them are in this page`);
+    if (members.length < store.size(number)) byId("cluster-facts").append(`; ${count(members.length)} of them in this page`);
     byId("name").value = store.state.names.get(number) ?? "";
     const others = all.filter((other) => other !== number);
     byId("merge-with").replaceChildren(make("option", { value: "", textContent: "choose" }), ...[...near, ...others.filter((other) => !near.includes(other))].map((other) => make("option", { value: other, textContent: `${store.name(other)} (${count(store.size(other))})` })));
@@ -130,7 +131,9 @@
 
   function showUnsure() { gallery.grid(byId("unsure-images"), cells(unsure()), "Every image is at least twice as likely in its cluster as in the next."); }
   function showUnusual() {
-    byId("unusual-text").textContent = `The 1 % of images least like others, and those that are black, blank or blurred (known of ${count(data.looked)} of ${count(store.count)} images, those with a small picture).`;
+    const part = `; known of ${count(data.looked)} of ${counted(store.count, "image")}, those with a small picture`;
+    const more = data.looking ? ". The others are looked at while nothing else is asked of the server: reload the page to see what was found" : "";
+    byId("unusual-text").textContent = `The 1 % of images least like others, and those that are black, blank or blurred${data.looked < store.count ? part + more : ""}.`;
     gallery.grid(byId("unusual-images"), cells(unusual()));
   }
 
@@ -246,7 +249,7 @@
   const unselect = () => gallery.select([...gallery.selected], false);
   async function withSelected(action, done) {
     const images = keys();
-    if (images.length && (await edit({ ...action, keys: images }, done(count(images.length))))) unselect();
+    if (images.length && (await edit({ ...action, keys: images }, done(counted(images.length, "image"))))) unselect();
   }
 
   byId("rename").onsubmit = (event) => {
@@ -269,16 +272,16 @@
   byId("split").onclick = (event) => event.detail < 2 && edit({ action: "split", cluster: number, parts: Number(byId("parts").value) }, `${store.name(number)} is split.`);
   byId("split").closest("span").hidden = !served;
   byId("note").onclick = () => { const text = prompt(`Note on ${store.name(number)}`); if (text) edit({ action: "note", cluster: number, text }, "Noted."); };
-  byId("note-images").onclick = () => { const text = prompt("Note on the selected images"); if (text) withSelected({ action: "note", text }, (n) => `Noted on ${n} images.`); };
+  byId("note-images").onclick = () => { const text = prompt("Note on the selected images"); if (text) withSelected({ action: "note", text }, (some) => `Noted on ${some}.`); };
   byId("color").onclick = () => { map.choose(number); location.hash = "#map"; };
   byId("order").onchange = showCluster;
   byId("fold").onchange = showCluster;
   byId("all").onclick = () => gallery.select(store.members(number));
   byId("move").onclick = () => {
     const to = chosen("move-to");
-    if (to !== undefined) withSelected({ action: "move", to }, (n) => `${n} images moved to ${store.name(to)}.`);
+    if (to !== undefined) withSelected({ action: "move", to }, (some) => `${some} moved to ${store.name(to)}.`);
   };
-  byId("remove").onclick = () => withSelected({ action: "remove" }, (n) => `${n} images removed from all clusters.`);
+  byId("remove").onclick = () => withSelected({ action: "remove" }, (some) => `${some} removed from all clusters.`);
   byId("same").onclick = () => withSelected({ action: "same" }, () => "Noted: these two belong together.");
   byId("different").onclick = () => withSelected({ action: "different" }, () => "Noted: these two do not belong together.");
   byId("clear").onclick = unselect;
@@ -302,7 +305,7 @@
   });
   addEventListener("beforeunload", (event) => { if (store.unsaved) event.preventDefault(); });
 
-  const described = () => [`${count(overview.images)} images${store.count < overview.images ? `, a sample of ${count(store.count)} in this file` : ""}`,
+  const described = () => [`${counted(overview.images, "image")}${store.count < overview.images ? `, a sample of ${count(store.count)} in this file` : ""}`,
     ...(store.removed ? [`${count(store.removed)} removed`] : []), overview.backbone, overview.written].join(", ");
   function changed() {
     byId("undo").disabled = !store.state.canUndo;
@@ -319,7 +322,7 @@
 
   // ---- print: a page for each cluster
   addEventListener("beforeprint", () => {
-    const page = (cluster) => make("section", {}, make("h2", { textContent: store.name(cluster) }), make("p", { textContent: `${count(store.size(cluster))} images, mean confidence ${percent(confidenceOf(cluster))}` }),
+    const page = (cluster) => make("section", {}, make("h2", { textContent: store.name(cluster) }), make("p", { textContent: `${counted(store.size(cluster), "image")}, mean confidence ${percent(confidenceOf(cluster))}` }),
       make("div", {}, ...store.folded(store.sorted(store.members(cluster), "typical")).slice(0, 24).map(([image]) => { const shown = picture(image, ""); shown.loading = "eager"; return shown; })));
     byId("print").replaceChildren(...store.clusters().map(page));
   });

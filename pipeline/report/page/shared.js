@@ -6,6 +6,7 @@ const shared = (() => {
   const byId = (id) => document.getElementById(id);
   const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
   const count = (number) => number.toLocaleString("en");
+  const counted = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
   function make(tag, attributes = {}, ...children) {
     const element = document.createElement(tag);
@@ -77,7 +78,7 @@ const shared = (() => {
     const share = (name) => ["acc", "nmi", "ami", "ari", "purity"].includes(name);
     const columns = Object.keys(SCORES).filter((name) => part.rows.some((row) => name in row))
       .map((name) => [SCORES[name], (row) => (!(name in row) ? "" : share(name) ? (100 * row[name]).toFixed(1) : count(row[name]))]);
-    return table(`${part.name}, ${count(part.images)} images`, [["method", (row) => row.method], ...columns], part.rows);
+    return table(`${part.name}, ${counted(part.images, "image")}`, [["method", (row) => row.method], ...columns], part.rows);
   }
 
   // The clusters of the coarsest trial, and below each those of the next finer that lie in it mostly.
@@ -88,7 +89,7 @@ const shared = (() => {
     const lead = `${apart ? `${apart}: ` : ""}${numbers.slice(0, -1).join(", ")} and ${numbers.at(-1)} clusters of the same images. `
       + `Each cluster stands below the coarser one that holds most of its images; ${percent(together, 1)} of all images go along with theirs.`;
     const node = (cluster) => {
-      const facts = `of ${levels[cluster.level].clusters}, ${count(cluster.images)} images`
+      const facts = `of ${levels[cluster.level].clusters}, ${counted(cluster.images, "image")}`
         + (cluster.share == null ? "" : cluster.share === 1 ? ", all inside" : `, ${percent(cluster.share)} of them inside`);
       const pictures = make("ul", { className: "strip" }, ...cluster.typical.map((i) => make("li", {}, picture(i, data.images.key[i]))));
       const line = [make("b", { textContent: cluster.name }), make("span", { textContent: facts }), ...action(cluster)];
@@ -104,5 +105,5 @@ const shared = (() => {
       make("div", { className: "bar" }, button("Open all", true), button("Close all", false)), tree);
   }
 
-  return { data, byId, percent, count, make, source, picture, pixelated, served, table, scores, joining };
+  return { data, byId, percent, count, counted, make, source, picture, pixelated, served, table, scores, joining };
 })();

@@ -117,15 +117,16 @@ const store = (() => {
     name: (a, b) => collator.compare(images.key[a], images.key[b]),
   };
 
-  // `list` with near-duplicates as one: [image, how many it stands for] each.
+  // `list` with near-duplicates as one: [image, all that it stands for] each; single() leaves them apart.
+  const single = (list) => list.map((image) => [image, [image]]);
   function folded(list) {
     const first = new Map(), shown = [];
     for (const image of list) {
       const group = images.group[image];
       const before = group < 0 ? undefined : first.get(group);
-      if (before) before[1] += 1;
+      if (before) before[1].push(image);
       else {
-        const cell = [image, 1];
+        const cell = [image, [image]];
         if (group >= 0) first.set(group, cell);
         shown.push(cell);
       }
@@ -135,7 +136,7 @@ const store = (() => {
 
   replay();
   return {
-    data, images, count, REMOVED, ORDERS, ask, edit, folded, margin, confidence,
+    data, images, count, REMOVED, ORDERS, ask, edit, folded, single, margin, confidence,
     get state() { return state; },
     get unsaved() { return made; },
     get stale() { return stale; },

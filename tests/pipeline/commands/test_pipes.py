@@ -62,6 +62,21 @@ def test_ten_clusters_that_nobody_asked_for_are_said(run: Path, tmp_path: Path) 
     said = CliRunner().invoke(app, ["train-heads", cache, "--out", str(tmp_path / "a"), *QUICK]).output
     assert "note: 10 clusters were made because that is the default" in said
     assert "--clusters auto" in said
+    swept = ["--grid", "objective.beta=0.6,1", "--out", str(tmp_path / "c"), *QUICK]
+    said = CliRunner().invoke(app, ["train-heads", cache, *swept]).output
+    assert "note: 10 clusters were made because that is the default" in said
     asked = CliRunner().invoke(app, ["train-heads", cache, "--out", str(tmp_path / "b"), *QUICK, "--clusters", "3"])
     assert asked.exit_code == 0
     assert "because that is the default" not in asked.output
+
+
+def test_no_trial_is_called_best_across_numbers_of_clusters(run: Path, tmp_path: Path) -> None:
+    words = ["train-heads", str(run.parent / "cache"), "--clusters", "3,5", *QUICK]
+    said = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "a")]).output
+    assert "note: scores of different numbers of clusters do not compare" in said
+    assert "most trustworthy" not in said
+    assert " * " not in said
+    swept = [*words, "--grid", "objective.beta=0.6,1", "--out", str(tmp_path / "b")]
+    said = CliRunner().invoke(app, swept).output
+    for number in (3, 5):
+        assert f" without labels of {number} clusters: trial-00" in said

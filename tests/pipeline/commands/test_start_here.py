@@ -61,6 +61,18 @@ def test_doctor_says_how_to_install_and_fails_where_nothing_can_work(monkeypatch
     assert "-   ONNX export" in result.stdout
 
 
+@pytest.mark.usefixtures("no_hub")
+def test_doctor_says_whether_all_baselines_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name if name not in ("evoc", "umap") else None)
+    finding = doctor._baselines()
+    assert (finding.found, finding.advice) == (
+        "evoc, umap not installed",
+        "pip install 'temi-clustering[baselines]'",
+    )
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: name)
+    assert doctor._baselines().fine
+
+
 def test_doctor_takes_any_trouble_with_the_hub_for_no(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def unreachable() -> None:
         raise ConnectionError

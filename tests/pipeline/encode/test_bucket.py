@@ -139,9 +139,9 @@ def test_info_verify_and_prune_of_a_cache_in_a_bucket(
     client.put_object(Bucket="photos", Key="cache/shard-00009.h5", Body=b"")
     client.delete_object(Bucket="photos", Key="cache/shard-00001.json")
     assert verify_url(URL) == [
-        f"{URL}/shard-00001.h5 is not done (it has no sidecar); rerun the same `temi embed` to make it",
+        f"{URL}/shard-00001.h5 is not done (it has no sidecar); rerun the command that made the cache",
         f"{URL}/shard-00003.h5 is damaged: the bytes of views are not those that were written; "
-        "delete shard-00003.json and rerun the same `temi embed` to make this shard anew",
+        "delete shard-00003.json and rerun the command that made the cache to make this shard anew",
         f"{URL}/shard-00009.h5 is no part of this cache's plan; delete it",
     ]
     with pytest.raises(CacheError, match="is not an embedding cache"):

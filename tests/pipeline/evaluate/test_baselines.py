@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -261,6 +262,12 @@ def test_what_a_plugins_baseline_finds_is_not_kept(tmp_path: Path) -> None:
 def test_a_missing_extra_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(UserError, match=r"umap is not installed; pip install 'temi-clustering\[umap\]'"):
+        parse_baselines("umap,hdbscan,kmeans")
+    for module in ("evoc", "igraph"):
+        monkeypatch.setitem(sys.modules, module, None)
+    lacking = "umap, hdbscan, plscan, evoc, leiden need packages that are not installed"
+    needed = f"{lacking}; pip install 'temi-clustering[baselines]'"
+    with pytest.raises(UserError, match=re.escape(needed)):
         parse_baselines("all")
 
 

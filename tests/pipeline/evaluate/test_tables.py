@@ -122,6 +122,23 @@ def test_a_run_is_scored_on_another_cache_of_the_same_backbone_only(tmp_path: Pa
         evaluate_run(tmp_path / "run", foreign)
 
 
+def test_classes_of_another_cache_are_told_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embedding, label = mixture(noise=0.5)
+    home = write_cache(tmp_path / "home", embedding[:400], label[:400])
+    train_heads(home, load_config(None, QUICK), tmp_path / "run")
+    few = np.flatnonzero(np.isin(label[400:], [2, 5])) + 400
+    names = ("class 5", "class 2")
+    other = write_cache(tmp_path / "other", embedding[few], (label[few] == 2).astype(np.int32), classes=names)
+    rows = {row.method: row for row in evaluate_run(tmp_path / "run", other).parts[1].rows}
+    assert rows["20-NN on labels"].acc > 0.95
+    assert rows["linear probe"].acc > 0.95
+    new = write_cache(tmp_path / "new", embedding[400:], label[400:], classes=("x", *home.classes[1:]))
+    methods = {row.method for row in evaluate_run(tmp_path / "run", new).parts[1].rows}
+    assert {"TEMI", "k-means"} <= methods
+    assert "linear probe" not in methods
+    assert "held out: new: no ceilings, as 1 of its classes are not among those of the" in capsys.readouterr().err
+
+
 def test_what_cannot_be_evaluated_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a finished run"):
         evaluate_run(tmp_path)

@@ -1,5 +1,6 @@
 """Every objective and regularizer keeps one contract, and a file of one's own adds one."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,8 @@ from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 from temi.pipeline.runs.run_folder import read_json
 
 TEMI = Path(sys.executable).with_name("temi")
-PLUGINS = sorted((Path(__file__).parents[3] / "examples/plugins").glob("*.py"))
+ROOT = Path(__file__).parents[3]
+PLUGINS = sorted((ROOT / "examples/plugins").glob("*.py"))
 SWAV = next(path for path in PLUGINS if path.stem == "swav")
 PAIRS, CLUSTERS = 8, (4, 6, 6)
 for path in PLUGINS:
@@ -277,6 +279,26 @@ def read_clusters(run: Path) -> np.ndarray:
     import pandas as pd
 
     return pd.read_parquet(run / "assignments.parquet")["cluster"].to_numpy("int64")
+
+
+def test_the_loss_of_readme_and_docs_trains_and_its_setting_does_something(tmp_path: Path) -> None:
+    shown = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/adding-an-objective.md")]
+    (first, code), (_, other) = (
+        re.search(r"```python\n(# mine.py\n)?(from .*?)```", page, re.S).groups() for page in shown
+    )
+    assert first
+    assert code.replace(re.search("  # log.*", code)[0], "") == other
+    (tmp_path / "mine.py").write_text(code)
+    embedding, label = mixture(rows=300, noise=0.3)
+    cache = write_cache(tmp_path / "cache", embedding)
+    chosen = settings_of(*SHORT, "objective.name=mine")
+    swept = ["--grid", "objective.sharpness=0.5,1,2", "--plugin", tmp_path / "mine.py"]
+    done = temi("train-heads", cache.folder, "--clusters", "6", "--out", tmp_path / "runs", *swept, *chosen)
+    assert done.returncode == 0, done.stderr
+    sure = {trial["mean_confidence"] for trial in read_json(tmp_path / "runs/trials.json")}
+    assert len(sure) == 3
+    for number in range(3):
+        assert hungarian_accuracy(label, read_clusters(tmp_path / f"runs/trial-00{number}")) > 0.9
 
 
 def test_settings_of_no_plugin_are_unknown_and_names_are_taken_once(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_folder_has_a_page_of_its_own_and_other_commands_say_what_to_type(
         False,
         True,
     ]
-    assert data["best"].startswith("trial-")
+    assert data["best"] == {}  # no two have one number of clusters
     [tree] = data["trees"]
     assert tree["levels"][0]["clusters"] == 2
     assert (tmp_path / "page.html").read_text().count('class="pictures"') == 1

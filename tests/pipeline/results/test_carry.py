@@ -14,7 +14,7 @@ from mixtures import mixture, write_cache
 
 import temi
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.carry import Kept, carry_over
+from temi.pipeline.results.carry import Carried, Kept, carry_over
 from temi.pipeline.results.constraints import clusters_left, read_constraints
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import (
@@ -226,3 +226,9 @@ def test_a_continued_run_has_the_parts_that_were_made_and_counts_who_moved(corre
     stays = before[before != REMOVED].index
     record = json.loads((tmp_path / "next/continued.json").read_text())
     assert record["moved"] == (before[stays] != now[stays]).sum()
+
+
+def test_marks_that_do_not_hold_are_told_with_what_to_do() -> None:
+    said = str(Carried(2, 2, 0, [], ["a.jpg and b.jpg are the same"]))
+    assert "note: marks that training follows only as far as the images let it, and that do not hold: a.jpg and" in said
+    assert said.endswith("are the same; where a mark is right, move one of the two (temi serve RUN)")

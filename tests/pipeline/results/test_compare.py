@@ -202,6 +202,23 @@ def test_different_numbers_of_clusters_are_said_not_to_compare(tmp_path: Path) -
     assert warning(compare([tmp_path / "5"])) == ""
 
 
+def test_the_best_is_named_among_choices_of_one_number_of_clusters_alone(tmp_path: Path) -> None:
+    for name, clusters, score in (("a", 5, 0.9), ("b", 10, 0.95)):
+        write_run(tmp_path / name, [f"heads.clusters={clusters}"], training(score))
+    assert {one.verdict for one in compare([tmp_path / "a", tmp_path / "b"])} == {"?"}
+    write_run(tmp_path / "c", ["heads.clusters=5", "objective.beta=0.7"], training(0.8))
+    found = {one.runs[0][-1]: one for one in compare([tmp_path / name for name in "abc"])}
+    assert {name: one.verdict for name, one in found.items()} == {"a": "best", "b": "?", "c": "?"}
+    assert found["c"].behind.mean == pytest.approx(0.1)
+
+
+def test_none_of_choices_with_equal_scores_is_the_best(tmp_path: Path) -> None:
+    write_trials_folder(tmp_path, {0.6: 0.90, 0.7: 0.90, 0.8: 0.2}, {0.6: 0.7, 0.7: 0.7, 0.8: 0.1})
+    choices = compare([tmp_path])
+    assert [choice.verdict for choice in choices] == ["even", "even", "worse"]
+    assert [cells(choice)[""] for choice in choices] == ["", "", ""]
+
+
 def test_formats_hold_the_same(tmp_path: Path) -> None:
     write_trials_folder(tmp_path, {0.6: 0.80, 1.0: 0.90}, {0.6: 0.7, 1.0: 0.5})
     choices = compare([tmp_path], "linear_accuracy")

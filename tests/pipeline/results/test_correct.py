@@ -143,6 +143,12 @@ def test_a_line_made_by_hand_is_refused_as_correct_would(run: FinishedRun, line:
             _ = run.names
 
 
+def test_a_cluster_that_does_not_exist_is_refused_with_those_that_do(run: FinishedRun) -> None:
+    correct(run, [Merge(clusters=[0, 1])])
+    with pytest.raises(UserError, match="cluster 9 does not exist; they are 0 to 2, without 1"):
+        correct(run, [Merge(clusters=[0, 9])])
+
+
 def test_names_that_look_alike_or_show_nothing_are_refused(run: FinishedRun) -> None:
     correct(run, [Rename(names={0: " cats "})])
     assert run.names[0] == "cats"
@@ -172,7 +178,9 @@ def test_clusters_are_counted_as_they_were_left(run: FinishedRun, tmp_path: Path
     assert f"44 images in {left} clusters" in run._repr_html_()
     said = EXPORTS["csv"](run, tmp_path / "table.csv", Wanted())
     empty = 3 - cluster.nunique()
-    assert said.endswith("44 images in 2 clusters" + (f", {empty} of them empty" if empty else ""))
+    assert said.startswith(
+        f"{tmp_path / 'table.csv'}: 43 images in 2 clusters" + (f", {empty} of them empty" if empty else "")
+    )
 
 
 def test_nothing_is_left_to_label_or_to_train(run: FinishedRun) -> None:

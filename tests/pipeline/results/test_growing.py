@@ -23,7 +23,7 @@ from temi.pipeline.images.grown import GONE, Listing, find_rows, read_listing
 from temi.pipeline.images.recorded import open_images
 from temi.pipeline.results.continuing import corrections_left_behind
 from temi.pipeline.results.correct import correct
-from temi.pipeline.results.corrections import Move, Remove, Rename
+from temi.pipeline.results.corrections import Merge, Move, Remove, Rename, Split
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import set_names
 from temi.pipeline.results.predict import predict
@@ -280,3 +280,25 @@ def test_a_listing_is_what_was_embedded_or_none(grown: PhotoRun) -> None:
     assert read_listing(grown.cache, manifest) is None
     path.write_bytes(b"PAR1")
     assert read_listing(grown.cache, manifest) is None
+
+
+def test_numbers_that_were_merged_away_are_no_empty_clusters_of_a_continued_run(
+    photo_run: PhotoRun, tmp_path: Path
+) -> None:
+    before = FinishedRun(shutil.copytree(photo_run.run, tmp_path / "before"))
+    large = int(before.trained["cluster"].value_counts().idxmax())
+    first, second = (number for number in range(3) if number != large)
+    correct(before, [Merge(clusters=[first, second]), Split(cluster=large)])
+    continued = temi("train-heads", photo_run.cache, "--from", before.folder, "--out", tmp_path / "next")
+    assert continued.returncode == 0, continued.stderr
+    assert f"numbers without a cluster, merged or given up before: {second}" in continued.stdout
+    run = FinishedRun(tmp_path / "next")
+    training = json.loads((run.folder / "training.json").read_text())
+    assert f"{training['used_clusters']} of 3 clusters used" in continued.stdout
+    assert (training["smallest_cluster"] > 0) == (training["used_clusters"] == 3)
+    assert second in run.gone
+    listed = [row["cluster"] for row in csv.DictReader(temi("names", run.folder).stdout.splitlines())]
+    assert len(listed) == 3
+    assert str(second) not in listed
+    said = temi("export", run.folder, "--out", tmp_path / "images.csv").stdout
+    assert " in 3 clusters" in said

@@ -26,6 +26,7 @@ from temi.pipeline.results.lists import (
     repeated,
     unsure_images,
     unusual_images,
+    write_label_next,
 )
 from temi.pipeline.runs.train import train_heads
 
@@ -133,3 +134,8 @@ def test_label_next_is_a_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["label-next", str(tmp_path / "run"), "--count", "81"])
     assert done.exit_code == 2
     assert "has 80 images to choose from; ask for 1 to 80" in done.stderr
+
+
+def test_label_next_takes_all_images_where_there_are_fewer_than_by_default(photo_run: PhotoRun, tmp_path: Path) -> None:
+    write_label_next(FinishedRun(photo_run.run), None, tmp_path / "next.csv")
+    assert len((tmp_path / "next.csv").read_text().splitlines()) == 1 + 44

@@ -99,7 +99,7 @@ def test_labels_and_tags_come_back_as_corrections(run: FinishedRun, tmp_path: Pa
         text=True,
     )
     assert made.returncode == 0, made.stderr
-    assert "1 samples of" in made.stdout
+    assert "1 sample of" in made.stdout
     run.forget_corrections()
     after = dict(zip(run.assignments["key"], run.assignments["cluster"], strict=True))
     assert [after[key] for key in keys] == [1, 2, -1, 3, 3]

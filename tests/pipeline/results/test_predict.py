@@ -133,6 +133,8 @@ def test_other_weights_are_refused_by_field(photo_run: PhotoRun, tmp_path: Path)
     processor.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match=r'other embeddings .*revision: here "xxh3:'):
         predict(photo_run.run, str(photo_run.photos), tmp_path / "p.csv", backbone=str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"backbone nope cannot be loaded .* trained with: --backbone FOLDER$"):
+        predict(photo_run.run, str(photo_run.photos), tmp_path / "p.csv", backbone="nope")
     with pytest.raises(UserError, match="give it by --backbone FOLDER"):
         predict(photo_run.run, str(photo_run.photos), tmp_path / "p.csv")
     foreign = write_cache(tmp_path / "foreign", mixture(rows=20)[0])

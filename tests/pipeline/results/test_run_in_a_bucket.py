@@ -142,6 +142,23 @@ def test_what_changed_here_and_there_is_left_and_told(weather: Weather) -> None:
     assert (Mirror.open(url).folder / "names.json").read_text() == "there"
 
 
+def test_of_two_machines_that_train_to_one_url_the_second_is_told(
+    weather: Weather, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "s3://photos/runs/seventh"
+    first = Mirror.open(url)
+    (first.folder / "config.toml").write_text("clusters = 3")
+    with new_machine(weather, tmp_path / "other machine", monkeypatch):
+        second = Mirror.open(url)
+        (second.folder / "config.toml").write_text("clusters = 4")
+        first.push()
+        with pytest.raises(CacheError, match=f"{url}/config.toml was changed in the bucket and on this machine"):
+            second.push()
+        assert objects(url) == {"config.toml": b"clusters = 3"}
+        (second.folder / "config.toml").write_text("clusters = 3")
+        assert second.push() == 1  # the same of both
+
+
 def test_a_run_in_a_bucket_is_named_by_its_url(weather: Weather, photo_run: PhotoRun) -> None:
     url = "s3://photos/runs/sixth"
     refused = CliRunner().invoke(temi_app, ["predict", url, str(photo_run.cache)])

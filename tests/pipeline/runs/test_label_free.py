@@ -13,7 +13,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from temi.pipeline.config import load_config
 from temi.pipeline.runs import label_free as select
 from temi.pipeline.runs.label_free import (
-    choose_trial,
+    choose_trials,
     compared,
     label_free_scores,
     linear_accuracy,
@@ -135,17 +135,23 @@ def test_a_sample_of_many_rows_is_the_same_whatever_the_blocks(
 
 
 def test_the_trial_whose_heads_agree_is_chosen_or_the_most_confident_of_single_heads() -> None:
-    one, two, single = trial(0.9, 0.7), trial(0.8, 0.9), trial(None, 0.7)
-    assert choose_trial([one, two]) is one
-    assert choose_trial([single, two]) is two
+    one, two, single = trial("1", 0.9, 0.7), trial("2", 0.8, 0.9), trial("3", None, 0.7)
+    assert choose_trials([one, two]) == {2: [one]}
+    assert choose_trials([single, two]) == {2: [two]}
 
 
-def trial(agreement: float | None, confidence: float) -> TrialRecord:
-    sizes = Sizes(clusters=2, used_clusters=2, effective_clusters=2, smallest_cluster=1, largest_cluster=1)
+def test_trials_are_chosen_within_a_number_of_clusters_and_even_ones_all() -> None:
+    small, large = [trial(f"{n}", 0.9, 0.5, 2) for n in range(3)], trial("9", 0.95, 0.9, 5)
+    assert choose_trials([small[0], large]) == {}
+    assert choose_trials([*small, large]) == {2: small}
+
+
+def trial(name: str, agreement: float | None, confidence: float, clusters: int = 2) -> TrialRecord:
+    sizes = Sizes(clusters=clusters, used_clusters=2, effective_clusters=2, smallest_cluster=1, largest_cluster=1)
     rest = {"steps": 1, "images": 2, "seconds": 1, "trials_in_pass": 1, "skipped_steps": 0, "head_loss": (0.0,)}
     scores = {"stability": None, "neighbor_consistency": None, "linear_accuracy": 1, "selected_head": 0}
     own = {"head_agreement": agreement, "mean_confidence": confidence}
-    return TrialRecord(trial="t", settings={}, training=Training(**sizes.model_dump(), **rest, **scores, **own))
+    return TrialRecord(trial=name, settings={}, training=Training(**sizes.model_dump(), **rest, **scores, **own))
 
 
 def test_heads_compared_are_spread_evenly() -> None:

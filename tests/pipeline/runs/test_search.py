@@ -196,7 +196,7 @@ def test_a_candidate_trains_as_it_would_alone_whoever_leaves_and_comes(tmp_path:
         ('[search.space]\n"objective.gamma" = [5, 6]', "has the setting objective.gamma"),
         ('[search.space]\n"optimizer.speed" = [5, 6]', "unknown setting optimizer.speed"),
         ('[search.space]\n"objective.beta" = {low = -1.0, high = 1.0}', "setting objective.beta .* greater than 0"),
-        ("[search", "cannot be read as TOML"),
+        ("[search", "is not valid TOML"),
         ('[search.space]\n"objective.beta" = {low = 0.3, high = inf}', '"objective.beta" in .*space.toml .* finite'),
         ('[search.space]\n"objective.beta" = {low = 0.3, high = 1, step = 0.0}', "a step must be above 0"),
         ('[search.space]\n"objective.beta" = {low = 0.3, high = 1, step = -0.1}', "a step must be above 0"),
@@ -209,6 +209,11 @@ def test_a_space_that_cannot_be_searched_is_one_sentence(tmp_path: Path, text: s
     (tmp_path / "space.toml").write_text(text)
     with pytest.raises(UserError, match=sentence):
         check_space(read_space(tmp_path / "space.toml"), None, [])
+
+
+def test_a_space_that_is_not_there_is_said_as_a_config_file_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"space .*no.toml does not exist; give --space an existing TOML file"):
+        read_space(tmp_path / "no.toml")
 
 
 def test_settings_of_a_regularizer_that_a_trial_does_not_have_are_left_out() -> None:

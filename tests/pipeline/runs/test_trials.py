@@ -81,7 +81,7 @@ def test_trials_of_one_pass_weigh_pairs_each_in_its_own_way(tmp_path: Path) -> N
         (None, ["objective.beta=0.5,0.5"], "trials 0 and 1 have the same settings"),
         ("[grid]\nobjective.beta = 0.5", [], "must be a list of values, got 0.5"),
         ("[trials]\nobjective.beta = 0.5", [], r"must hold \[\[trial\]\] tables"),
-        ("[[trial", [], "cannot be read as TOML"),
+        ("[[trial", [], "is not valid TOML"),
         (
             "[[trial]]\ntrain.mlflow = 2020-01-01",
             [],

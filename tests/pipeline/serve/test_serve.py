@@ -4,11 +4,13 @@ import io
 import json
 import re
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -24,6 +26,8 @@ from temi.pipeline.results.correct import ChangedElsewhere, correct
 from temi.pipeline.results.corrections import CORRECTIONS, Move, Remove, Rename, Undo, read_corrections
 from temi.pipeline.results.export import export_table
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.thumbnails import Thumbnail, keep, kept_thumbnails
+from temi.pipeline.serve import app as module
 from temi.pipeline.serve.app import ServedRun
 
 pytestmark = pytest.mark.slow
@@ -300,6 +304,69 @@ def test_an_image_that_could_not_be_read_is_tried_again(own: Path, photo_run: Ph
     (tmp_path / "away.jpg").rename(photos / "red/2.jpg")
     assert served.thumbnail(row) == served.thumbnail(row) != b""
     assert row in served.made
+
+
+def test_at_rest_the_server_looks_at_every_image_and_keeps_what_it_saw(
+    own: Path, photo_run: PhotoRun, tmp_path: Path
+) -> None:
+    photos = Path(shutil.copytree(photo_run.photos, tmp_path / "photos"))
+    black = io.BytesIO()
+    Image.new("RGB", (200, 120)).save(black, "JPEG")
+    size = (photos / "blue/3.jpg").stat().st_size
+    (photos / "blue/3.jpg").write_bytes(black.getvalue().ljust(size, b"\0"))  # of another size it is another image
+    other = {10**6: Thumbnail(b"of another trial")}
+    keep(own, other)
+    served = ServedRun(FinishedRun(own), str(photos))
+    before = shown(served.page())
+    assert (before["looked"], before["looking"], before["odd"]) == (0, False, {})
+    served.look(Event())
+    after = shown(served.page())
+    place = str(after["images"]["key"].index("blue/3.jpg"))
+    assert (after["looked"], after["looking"], after["odd"][place]) == (44, False, "black")
+    assert {row: seen.webp for row, seen in kept_thumbnails(own).items()} == {
+        row: seen.webp for row, seen in (other | served.made).items()
+    }
+    assert shown(ServedRun(FinishedRun(own), str(photos)).page())["odd"] == after["odd"]
+
+
+def test_looking_waits_for_who_asks_ends_when_told_and_has_a_limit(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served, stop = ServedRun(FinishedRun(own)), Event()
+    served.asked = time.monotonic() + 1000  # as if someone asked all the time
+    looking = Thread(target=served.look, args=(stop,))
+    looking.start()
+    time.sleep(0.5)
+    assert served.looking
+    assert not served.made
+    assert shown(served.page())["looking"]
+    stop.set()
+    looking.join(timeout=60)
+    assert not looking.is_alive()
+    served.asked = 0
+    some = len(served.thumbnail(int(served.rows[0])))
+    monkeypatch.setattr(module, "THUMBNAIL_BYTES", 3 * some)
+    served.look(Event())
+    assert 2 < len(served.made) < 10
+
+
+def test_a_fresh_server_comes_to_know_every_image_and_ends_at_once(own: Path) -> None:
+    with serving(own) as server:
+        deadline = time.monotonic() + 120
+        while shown(server.ask("")[1])["looked"] < 44 and time.monotonic() < deadline:
+            time.sleep(1.5)  # who asks more often than every half a second is served first
+        assert shown(server.ask("")[1])["looked"] == 44
+        server.process.send_signal(signal.SIGINT)
+        server.process.wait(timeout=60)
+        assert server.process.stderr is not None
+        assert "Traceback" not in server.process.stderr.read()
+
+
+def test_commands_say_one_of_one(own: Path, photo_run: PhotoRun, tmp_path: Path) -> None:
+    (tmp_path / "said.jsonl").write_text('{"action": "rename", "names": {"0": "reds"}}\n')
+    corrected = CliRunner().invoke(app, ["correct", str(own), str(tmp_path / "said.jsonl")])
+    assert "corrections.jsonl: 1 correction more\n" in corrected.stdout
+    image = str(photo_run.photos / "red/2.jpg")
+    predicted = CliRunner().invoke(app, ["predict", str(own), image, "--backbone", str(photo_run.weights)])
+    assert "1 image, 0 unlike the training images" in predicted.stderr
 
 
 def test_a_taken_port_is_a_sentence(server: Server, run: Path) -> None:
