@@ -236,7 +236,7 @@ def overview(run: FinishedRun) -> Overview:
     return Overview(
         images=len(confidence),
         unreadable=int((~run.cache.ok).sum()),
-        clusters=run.model.clusters,
+        clusters=run.model.clusters - len(run.model.given_up),
         used=training.used_clusters,
         smallest=training.smallest_cluster,
         largest=training.largest_cluster,

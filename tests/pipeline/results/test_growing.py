@@ -21,6 +21,7 @@ from temi.pipeline.evaluate.tables import evaluate_run
 from temi.pipeline.images import open_source
 from temi.pipeline.images.grown import GONE, Listing, find_rows, read_listing
 from temi.pipeline.images.recorded import open_images
+from temi.pipeline.report.pages import overview
 from temi.pipeline.results.continuing import corrections_left_behind
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import Merge, Move, Remove, Rename, Split
@@ -302,3 +303,4 @@ def test_numbers_that_were_merged_away_are_no_empty_clusters_of_a_continued_run(
     assert str(second) not in listed
     said = temi("export", run.folder, "--out", tmp_path / "images.csv").stdout
     assert " in 3 clusters" in said
+    assert overview(run).clusters == 3
