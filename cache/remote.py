@@ -89,7 +89,7 @@ class Index:
         if missing:
             raise CacheError(
                 f"{self.bucket.url} is unfinished: {len(missing)} of {len(manifest.shards)} shards are missing, "
-                f"from {missing[0]} on; rerun the command that made it to finish it"
+                f"from {missing[0]} on; rerun the command that made it, such as `temi embed`, to finish it"
             )
         sidecars = tuple(Sidecar.read(self.folder / f"{s.name}.json", manifest, s) for s in manifest.shards)
         return RemoteCache(self.bucket, self.folder, manifest, sidecars)

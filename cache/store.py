@@ -215,7 +215,7 @@ def _refuse_unfinished(folder: Path, manifest: Manifest) -> None:
     if missing:
         raise CacheError(
             f"{folder} is unfinished: {len(missing)} of {len(manifest.shards)} shards are missing, "
-            f"from {missing[0]} on; rerun the command that made it to finish it"
+            f"from {missing[0]} on; rerun the command that made it, such as `temi embed`, to finish it"
         )
 
 

@@ -170,7 +170,7 @@ def test_a_killed_process_at_any_rename_loses_nothing(
             assert shards(cache) == there
             assert EmbeddingCache.open(cache).views == 2
         if (cache / ALL).exists():
-            with pytest.raises(CacheError, match="rerun the command that made it to finish it"):
+            with pytest.raises(CacheError, match="rerun the command that made it, such as `temi embed`, to finish it"):
                 EmbeddingCache.open(cache)
     assert seen == {MORE, ALL}
     assert shards(cache) == whole
