@@ -40,9 +40,9 @@ def os_errors(path: Path, action: str) -> Iterator[None]:
 
 def _reason(error: OSError) -> str:
     advice = {
-        errno.ENOSPC: "the disk is full; free some space and rerun the same command, finished shards are kept",
-        errno.EDQUOT: "the disk quota is used up; free some space and rerun the same command, finished shards are kept",
-        errno.EFBIG: "the file would be larger than allowed here; raise the limit or use smaller shards, and rerun",
+        errno.ENOSPC: "the disk is full; free some space and rerun the same command",
+        errno.EDQUOT: "the disk quota is used up; free some space and rerun the same command",
+        errno.EFBIG: "the file would be larger than allowed here (`ulimit -f`); raise the limit, and rerun",
         errno.EACCES: "permission denied; choose a folder that you may write to, or change its permissions",
         errno.EPERM: "permission denied; choose a folder that you may write to, or change its permissions",
         errno.EROFS: "the file system is read-only; choose another folder",

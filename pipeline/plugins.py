@@ -133,9 +133,11 @@ def fault_of_plugin(error: Exception) -> UserError | None:
     """
     trace = "".join(traceback.format_exception(error))
     for plugin in _loaded.values():
-        lines = re.findall(rf'File "{re.escape(str(plugin.path))}", line (\d+)', trace)
+        # On a node of a cluster the file has its name alone.
+        name = f'File "(?:{re.escape(str(plugin.path))}|{re.escape(plugin.path.name)})", line '
+        lines = re.findall(rf"{name}(\d+)", trace)
         if lines:
-            told_elsewhere = str(plugin.path) in str(error)  # a process passes its whole trace on as the message
+            told_elsewhere = re.search(name, str(error))  # a process passes its whole trace on as the message
             reason = in_a_line(trace.rstrip().splitlines()[-1]) if told_elsewhere else kind_and_reason(error)
             return UserError(f"the plugin {plugin.path} failed at line {lines[-1]}: {reason}; correct the file")
     return None

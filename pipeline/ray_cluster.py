@@ -25,6 +25,8 @@ from temi.pipeline.progress import say
 RETRIES = 3  # times that a piece is begun again after its worker was lost
 LOOK = 2.0  # seconds between looks at which nodes there are
 PATIENCE = 15.0  # seconds after which a person is told that no worker has a place yet
+SETTINGS = b"\x04"  # kind of the frame that either side of HTTP/2, which Ray speaks, begins with
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0" * 5
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # see pipeline/limits.py
 
 
@@ -35,8 +37,8 @@ def ray_cluster(on: str) -> Iterator[None]:
 
     Ray's own lines go to its logs (/tmp/ray); what they tell of nodes and workers is said by `Workers`.
     """
-    engine, _, address = on.partition(":")
-    if engine != "ray":
+    engine, colon, address = on.partition(":")
+    if engine != "ray" or (colon and not address):
         raise UserError(f"--on {on} is not known; give --on ray, or --on ray:HOST:PORT for the cluster at that address")
     ray = import_extra("ray", "ray", "--on ray")
     if ray.is_initialized():  # by the caller, in Python: it stays so
@@ -62,9 +64,15 @@ def _check_answers(address: str) -> None:
     if not (host and port.isdecimal()):
         return
     try:
-        socket.create_connection((host.rpartition("/")[2], int(port)), timeout=PATIENCE).close()
+        with socket.create_connection((host.rpartition("/")[2], int(port)), timeout=PATIENCE) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.sendall(GREETING)
+            answer = connection.recv(len(GREETING))
     except OSError as error:
         raise UserError(_no_cluster(address, error.strerror or str(error))) from None
+    if answer[3:4] != SETTINGS:
+        raise UserError(_no_cluster(address, "what listens there is not Ray"))
 
 
 def _no_cluster(address: str, reason: str) -> str:

@@ -1,8 +1,8 @@
 """One cache of several encoders' caches over the same images: their embeddings side by side."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import reduce
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,48 @@ def join_caches(
     if len(folders) < 2:
         raise CacheError("joining takes two caches or more; name them all")
     caches = [EmbeddingCache.open(folder) for folder in folders]
-    for cache in caches[1:]:
-        _refuse_differences(caches[0], cache)
-    rows = reduce(np.intersect1d, [cache.present for cache in caches])
-    dim, shards = sum(cache.dim for cache in caches), plan_shards(len(rows), shard_rows)
-    splits = {name: tuple(np.searchsorted(rows, ends).tolist()) for name, ends in caches[0].splits.items()}
-    manifest = Manifest(_fingerprint(caches), len(rows), dim, shards, splits, caches[0].classes)
+    parts = _parts(caches)
+    for part in parts[1:]:
+        _refuse_differences(parts[0], part)
+    count, dim = len(parts[0].rows), sum(cache.dim for cache in caches)
+    manifest = Manifest(
+        _fingerprint(caches), count, dim, plan_shards(count, shard_rows), parts[0].splits, caches[0].classes
+    )
+    return fill(out, manifest, lambda shard: _content(parts, shard), folders, overwrite=overwrite, progress=progress)
 
-    def content(shard: Shard) -> Mapping[str, Any]:
-        return _content(caches, rows[shard.start : shard.stop], shard.start)
 
-    return fill(out, manifest, content, folders, overwrite=overwrite, progress=progress)
+@dataclass(frozen=True)
+class Part:
+    """What of a cache is joined: `rows`, the images that are gone from the source of none."""
+
+    cache: EmbeddingCache
+    rows: npt.NDArray[np.int64]
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Names of these images."""
+        keys = self.cache.keys
+        return [keys[row] for row in self.rows]
+
+    @property
+    def splits(self) -> dict[str, tuple[int, int]]:
+        """Splits as ranges of these rows."""
+        ends = {name: np.searchsorted(self.rows, range_).tolist() for name, range_ in self.cache.splits.items()}
+        return {name: (start, stop) for name, (start, stop) in ends.items()}
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why an image could not be read, by its place among these rows."""
+        unread = self.cache.failures
+        return {place: unread[row] for place, row in enumerate(self.rows.tolist()) if row in unread}
+
+
+def _parts(caches: Sequence[EmbeddingCache]) -> list[Part]:
+    whole = [Part(cache, cache.present) for cache in caches]
+    gone = {part.cache.keys[row] for part in whole for row in part.cache.gone if part.cache.keys[row] not in part.keys}
+    if not gone:
+        return whole
+    return [Part(part.cache, part.rows[[key not in gone for key in part.keys]]) for part in whole]
 
 
 def spaces_of(cache: EmbeddingCache) -> list[int]:
@@ -61,25 +92,35 @@ def spaces_of(cache: EmbeddingCache) -> list[int]:
     return [space["dim"] for space in cache.manifest.fingerprint.preprocessing.get(SPACES, [{"dim": cache.dim}])]
 
 
-def _refuse_differences(first: EmbeddingCache, other: EmbeddingCache) -> None:
-    if other.rows != first.rows:
+def _refuse_differences(one: Part, two: Part) -> None:
+    first, other = one.cache, two.cache
+    if len(one.rows) != len(two.rows):
         raise CacheError(
-            f"{other.folder} has {other.rows} images and {first.folder} has {first.rows}; "
+            f"{other.folder} has {len(two.rows)} images and {first.folder} has {len(one.rows)}; "
             "join caches of the same images"
         )
-    for row, (here, there) in enumerate(zip(first.keys, other.keys, strict=True)):
+    for place, (here, there) in enumerate(zip(one.keys, two.keys, strict=True)):
         if here != there:
             raise CacheError(
-                f"row {row} is {here} in {first.folder} and {there} in {other.folder}; "
+                f"row {one.rows[place]} is {here} in {first.folder} and {there} in {other.folder}; "
                 "join caches of the same images in the same order"
             )
-    for name in ("splits", "views", "classes"):
-        if getattr(first, name) != getattr(other, name):
+    for name, differ in (
+        ("splits", one.splits != two.splits),
+        ("views", first.views != other.views),
+        ("classes", first.classes != other.classes),
+    ):
+        if differ:
             raise CacheError(f"{other.folder} does not match {first.folder} in its {name}; embed both alike")
+    _refuse_other_pictures(first, other)
+
+
+def _refuse_other_pictures(first: EmbeddingCache, other: EmbeddingCache) -> None:
+    """Raise a CacheError where images of the same names are known to be others, or their views."""
     one, two = first.manifest.fingerprint, other.manifest.fingerprint
     if IMPORTED in f"{one.pooling} {two.pooling}":  # made elsewhere: only the names of the images are known
         return
-    if one.images != two.images:
+    if one.images != two.images and not (first.manifest.earlier or other.manifest.earlier):
         raise CacheError(
             f"{other.folder} was made from other images than {first.folder}, of the same names; embed both from the "
             "same images, with the same --digest"
@@ -108,22 +149,20 @@ def _fingerprint(caches: Sequence[EmbeddingCache]) -> Fingerprint:
     )
 
 
-def _content(caches: Sequence[EmbeddingCache], rows: npt.NDArray[np.int64], first: int) -> Mapping[str, Any]:
-    """Of these rows of the caches, which become rows `first` and on."""
-    unread = {row: why for cache in caches for row, why in cache.failures.items()}
-    failures = {place: unread[row] for place, row in enumerate(rows.tolist()) if row in unread}
+def _content(parts: Sequence[Part], shard: Shard) -> Mapping[str, Any]:
+    shown = [Part(part.cache, part.rows[shard.start : shard.stop]) for part in parts]
+    failures = {place: why for part in shown for place, why in part.failures.items()}
     arrays = {
-        "embedding": np.concatenate([_unit(picked(cache.embedding, rows)) for cache in caches], axis=-1),
-        "views": np.concatenate([_unit(picked(cache.view_embedding, rows)) for cache in caches], axis=-1),
+        "embedding": np.concatenate([_unit(picked(part.cache.embedding, part.rows)) for part in shown], axis=-1),
+        "views": np.concatenate([_unit(picked(part.cache.view_embedding, part.rows)) for part in shown], axis=-1),
     }
     for array in arrays.values():
         array[list(failures)] = 0
-    keys = caches[0].keys
     return {
         **arrays,
-        "keys": [keys[row] for row in rows],
-        "labels": caches[0].labels[rows],
-        "failures": {first + place: why for place, why in failures.items()},
+        "keys": shown[0].keys,
+        "labels": shown[0].cache.labels[shown[0].rows],
+        "failures": {shard.start + place: why for place, why in failures.items()},
         "seconds": {},
     }
 

@@ -117,6 +117,8 @@ def scored_parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | N
     if other is not None:
         check_same_backbone(model, other)
         new = rows_since(home, other)
+        if not len(new):
+            raise UserError(f"{other.folder} holds no image that {run.folder} was not trained on; leave it out")
         name = f"held out: {other.folder.name}" + (", new rows" if len(new) < other.rows else "")
         return [*parts, _part(name, other, new[other.ok[new]], home.classes)]
     for name in home.splits:

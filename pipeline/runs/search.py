@@ -51,6 +51,7 @@ REDUCTION = 3  # one of so many goes on at a rung
 WORKER, TRAINED, FAILED = "worker", "trained", "failed"  # attributes of a trial in the study
 GIVEN_UP, WAITS = "given up", "not trained"  # how a trial without a score is said to have ended; else it failed
 REASONS = 3  # that are told of failed trials; search.json has all
+FULL = ("disk is full", "disk I/O error", "No space left")  # in what SQLite and Optuna say
 BUSY = 60  # seconds that a process waits for others to write to an SQLite study
 
 
@@ -245,6 +246,10 @@ def study_errors(out: Path, any_error: bool = False) -> Iterator[None]:
         if _study_file(out) is None:
             raise _removed(out) from None
         reason = in_a_line(error.__cause__ or error)
+        if any(told in reason for told in FULL):
+            raise UserError(
+                f"cannot write {_study_file(out)} ({reason}); make room, and rerun the same command"
+            ) from None
         raise UserError(
             f"{_study_file(out)} is damaged or cannot be used ({type(error).__name__}: {reason}); restore it, search "
             "with another --out, or --overwrite this one"

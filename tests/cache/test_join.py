@@ -162,3 +162,25 @@ def test_rows_whose_image_is_gone_are_left_out_and_splits_move_along(tmp_path: P
     )
     np.testing.assert_array_equal(joined.embedding(), whole.embedding()[kept])
     assert joined.verify() == []
+
+
+def test_an_encoder_that_saw_what_is_left_joins_one_that_saw_all(tmp_path: Path) -> None:
+    first = write(tmp_path / "a", replace(make_manifest(), splits={}))
+    manifest = Manifest.read(tmp_path / "a")
+    manifest.grown(manifest.fingerprint, 0, 8, classes=manifest.classes, removed=(3, 17)).write(tmp_path / "a")
+    whole = write(tmp_path / "whole", other_encoder(replace(make_manifest(), splits={}), 6))
+    kept = [row for row in range(first.rows) if row not in (3, 17)]
+    plan = replace(other_encoder(make_manifest(rows=len(kept), images="f" * 32), 6), splits={}, classes=first.classes)
+    with ShardWriter.open(tmp_path / "left", plan) as writer:
+        for shard in writer.pending():
+            rows = kept[shard.start : shard.stop]
+            content = {**shard_content(plan, shard, {}), "keys": [first.keys[row] for row in rows]}
+            content |= {"embedding": whole.embedding()[rows], "views": whole.view_embedding()[rows]}
+            writer.write(shard, **content)
+        writer.finish()
+    one = join_caches([tmp_path / "a", tmp_path / "left"], tmp_path / "one")
+    two = join_caches([tmp_path / "a", tmp_path / "whole"], tmp_path / "two")
+    assert one.keys == two.keys == [first.keys[row] for row in kept]
+    np.testing.assert_array_equal(one.embedding(), two.embedding())
+    with pytest.raises(CacheError, match=f"has {len(kept)} images and .* has {first.rows}"):
+        join_caches([tmp_path / "whole", tmp_path / "left"], tmp_path / "three")

@@ -1,11 +1,14 @@
 """`temi embed --on ray` on a cluster of two node processes: the bytes of one process, also when a node is killed."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +49,7 @@ def cluster() -> Iterator[Any]:
         yield nodes
 
 
-def start(photos: Path, out: object, tmp_path: Path, run: PhotoRun, *more: object, seconds: float = 0.0) -> Any:
+def start(photos: Path, out: object, tmp_path: Path, run: PhotoRun, *more: object, seconds: float | str = 0.0) -> Any:
     """`temi embed` with two photos per shard."""
     plugin = tmp_path / "slow.py"
     plugin.write_text(SLOW.format(weights=str(run.weights), seconds=seconds))
@@ -66,6 +69,22 @@ def finish(process: Any) -> str:
 def lasting(folder: Path) -> dict[str, bytes]:
     """Files without times or places."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
+
+
+@pytest.mark.slow
+def test_an_error_in_a_plugin_on_a_node_says_where(cluster: Any, photo_run: PhotoRun, tmp_path: Path) -> None:
+    process = start(
+        photo_run.photos,
+        tmp_path / "cache",
+        tmp_path,
+        photo_run,
+        "--on",
+        f"ray:{cluster.address}",
+        seconds="{}['seconds']",
+    )
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    assert re.search(r"temi: the plugin .*/slow.py failed at line 11: KeyError: 'seconds'; correct the file\n", said)
 
 
 @pytest.mark.long
@@ -152,6 +171,7 @@ def test_a_piece_whose_worker_cannot_be_reached_is_begun_again_and_tells_nothing
     ("on", "sentence"),
     [
         ("slurm", "--on slurm is not known; give --on ray"),
+        ("ray:", "--on ray: is not known; give --on ray, or --on ray:HOST:PORT"),
         ("ray:127.0.0.1:1", r"no Ray cluster at 127.0.0.1:1 \(Connection refused\); start one"),
     ],
 )
@@ -159,6 +179,15 @@ def test_a_cluster_that_is_none_is_one_sentence(photo_run: PhotoRun, tmp_path: P
     pytest.importorskip("ray", reason="ray is not installed: pip install ray")
     with pytest.raises(UserError, match=sentence):
         embed(str(photo_run.photos), tmp_path / "cache", EmbedConfig(), on=on)
+
+
+def test_where_something_else_listens_is_told_at_once(photo_run: PhotoRun, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: pip install ray")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match=r"no Ray cluster at 127.0.0.1:\d+ \(what listens there is not Ray\)"):
+            embed(str(photo_run.photos), tmp_path / "cache", EmbedConfig(), on=f"ray:127.0.0.1:{server.server_port}")
+        server.shutdown()
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed: pip install ray")

@@ -139,6 +139,15 @@ def test_classes_of_another_cache_are_told_by_their_names(tmp_path: Path, capsys
     assert "held out: new: no ceilings, as 1 of its classes are not among those of the" in capsys.readouterr().err
 
 
+def test_the_own_cache_that_only_lost_images_has_nothing_new_to_score(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "cache", mixture()[0])
+    train_heads(cache, load_config(None, QUICK), tmp_path / "run")
+    manifest = cache.manifest
+    manifest.grown(manifest.fingerprint, 0, 256, classes=manifest.classes, removed=(3,)).write(tmp_path / "cache")
+    with pytest.raises(UserError, match=r"cache holds no image that .*run was not trained on; leave it out"):
+        evaluate_run(tmp_path / "run", EmbeddingCache.open(tmp_path / "cache"))
+
+
 def test_what_cannot_be_evaluated_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a finished run"):
         evaluate_run(tmp_path)

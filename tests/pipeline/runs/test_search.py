@@ -1,6 +1,8 @@
 """A search: it trains every trial once, resumes after a kill, shares its study, and knows no label."""
 
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -286,6 +288,19 @@ def test_a_folder_that_is_removed_while_it_is_searched_is_one_sentence(
     with pytest.raises(UserError, match="study was removed, renamed or replaced while its search ran"):
         search(cache, wanted(trials=2, together=1, halving=False), study)
     assert not (study / BEST).exists()
+
+
+def test_a_full_disk_is_no_damage(tmp_path: Path) -> None:
+    small_cache(tmp_path)
+    words = shlex.join(command(tmp_path, "--clusters", "4", "--trials", "3"))
+    full = subprocess.run(["bash", "-c", f"ulimit -f 60; exec {words}"], capture_output=True, text=True)
+    assert full.returncode == 2
+    assert re.search(
+        r"cannot write .*study.db \(disk I/O error\); make room, and rerun the same command\n", full.stderr
+    )
+    assert "overwrite" not in full.stderr
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("content", [b"garbage\n" * 9, None])
