@@ -24,6 +24,7 @@ from temi.pipeline.progress import quiet
 from temi.pipeline.results.constraints import read_constraints
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.fit import fit_model
+from temi.pipeline.runs.run_folder import RunFolder
 from temi.pipeline.runs.train import assign, train_heads
 
 MAX_SEED = 2**31 - 1
@@ -162,6 +163,8 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
 def write_cache(embedding: Float32[np.ndarray, "n D"], folder: Path) -> EmbeddingCache:
     """``folder/cache`` with these rows, as `temi cache import` makes it; the one there if it holds the same."""
+    if RunFolder(folder).config.exists():
+        raise UserError(f"run={folder} is the folder of a finished run; give the run of an array a folder of its own")
     make_folder(folder)
     with tempfile.TemporaryDirectory(prefix=".temi-", dir=folder) as name:
         array, keys = Path(name) / "embedding.npy", Path(name) / "keys.txt"

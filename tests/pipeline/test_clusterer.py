@@ -131,3 +131,6 @@ def test_files_of_ones_own_in_the_folder_of_the_run_stay(tmp_path: Path) -> None
     assert (tmp_path / "embedding.npy").read_bytes() == before
     assert (tmp_path / "keys.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "embedding.npy", "keys.txt", "run"]
+    with pytest.raises(ValueError, match=r"run=.*run is the folder of a finished run; give"):
+        TemiClusterer(3, settings=SHORT, run=tmp_path / "run").fit(rows)
+    assert not (tmp_path / "run/cache").exists()
