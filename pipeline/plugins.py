@@ -138,9 +138,16 @@ def fault_of_plugin(error: Exception) -> UserError | None:
         lines = re.findall(rf"{name}(\d+)", trace)
         if lines:
             told_elsewhere = re.search(name, str(error))  # a process passes its whole trace on as the message
-            reason = in_a_line(trace.rstrip().splitlines()[-1]) if told_elsewhere else kind_and_reason(error)
+            reason = in_a_line(_behind_frames(trace)) if told_elsewhere else kind_and_reason(error)
             return UserError(f"the plugin {plugin.path} failed at line {lines[-1]}: {reason}; correct the file")
     return None
+
+
+def _behind_frames(trace: str) -> str:
+    """What stands behind the last frame of a trace, whose lines are indented: the error and what it says."""
+    lines = trace.splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith(" ")]
+    return "\n".join(lines[max(frames) + 1 :])
 
 
 def _place(error: BaseException, function: Callable[..., Any]) -> str:

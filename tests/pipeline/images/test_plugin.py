@@ -96,16 +96,24 @@ def test_nothing_of_a_plugin_is_loaded_unless_it_is_named(zipped: tuple[Path, Pa
     assert "is a file, not a folder" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("{}[row]", "KeyError: 0"),
+        (r"(_ for _ in ()).throw(ValueError(f'no {row}\nfor you'))", "ValueError: no 0 for you;"),
+    ],
+)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_in_a_plugin_says_where_also_from_another_process(
-    zipped: tuple[Path, Path], photo_run: PhotoRun, workers: int
+    zipped: tuple[Path, Path], photo_run: PhotoRun, workers: int, wrong: str, told: str
 ) -> None:
     plugin, archive = zipped
-    plugin.write_text(PLUGIN.replace("return decode_image(self.data(row)", "return decode_image({}[row]"))
-    line = 1 + plugin.read_text().split("\n").index("        return decode_image({}[row], self.max_pixels)")
+    plugin.write_text(PLUGIN.replace("return decode_image(self.data(row), self.max_pixels)", f"return {wrong}"))
+    line = 1 + plugin.read_text().split("\n").index(f"        return {wrong}")
     sets = ["--set", f"embed.backbone={photo_run.weights}", "--set", f"embed.workers={workers}"]
     done = CliRunner().invoke(
         app, ["embed", str(archive), "--out", str(plugin.parent / "c"), "--plugin", str(plugin), *sets]
     )
     assert done.exit_code == 2
-    assert f"temi: the plugin {plugin} failed at line {line}: KeyError: 0; correct the file\n" in done.stderr
+    assert f"temi: the plugin {plugin} failed at line {line}: {told}" in done.stderr
+    assert done.stderr.endswith("; correct the file\n")
