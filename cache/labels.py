@@ -38,6 +38,14 @@ def number_labels(
     return np.array([-1 if value is None else index[str(value)] for value in plain], np.int32), tuple(names)
 
 
+def renumbered(labels: npt.NDArray[np.int32], classes: Sequence[str], numbers: Sequence[str]) -> npt.NDArray[np.int32]:
+    """`labels` of `classes` as positions in `numbers`, which holds them all; unknown ones stay -1."""
+    number = {name: position for position, name in enumerate(numbers)}
+    table = np.array([*(number[name] for name in classes), -1], dtype=np.int32)  # label -1 is the last
+    found: npt.NDArray[np.int32] = table[labels]
+    return found
+
+
 def _plain(value: object) -> int | str | None:
     """A whole number, a name, or None where the class is unknown."""
     if isinstance(value, np.generic):

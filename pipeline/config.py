@@ -261,7 +261,7 @@ def objective_settings(configs: Sequence[Config]) -> dict[str, list[float]]:
 
 
 def _validated(path: Path | None, overrides: Iterable[str]) -> Config:
-    table = _read_toml(path) if path else {}
+    table = read_toml(path, "config file", "--config") if path else {}
     for override in overrides:
         _apply_override(table, override)
     try:
@@ -270,15 +270,16 @@ def _validated(path: Path | None, overrides: Iterable[str]) -> Config:
         raise UserError(_first_problem(error, path)) from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(file: Path, what: str, option: str) -> dict[str, Any]:
+    """The table in `file`, `what` the user gave by `option`; UserError where it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"config file {path} does not exist; give --config an existing TOML file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"config file {path} is not valid TOML: {error}") from None
+        raise UserError(f"{what} {file} does not exist; give {option} an existing TOML file") from None
     except OSError as error:
-        raise UserError(f"config file {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{what} {file} cannot be read: {error.strerror}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{what} {file} is not valid TOML: {error}") from None
 
 
 def asked(overrides: Iterable[str]) -> list[str]:

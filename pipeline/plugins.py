@@ -102,9 +102,14 @@ def _run(path: Path, code: bytes, digest: str) -> ModuleType:
     return module
 
 
+def _lines_in(error: BaseException, file: str) -> list[int | None]:
+    """The lines of `file` that were running, the innermost last."""
+    return [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+
+
 def _reason(error: BaseException, path: Path) -> str:
     """Type, message and, where it is known, the line of the plugin that was running."""
-    own = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    own = _lines_in(error, str(path))
     line = error.lineno if isinstance(error, SyntaxError) else own[-1] if own else None
     where = f"line {line}: " if line else ""
     return f"{where}{kind_and_reason(error)}"
@@ -155,5 +160,5 @@ def _place(error: BaseException, function: Callable[..., Any]) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
         return ""
-    own = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == code.co_filename]
+    own = _lines_in(error, code.co_filename)
     return f" at {code.co_filename}:{own[-1] if own else code.co_firstlineno}"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xxhash
 
 from temi.cache.convert.formats import Rows, Source, open_source
@@ -43,12 +42,6 @@ def fill(
         cache = writer.finish()
     assert cache is not None  # this is the only worker
     return cache
-
-
-def picked(read: Callable[[int, int], Half], rows: npt.NDArray[np.int64]) -> Half:
-    """What `read` gives of these rows, rising and mostly neighbors, which it takes from one to before another."""
-    first = int(rows[0])
-    return read(first, int(rows[-1]) + 1)[rows - first]
 
 
 def import_embeddings(

@@ -1,16 +1,15 @@
 """One cache of several encoders' caches over the same images: their embeddings side by side."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from jaxtyping import Float16
 
-from temi.cache.convert.importing import fill, picked
+from temi.cache.convert.importing import fill
+from temi.cache.convert.part import Part
 from temi.cache.fingerprint import IMPORTED, Fingerprint
 from temi.cache.manifest import Manifest
 from temi.cache.schema import CacheError, Progress, Shard, plan_shards, silent
@@ -48,43 +47,27 @@ def join_caches(
         _refuse_differences(parts[0], part)
     count, dim = len(parts[0].rows), sum(cache.dim for cache in caches)
     manifest = Manifest(
-        _fingerprint(caches), count, dim, plan_shards(count, shard_rows), parts[0].splits, caches[0].classes
+        _fingerprint(caches), count, dim, plan_shards(count, shard_rows), _splits(parts[0]), caches[0].classes
     )
     return fill(out, manifest, lambda shard: _content(parts, shard), folders, overwrite=overwrite, progress=progress)
 
 
-@dataclass(frozen=True)
-class Part:
-    """What of a cache is joined: `rows`, the images that are gone from the source of none."""
-
-    cache: EmbeddingCache
-    rows: npt.NDArray[np.int64]
-
-    @cached_property
-    def keys(self) -> list[str]:
-        """Names of these images."""
-        keys = self.cache.keys
-        return [keys[row] for row in self.rows]
-
-    @property
-    def splits(self) -> dict[str, tuple[int, int]]:
-        """Splits as ranges of these rows."""
-        ends = {name: np.searchsorted(self.rows, range_).tolist() for name, range_ in self.cache.splits.items()}
-        return {name: (start, stop) for name, (start, stop) in ends.items()}
-
-    @property
-    def failures(self) -> dict[int, str]:
-        """Why an image could not be read, by its place among these rows."""
-        unread = self.cache.failures
-        return {place: unread[row] for place, row in enumerate(self.rows.tolist()) if row in unread}
-
-
 def _parts(caches: Sequence[EmbeddingCache]) -> list[Part]:
-    whole = [Part(cache, cache.present) for cache in caches]
-    gone = {part.cache.keys[row] for part in whole for row in part.cache.gone if part.cache.keys[row] not in part.keys}
+    """What of each cache is joined: the images that are gone from the source of none."""
+    parts = [Part(cache, cache.present) for cache in caches]
+    gone: set[str] = set()
+    for part in parts:
+        if lost := part.cache.gone:  # a changed image has a later row
+            gone |= {part.cache.keys[row] for row in lost} - set(part.keys)
     if not gone:
-        return whole
-    return [Part(part.cache, part.rows[[key not in gone for key in part.keys]]) for part in whole]
+        return parts
+    return [Part(part.cache, part.rows[[key not in gone for key in part.keys]]) for part in parts]
+
+
+def _splits(part: Part) -> dict[str, tuple[int, int]]:
+    """Splits of the cache as ranges of the rows of `part`."""
+    ends = {name: np.searchsorted(part.rows, split).tolist() for name, split in part.cache.splits.items()}
+    return {name: (start, stop) for name, (start, stop) in ends.items()}
 
 
 def spaces_of(cache: EmbeddingCache) -> list[int]:
@@ -106,7 +89,7 @@ def _refuse_differences(one: Part, two: Part) -> None:
                 "join caches of the same images in the same order"
             )
     for name, differ in (
-        ("splits", one.splits != two.splits),
+        ("splits", _splits(one) != _splits(two)),
         ("views", first.views != other.views),
         ("classes", first.classes != other.classes),
     ):
@@ -150,11 +133,11 @@ def _fingerprint(caches: Sequence[EmbeddingCache]) -> Fingerprint:
 
 
 def _content(parts: Sequence[Part], shard: Shard) -> Mapping[str, Any]:
-    shown = [Part(part.cache, part.rows[shard.start : shard.stop]) for part in parts]
+    shown = [part.cut(shard.start, shard.stop) for part in parts]
     failures = {place: why for part in shown for place, why in part.failures.items()}
     arrays = {
-        "embedding": np.concatenate([_unit(picked(part.cache.embedding, part.rows)) for part in shown], axis=-1),
-        "views": np.concatenate([_unit(picked(part.cache.view_embedding, part.rows)) for part in shown], axis=-1),
+        "embedding": np.concatenate([_unit(part.embedding) for part in shown], axis=-1),
+        "views": np.concatenate([_unit(part.views) for part in shown], axis=-1),
     }
     for array in arrays.values():
         array[list(failures)] = 0

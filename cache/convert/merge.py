@@ -9,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from temi.cache.convert.importing import fill, picked
+from temi.cache.convert.importing import fill
+from temi.cache.convert.part import Part
 from temi.cache.fingerprint import IMPORTED, Fingerprint
+from temi.cache.labels import renumbered
 from temi.cache.manifest import Manifest
 from temi.cache.schema import CacheError, Progress, Shard, plan_shards, silent
 from temi.cache.store import EmbeddingCache
@@ -20,9 +22,8 @@ from temi.cache.store import EmbeddingCache
 class Segment:
     """Rows of a cache, which become rows of the merged one from `place` on."""
 
-    cache: EmbeddingCache
+    part: Part
     labels: npt.NDArray[np.int32]  # of the whole cache, numbered as in the merged one
-    rows: npt.NDArray[np.int64]  # rising
     place: int
 
 
@@ -52,7 +53,7 @@ def merge_caches(
     _refuse_shared_images(caches)
     classes = tuple(dict.fromkeys(name for cache in caches for name in cache.classes))
     segments, splits = _plan(caches, classes)
-    rows = sum(len(segment.rows) for segment in segments)
+    rows = sum(len(segment.part.rows) for segment in segments)
     manifest = Manifest(_fingerprint(caches), rows, caches[0].dim, plan_shards(rows, shard_rows), splits, classes)
     return fill(out, manifest, lambda shard: _content(segments, shard), folders, overwrite=overwrite, progress=progress)
 
@@ -74,17 +75,12 @@ def _refuse_differences(caches: Sequence[EmbeddingCache]) -> None:
 def _refuse_shared_images(caches: Sequence[EmbeddingCache]) -> None:
     seen: dict[str, Path] = {}
     for cache in caches:
-        for key in _keys(cache, cache.present):
+        for key in Part(cache, cache.present).keys:
             if key in seen:
                 raise CacheError(
                     f"{key} is in {seen[key]} and in {cache.folder}; merge caches of different images only"
                 )
             seen[key] = cache.folder
-
-
-def _keys(cache: EmbeddingCache, rows: npt.NDArray[np.int64]) -> list[str]:
-    keys = cache.keys
-    return [keys[row] for row in rows]
 
 
 def _fingerprint(caches: Sequence[EmbeddingCache]) -> Fingerprint:
@@ -97,14 +93,12 @@ def _fingerprint(caches: Sequence[EmbeddingCache]) -> Fingerprint:
 
 def _plan(caches: Sequence[EmbeddingCache], classes: Sequence[str]) -> tuple[list[Segment], dict[str, tuple[int, int]]]:
     """Where the rows of each cache go: grouped by split, rows of no split last."""
-    numbers = {name: number for number, name in enumerate(classes)}
     pieces: dict[str, list[Segment]] = {}
     for cache in caches:
-        table = np.array([*(numbers[name] for name in cache.classes), -1], dtype=np.int32)  # label -1 stays -1
-        labels = table[cache.labels]
+        labels = renumbered(cache.labels, cache.classes, classes)
         for name, start, stop in _pieces(cache):
-            rows = cache.present[np.searchsorted(cache.present, start) : np.searchsorted(cache.present, stop)]
-            pieces.setdefault(name, []).append(Segment(cache, labels, rows, 0))
+            part = Part(cache, cache.present).cut(*np.searchsorted(cache.present, (start, stop)).tolist())
+            pieces.setdefault(name, []).append(Segment(part, labels, 0))
     unnamed = pieces.pop("", [])
     segments: list[Segment] = []
     splits: dict[str, tuple[int, int]] = {}
@@ -113,7 +107,7 @@ def _plan(caches: Sequence[EmbeddingCache], classes: Sequence[str]) -> tuple[lis
         first = place
         for segment in group:
             segments.append(replace(segment, place=place))
-            place += len(segment.rows)
+            place += len(segment.part.rows)
         if name:
             splits[name] = (first, place)
     return segments, splits
@@ -136,15 +130,14 @@ def _content(segments: Sequence[Segment], shard: Shard) -> Mapping[str, Any]:
     parts: dict[str, list[Any]] = {"embedding": [], "views": [], "keys": [], "labels": []}
     failures: dict[int, str] = {}
     for segment in segments:
-        cache, first = segment.cache, max(segment.place, shard.start)
-        rows = segment.rows[first - segment.place : max(0, shard.stop - segment.place)]
-        if not len(rows):
+        first = max(segment.place, shard.start)
+        part = segment.part.cut(first - segment.place, max(0, shard.stop - segment.place))
+        if not len(part.rows):
             continue
-        parts["embedding"].append(picked(cache.embedding, rows))
-        parts["views"].append(picked(cache.view_embedding, rows))
-        parts["keys"] += _keys(cache, rows)
-        parts["labels"].append(segment.labels[rows])
-        unread = cache.failures
-        failures |= {place: unread[row] for place, row in enumerate(rows.tolist(), first) if row in unread}
+        parts["embedding"].append(part.embedding)
+        parts["views"].append(part.views)
+        parts["keys"] += part.keys
+        parts["labels"].append(segment.labels[part.rows])
+        failures |= {first + place: why for place, why in part.failures.items()}
     arrays = {name: np.concatenate(parts[name]) for name in ("embedding", "views", "labels")}
     return {**arrays, "keys": parts["keys"], "failures": failures, "seconds": {}}

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 
 from temi.cache import EmbeddingCache
 from temi.cache.bucket import bucket_url
+from temi.cache.labels import renumbered
 from temi.cache.schema import MANIFEST, NEIGHBORS
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
@@ -132,9 +133,8 @@ def _part(name: str, cache: EmbeddingCache, rows: Int64[np.ndarray, " n"], class
     """These rows of a cache; its classes are numbered after `classes`, where it has these too."""
     if not len(rows):
         raise UserError(f"{cache.folder} has no readable image to score; see failures.csv there")
-    order = list(dict.fromkeys([*classes, *cache.classes]))
-    number = np.array([*map(order.index, cache.classes), -1])  # label -1 stays -1
-    return Part(name, cache.embedding()[rows], number[cache.labels[rows]])
+    labels = renumbered(cache.labels[rows], cache.classes, list(dict.fromkeys([*classes, *cache.classes])))
+    return Part(name, cache.embedding()[rows], labels.astype(np.int64))
 
 
 def check_same_backbone(model: ClusterModel, cache: EmbeddingCache) -> None:

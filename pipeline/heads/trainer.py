@@ -313,6 +313,11 @@ class HeadTrainer:
         first = trial * self.heads_per_trial
         return torch.arange(first, first + self.heads_per_trial, device=self.device)
 
+    def finite(self, trial: int) -> bool:
+        """Whether the teachers of a trial are finite."""
+        tensors = self.teacher.select(self.heads_of(trial)).tensors()
+        return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+
     def trial(self, index: int) -> "Slice":
         """The part of every tensor of `state` that belongs to trial `index`."""
         return Slice({name: tensor.chunk(self.trials)[index] for name, tensor in self.state().items()})

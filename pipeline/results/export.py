@@ -62,8 +62,9 @@ def export_folders(run: FinishedRun, out: Path, link: str, source: str | None = 
         `out` holds something else, the images cannot be found, or cannot be linked.
     """
     images = linkable(run, source, link)
+    gone = run.gone
     folders = {
-        cluster: out / folder_name(cluster, name) for cluster, name in enumerate(run.names) if cluster not in run.gone
+        cluster: out / folder_name(cluster, name) for cluster, name in enumerate(run.names) if cluster not in gone
     }
     if (run.assignments["cluster"] == REMOVED).any():
         folders[REMOVED] = out / "removed"

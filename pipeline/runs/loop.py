@@ -62,18 +62,16 @@ class Trial:
         self._since_checkpoint.clear()
         better = bool(loss.mean() < self.best["loss"].mean())
         # The last finite step may have led out of float32.
-        better = better and all(bool(t.isfinite().all()) for t in self._teacher().values())
+        better = better and self.trainer.finite(self.index)
         if better:
             self.remember(loss)
         return better
 
     def remember(self, loss: Float[Tensor, " H"]) -> None:
         """Take the teachers as they are, with this mean loss of each, for the best."""
-        self.best = {name: t.clone() for name, t in self._teacher().items()} | {"loss": loss}
-
-    def _teacher(self) -> dict[str, Tensor]:
         state = self.trainer.trial(self.index).tensors
-        return {name: t for name, t in state.items() if name.startswith("teacher.")}
+        self.best = {name: t.clone() for name, t in state.items() if name.startswith("teacher.")}
+        self.best["loss"] = loss
 
     @property
     def learned(self) -> bool:

@@ -74,11 +74,13 @@ class Mirror:
         with self._alone():
             here, sent = self._here(), self._noted() or {}
             going = [name for name in sorted(here, key=_turn) if sent.get(name) != here[name]]
-            there = dict[str, bytes | None]()
+            there: dict[str, bytes] | None = None
             with suppress(CacheError):  # a network that fails: writing says so
-                there = self._bucket.read_each(going)
-            known = {name: None if data is None else xxhash.xxh3_128_hexdigest(data) for name, data in there.items()}
-            self._refuse([name for name, digest in known.items() if digest not in (sent.get(name), here[name])])
+                listed = self._bucket.tree()
+                there = self._bucket.read(name for name in going if name in listed)
+            if there is not None:
+                known = {name: xxhash.xxh3_128_hexdigest(data) for name, data in there.items()}
+                self._refuse([name for name in going if known.get(name) not in (sent.get(name), here[name])])
             try:
                 for name in going:
                     data = (self.folder / name).read_bytes()

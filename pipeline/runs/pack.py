@@ -142,9 +142,7 @@ class Seating:
     def sound(self, one: Candidate) -> bool:
         """Whether the candidate had a finite step, and its heads are finite."""
         places = list(self._places[one.number])
-        heads = [self.trainer.teacher.select(self.trainer.heads_of(place)) for place in places]
-        finite = all(bool(weight.isfinite().all()) for own in heads for weight in own.tensors().values())
-        return finite and bool(self.loss[places].isfinite().all())
+        return bool(self.loss[places].isfinite().all()) and all(map(self.trainer.finite, places))
 
     def states(self, one: Candidate) -> list[dict[str, Tensor]]:
         """What the candidate goes on from."""

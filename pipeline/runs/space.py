@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from temi.pipeline.config import SEEDS, Config, load_config
+from temi.pipeline.config import SEEDS, Config, load_config, read_toml
 from temi.pipeline.errors import UserError
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
-from temi.pipeline.runs.trials import mistakes_in, read_toml
+from temi.pipeline.runs.trials import mistakes_in
 
 Value = bool | int | float | str
 Point = Mapping[str, Value]

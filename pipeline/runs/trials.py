@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from temi.cache import EmbeddingCache
 from temi.cache.schema import NEIGHBORS
-from temi.pipeline.config import Config, flatten, load_config, per_trial
+from temi.pipeline.config import Config, flatten, load_config, per_trial, read_toml
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.heads.objectives import Loss
@@ -116,18 +116,6 @@ def _override(name: str, value: Any, where: str) -> str:
             f"setting {name} {where} must be a number, a text, true or false, or a list of those, got {value}; "
             "a text stands in quotes"
         ) from None
-
-
-def read_toml(file: Path, what: str, option: str) -> dict[str, Any]:
-    """The table in `file`, `what` the user gave by `option`; UserError where it cannot be read."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{what} {file} does not exist; give {option} an existing TOML file") from None
-    except OSError as error:
-        raise UserError(f"{what} {file} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{what} {file} is not valid TOML: {error}") from None
 
 
 def _read_trials(file: Path) -> tuple[list[list[str]], list[list[str]]]:
