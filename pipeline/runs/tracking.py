@@ -6,8 +6,10 @@ clusters. Nothing in the pipeline reads any of it.
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -70,6 +72,7 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.step = step
+        _wait_for_a_later_name(run.events)
         # Windows after a checkpoint that training resumes from come again: those of before are dropped.
         self.events = SummaryWriter(str(run.events), purge_step=step + 1)
 
@@ -146,6 +149,16 @@ class MLflow:
         with _answered(self.uri):
             for first in range(0, len(metrics), BATCH):
                 self.client.log_batch(self.id, metrics=metrics[first : first + BATCH])
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Wait, a second at most, until a new file of events sorts behind those in `folder`.
+
+    TensorBoard reads them in the order of their names. A name begins with the second that its file was made in and
+    ends with a counter that has no leading zeros: of two of one second "…10" comes before "…9".
+    """
+    while any(folder.glob(f"events.out.tfevents.{int(time.time()):010d}.*")):
+        time.sleep(0.05)
 
 
 def _client(uri: str) -> Any:

@@ -57,8 +57,11 @@ def test_tensorboard_has_every_window_once_and_the_result(
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+    from tensorboard.summary.writer import event_file_writer
 
     run = tmp_path / "run"
+    # The three files of this run are numbered 9, 10 and 11 in this process: by name, 10 comes before 9.
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
     lines = train_with_a_kill(cache, run, monkeypatch, "train.tensorboard=true", "objective.beta=0.7")
     events = EventAccumulator(str(run / "events"), size_guidance={"histograms": 0})
     events.Reload()
