@@ -33,12 +33,14 @@ def os_errors(path: Path, action: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CacheError(f"cannot {action} {path}: {_reason(error)}") from None
+        raise CacheError(f"cannot {action} {path}: {_reason(error, action)}") from None
     except MemoryError:
         raise CacheError(f"cannot {action} {path}: not enough memory; use a machine with more, or fewer rows") from None
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: OSError, action: str) -> str:
+    if action == "read" and error.errno in (errno.EACCES, errno.EPERM):
+        return "permission denied; ask whom it belongs to, or change its permissions"
     advice = {
         errno.ENOSPC: "the disk is full; free some space and rerun the same command",
         errno.EDQUOT: "the disk quota is used up; free some space and rerun the same command",
@@ -110,6 +112,13 @@ def make_folder(folder: Path) -> None:
     """Create `folder` and its parents if missing."""
     with os_errors(folder, "create the folder"):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise a CacheError where nothing can be written to `folder`, or made where it will be: before hours of work."""
+    with os_errors(folder, "write to"):
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        tempfile.TemporaryFile(dir=there).close()
 
 
 def nameless_memory(folder: Path | None, size: int, action: str) -> mmap.mmap:

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from temi.cache.files import parse, read_sealed, write_sealed
 from temi.cache.fingerprint import Fingerprint
 from temi.cache.schema import LISTING, MANIFEST, MAX_DIM, MAX_VIEWS, SCHEMA, CacheError, Rows, Shard, plan_shards
+from temi.cache.words import counted
 
 _GENERATION = re.compile(r"manifest-(\d{5})\.json")
 _GROWTH = ("earlier", "removed", "changed")  # fields that a cache which never grew leaves out
@@ -64,7 +65,7 @@ class Manifest:
                 raise CacheError(f"shards do not cover the rows in order at {shard}")
             stop = shard.stop
         if stop != self.rows:
-            raise CacheError(f"shards cover {stop} rows of {self.rows}")
+            raise CacheError(f"shards cover {counted(stop, 'row')} of {self.rows}")
         for name, (first, last) in self.splits.items():
             if not 0 <= first <= last <= self.rows:
                 raise CacheError(f"split {name!r} is rows {first} to {last} of {self.rows}")

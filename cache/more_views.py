@@ -19,6 +19,7 @@ from temi.cache.files import LOCK, Lock, os_errors, sync_folder
 from temi.cache.manifest import Manifest, Viewed
 from temi.cache.schema import MANIFEST, CacheError
 from temi.cache.store import EmbeddingCache
+from temi.cache.words import counted
 from temi.cache.writer import ShardWriter
 
 MORE, ALL = ".more-views", ".all-views"
@@ -54,7 +55,7 @@ class ViewsWriter(ShardWriter):
         begun = home / MORE
         if (begun / MANIFEST).exists() and (found := Manifest.read(begun)) != wanted:
             raise CacheError(
-                f"{home} is on its way from {before.views} to {found.views} views; finish that with "
+                f"{home} is on its way from {before.views} to {counted(found.views, 'view')}; finish that with "
                 f"embed.views={found.views}, or delete {begun}"
             )
         writer = cls.open(begun, wanted)

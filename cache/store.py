@@ -18,6 +18,7 @@ from temi.cache.manifest import Manifest, newest_generation
 from temi.cache.schema import CacheError, Half, Shard
 from temi.cache.shard import ShardFile, Sidecar, Structures, repair, unreadable
 from temi.cache.verify import verify
+from temi.cache.words import counted
 
 _THREADS = 4  # that read and check shards at a time
 
@@ -58,7 +59,8 @@ class EmbeddingCache:
 
     def __repr__(self) -> str:
         made_by = self.manifest.fingerprint.backbone
-        return f"EmbeddingCache({str(self.folder)!r}: {self.rows:,} images x {self.dim}, {self.views} views, {made_by})"
+        size = f"{counted(self.rows, 'image')} x {self.dim}, {counted(self.views, 'view')}"
+        return f"EmbeddingCache({str(self.folder)!r}: {size}, {made_by})"
 
     @property
     def place(self) -> str:

@@ -19,6 +19,7 @@ from temi.cache.files import make_folder
 from temi.cache.halves import to_halves
 from temi.pipeline.config import SEEDS, Config, asked, load_config
 from temi.pipeline.errors import UserError
+from temi.pipeline.features.copies import exact_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.progress import quiet
 from temi.pipeline.results.constraints import read_constraints
@@ -98,12 +99,12 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Raises
         ------
         ValueError
-            Not two or more rows of finite numbers, more clusters than rows, a setting that does not exist or that a
-            parameter or an array rules out, or a `run` that is no folder.
+            Not two or more rows of finite numbers, more clusters than different rows, a setting that does not exist or
+            that a parameter or an array rules out, or a `run` that is no folder.
         """
         embedding = validate_data(self, X, dtype=np.float32, ensure_min_samples=2)
-        to_halves(embedding, ROW)
-        config = self._config(len(embedding))
+        distinct = exact_copies(torch.from_numpy(to_halves(embedding, ROW)))[0]
+        config = self._config(len(distinct))
         earlier, told = read_constraints(Path(self.corrections)) if self.corrections else (None, None)
         with nullcontext() if self.verbose else quiet():
             if self.run is None:
@@ -145,6 +146,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             carry_over(earlier, FinishedRun(Path(self.run) / "run"))
 
     def _config(self, rows: int) -> Config:
+        """The settings for so many different rows; where they are few, each has all others for neighbors."""
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(MAX_SEED)
@@ -158,7 +160,9 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
                 f"settings has train.split={given.train.split}, but an array has no splits; fit the rows to train on"
             )
         own = [f"heads.clusters={self.n_clusters}", *(f"{name}={seed}" for name in SEEDS)]
-        return load_config(None, [*settings, *own, *([f"neighbors.k={rows - 1}"] if given.neighbors.k >= rows else [])])
+        if "k" not in given.neighbors.model_fields_set and given.neighbors.k >= rows:
+            own.append(f"neighbors.k={max(1, rows - 1)}")
+        return load_config(None, [*settings, *own])
 
 
 def write_cache(embedding: Float32[np.ndarray, "n D"], folder: Path) -> EmbeddingCache:

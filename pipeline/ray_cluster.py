@@ -7,13 +7,15 @@ is sent between workers. What a node needs is there: this package, the encoder, 
 import contextlib
 import logging
 import os
+import select
 import socket
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any, Self
 
 from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line
@@ -25,6 +27,8 @@ from temi.pipeline.progress import say
 RETRIES = 3  # times that a piece is begun again after its worker was lost
 LOOK = 2.0  # seconds between looks at which nodes there are
 PATIENCE = 15.0  # seconds after which a person is told that no worker has a place yet
+GRACE = 45.0  # seconds that the head may be away, as while it is restarted; after 60 Ray ends this process by force
+OWN = ("RayletSocketName", "ObjectStoreSocketName")  # what a process has open at its node, as ``ray.nodes()`` tells
 SETTINGS = b"\x04"  # kind of the frame that either side of HTTP/2, which Ray speaks, begins with
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0" * 5
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}  # see pipeline/limits.py
@@ -53,9 +57,58 @@ def ray_cluster(on: str) -> Iterator[None]:
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
             raise UserError(_no_cluster(address, str(error).strip().splitlines()[0].rstrip("."))) from None
         try:
-            yield
+            with _watched():
+                yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    """End this process with a sentence where its node or the head is lost while this lasts.
+
+    Ray itself ends it by force then, with neither an exception nor a word, as soon as it is used again.
+    """
+    import ray
+
+    here = ray.get_runtime_context()
+    [node] = [node for node in ray.nodes() if node["NodeID"] == here.get_node_id()]
+    over, ending = socket.socketpair()
+    with ending, ExitStack() as stack:
+        own = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in OWN]
+        for connection, name in zip(own, OWN, strict=True):
+            connection.connect(node[name])
+        Thread(target=_watch, args=(stack.pop_all(), own, here.gcs_address, over), daemon=True).start()
+        yield
+
+
+def _watch(stack: ExitStack, own: Sequence[socket.socket], head: str, over: socket.socket) -> None:
+    """Look at `own`, which close when the node ends, and whether `head` answers, until the other end of `over` closes.
+
+    `stack` closes what is looked at.
+    """
+    answered, told = time.monotonic(), False
+    with stack, over:
+        while over not in (closed := select.select([over, *own], [], [], LOOK)[0]):
+            if closed:
+                _end("the Ray node of this machine is lost")
+            try:
+                _check_answers(head)
+                answered, told = time.monotonic(), False
+            except UserError:
+                if not told:
+                    say(f"the head of the Ray cluster, {head}, does not answer; waiting up to {GRACE:.0f} s for it")
+                told = True
+                if time.monotonic() - answered > GRACE:
+                    _end(f"the head of the Ray cluster, {head}, is lost")
+
+
+def _end(what: str) -> None:
+    """The last words of this process."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\n\x1b[?25h")  # below a bar, which hides the cursor
+    say(f"temi: {what}; start the cluster again, and run the same command: it goes on from what is finished")
+    os._exit(2)
 
 
 def _check_answers(address: str) -> None:

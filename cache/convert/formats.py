@@ -15,6 +15,7 @@ from temi.cache.files import unseal
 from temi.cache.labels import number_labels
 from temi.cache.manifest import Manifest
 from temi.cache.schema import FAILURES, MANIFEST, CacheError
+from temi.cache.words import counted
 
 
 class Rows(Protocol):
@@ -103,7 +104,9 @@ def _load_npy(path: Path, axes: int) -> npt.NDArray[Any]:
         raise CacheError(f"{path} is not a .npy file of plain numbers ({error}); save it with numpy.save") from None
     if not isinstance(values, np.ndarray) or values.ndim != axes or values.dtype.kind != "f":
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "no array"
-        raise CacheError(f"{path} holds {found} instead of floats with {axes} axes; import one vector per image")
+        raise CacheError(
+            f"{path} holds {found} instead of floats with {counted(axes, 'axis', 'axes')}; import one vector per image"
+        )
     return values
 
 
@@ -232,7 +235,9 @@ def _open_parquet(path: Path, keys: Path | None, labels: Path | None) -> Source:
 def _column(file: Any, name: str, path: Path, *, nulls: bool = False) -> list[Any]:
     column = file.read(columns=[name]).column(name)
     if column.null_count and not nulls:
-        raise CacheError(f"{path}: {column.null_count} rows have no {name}; remove them, or fill them in")
+        raise CacheError(
+            f"{path} has no {name} in {counted(column.null_count, 'row')}; remove or fill in what is empty"
+        )
     values: list[Any] = column.to_pylist()
     if name != "key" or all(isinstance(value, str) for value in values):
         return values

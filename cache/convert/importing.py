@@ -15,6 +15,7 @@ from temi.cache.halves import to_halves
 from temi.cache.manifest import Manifest
 from temi.cache.schema import MAX_DIM, CacheError, Half, Progress, Shard, plan_shards, silent
 from temi.cache.store import EmbeddingCache
+from temi.cache.words import counted
 from temi.cache.writer import ShardWriter
 
 Content = Callable[[Shard], Mapping[str, Any]]
@@ -94,7 +95,7 @@ def _refuse_empty(source: Source) -> None:
     rows, dim = source.embedding.shape
     if not (rows and 1 <= dim <= MAX_DIM):
         raise CacheError(
-            f"{source.path} holds {rows} embeddings of {dim} numbers; "
+            f"{source.path} holds {counted(rows, 'embedding')} of {counted(dim, 'number')}; "
             f"give at least one embedding, each of 1 to {MAX_DIM} numbers"
         )
     if "" in source.keys:

@@ -14,6 +14,7 @@ from temi.cache.fingerprint import IMPORTED, Fingerprint
 from temi.cache.manifest import Manifest
 from temi.cache.schema import CacheError, Progress, Shard, plan_shards, silent
 from temi.cache.store import EmbeddingCache
+from temi.cache.words import counted
 
 SPACES = "spaces"  # entry of a joined cache's preprocessing: what each space is, in order
 
@@ -79,7 +80,7 @@ def _refuse_differences(one: Part, two: Part) -> None:
     first, other = one.cache, two.cache
     if len(one.rows) != len(two.rows):
         raise CacheError(
-            f"{other.folder} has {len(two.rows)} images and {first.folder} has {len(one.rows)}; "
+            f"{other.folder} has {counted(len(two.rows), 'image')} and {first.folder} has {len(one.rows)}; "
             "join caches of the same images"
         )
     for place, (here, there) in enumerate(zip(one.keys, two.keys, strict=True)):

@@ -75,9 +75,10 @@ def cache_prune(
     with user_errors():
         from temi.cache.bucket import bucket_url
         from temi.cache.info import prune
+        from temi.cache.words import counted
 
         dropped, place = prune(folder, only), bucket_url(folder) or folder
-        print(f"{place}: {len(dropped)} files dropped, {sum(kept.nbytes for kept in dropped) / 1e6:,.1f} MB")
+        print(f"{place}: {counted(len(dropped), 'file')} dropped, {sum(kept.nbytes for kept in dropped) / 1e6:,.1f} MB")
 
 
 @commands.command("verify")
@@ -89,6 +90,7 @@ def cache_verify(folder: CachePlace) -> None:
         from temi.cache.info import summarize
         from temi.cache.remote import verify_url
         from temi.cache.verify import verify
+        from temi.cache.words import counted
 
         url, rows = bucket_url(folder), summarize(folder).rows  # what is no cache is said here
         with _rows_done("verify") as progress:
@@ -97,9 +99,9 @@ def cache_verify(folder: CachePlace) -> None:
             print(problem)
         place = url or folder
         if problems:
-            print(f"temi: {place} has {len(problems)} problem{'s' * (len(problems) > 1)}", file=sys.stderr)
+            print(f"temi: {place} has {counted(len(problems), 'problem')}", file=sys.stderr)
             raise typer.Exit(1)
-        print(f"{place}: {rows:,} rows, every byte as written, digest {EmbeddingCache.open(folder).digest}")
+        print(f"{place}: {counted(rows, 'row')}, every byte as written, digest {EmbeddingCache.open(folder).digest}")
 
 
 @commands.command("export")
@@ -122,7 +124,7 @@ def cache_export(
             export_cache(cache, out, neighbors=neighbors, progress=progress)
         if cache.manifest.earlier:
             say(f"note: {folder} grew, and {out} does not tell its parts apart: `temi cache import` refuses it")
-        print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each")
+        print(f"{out}: {_size(cache)}")
 
 
 @commands.command("import")
@@ -175,8 +177,14 @@ def cache_join(
         _print_made(out, cache)
 
 
+def _size(cache: Any) -> str:
+    from temi.cache.words import counted
+
+    return f"{counted(cache.rows, 'row')} x {cache.dim}, {counted(cache.views, 'view')} each"
+
+
 def _print_made(out: Path, cache: Any) -> None:
-    print(f"{out}: {cache.rows:,} rows x {cache.dim}, {cache.views} views each{failures(cache)}")
+    print(f"{out}: {_size(cache)}{failures(cache)}")
 
 
 @contextmanager

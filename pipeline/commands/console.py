@@ -108,8 +108,11 @@ def _accept_any_name() -> None:
 
 def known(cache: "EmbeddingCache") -> str:
     """What was taken for labels and splits; neither is read in training."""
+    from temi.cache.words import counted
+
     names = ", ".join(cache.classes[:NAMED_CLASSES]) + (", ..." if len(cache.classes) > NAMED_CLASSES else "")
-    labels = f"labels of {len(cache.classes)} classes ({names}), for scores only" if cache.classes else "no labels"
+    classes = counted(len(cache.classes), "class", "classes")
+    labels = f"labels of {classes} ({names}), for scores only" if cache.classes else "no labels"
     splits = ", ".join(f"{name} {stop - start:,}" for name, (start, stop) in cache.splits.items())
     return f"{labels}; {f'splits {splits}' if splits else 'no splits'}"
 
@@ -123,6 +126,8 @@ def failures(cache: "EmbeddingCache") -> str:
 
 def merge_tree(tree: "MergeTree") -> Tree:
     """A merge tree to print, the coarsest clusters first; the finest share a line with those they join."""
+    from temi.cache.words import counted
+
     counts = [level.clusters for level in reversed(tree.levels)]
     apart = "".join(f", {name}={value}" for name, value in tree.settings.items())
     title = f"how {' <- '.join(map(str, counts))} clusters join{apart}: {tree.together:.1%} of the images go along"
@@ -131,13 +136,15 @@ def merge_tree(tree: "MergeTree") -> Tree:
         root.add(Text("too many clusters to print; `temi report` shows them"))
         return root
     for node in tree.top:
-        label = f"cluster {node.cluster} of {counts[0]}, {node.images:,} images"
+        label = f"cluster {node.cluster} of {counts[0]}, {counted(node.images, 'image')}"
         _add_joining(root, label, node.cluster, list(reversed(tree.joins)), counts[1:])
     return root
 
 
 def _add_joining(parent: Tree, label: str, cluster: int, steps: "Sequence[Sequence[Join]]", counts: list[int]) -> None:
     """Add `cluster` to `parent`, below it those that join it in the first of `steps`, and below those the next."""
+    from temi.cache.words import counted
+
     joining = [join for join in steps[0] if join.into == cluster]
     if len(steps) == 1:
         parts = ", ".join(f"{join.cluster} ({join.share:.0%})" for join in joining) or "none mostly"
@@ -145,5 +152,5 @@ def _add_joining(parent: Tree, label: str, cluster: int, steps: "Sequence[Sequen
         return
     branch = parent.add(Text(label))
     for join in joining:
-        label = f"{join.cluster} of {counts[0]}, {join.images:,} images ({join.share:.0%})"
+        label = f"{join.cluster} of {counts[0]}, {counted(join.images, 'image')} ({join.share:.0%})"
         _add_joining(branch, label, join.cluster, steps[1:], counts[1:])

@@ -43,6 +43,7 @@ def embed(
     """Stage one: run a frozen backbone once over SOURCE and its augmented views, into an embedding cache."""
     with user_errors():
         from temi.cache.bucket import bucket_url
+        from temi.cache.words import counted
         from temi.pipeline.config import load_config
         from temi.pipeline.errors import UserError
         from temi.pipeline.network import check_backbone_is_here
@@ -67,7 +68,8 @@ def embed(
             print(f"{place}: this worker's shards are done; the cache is complete when the other workers' are")
             return
         print(f"{place}: {known(cache)}")
-        print(f"{place}: {cache.rows:,} images x {cache.dim}, {cache.views} views each{failures(cache)}")
+        size = f"{counted(cache.rows, 'image')} x {cache.dim}, {counted(cache.views, 'view')} each"
+        print(f"{place}: {size}{failures(cache)}")
         print(f"next: temi train-heads {typed(place)} --clusters C --out RUN")
 
 

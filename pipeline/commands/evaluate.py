@@ -35,6 +35,7 @@ def evaluate(
     """Score a run beside baselines and the labeled ceilings; without labels, by label-free scores."""
     with user_errors():
         from temi.cache import EmbeddingCache
+        from temi.cache.words import counted
         from temi.pipeline.evaluate.recipes import asks_for_all, parse_baselines
         from temi.pipeline.evaluate.tables import evaluate_run
         from temi.pipeline.evaluate.trials import evaluate_trials
@@ -48,7 +49,7 @@ def evaluate(
         score = evaluate_trials if is_trials(run) else evaluate_run
         result = score(run, other, chosen, leave_out=asks_for_all(baselines))
         for part in result.parts:
-            print_table(f"{part.name} ({part.images:,} images)", part.rows)
+            print_table(f"{part.name} ({counted(part.images, 'image')})", part.rows)
         if result.training is not None:
             scores = result.training
             print(

@@ -37,11 +37,14 @@ class Finding:
 
 def examine(folder: Path) -> list[Finding]:
     """Everything that `temi` uses, in the order of its use; `folder` is where caches and runs would go."""
+    from temi.cache.words import counted
+
     return [
         Finding("python", sys.version.split()[0]),
         _device(),
         Finding(
-            "processor", f"{core_count()} cores, {total_memory() / 2**30:.0f} GB of memory, products by {library()}"
+            "processor",
+            f"{counted(core_count(), 'core')}, {total_memory() / 2**30:.0f} GB of memory, products by {library()}",
         ),
         _disk(folder),
         _package("faiss", "neighbor search", f"{install('cpu')}, or {install('gpu')} with an NVIDIA GPU", needed=True),

@@ -33,11 +33,22 @@ def run_here(context: typer.Context, given: Path | list[Path] | None) -> Path | 
     return None if given is None else _run_here(context, given)
 
 
+def corrections_here(context: typer.Context, given: Path | None) -> Path | None:
+    """The same for the corrections of a run, which may be named by their file."""
+    if given is not None and ":/" in str(given):
+        from temi.pipeline.results.corrections_file import CORRECTIONS
+
+        if given.name == CORRECTIONS:
+            return _run_here(context, given.parent) / CORRECTIONS
+    return None if given is None else _run_here(context, given)
+
+
 def _run_here(context: typer.Context, given: Path) -> Path:
     if ":/" not in str(given):  # before anything is imported
         return given
     with user_errors():
         from temi.cache.bucket import bucket_url
+        from temi.cache.words import counted
         from temi.pipeline.runs.mirror import Mirror
 
         if (url := bucket_url(given)) is None:
@@ -49,7 +60,7 @@ def _run_here(context: typer.Context, given: Path) -> Path:
     def send() -> None:
         with user_errors():
             if count := mirror.push():
-                print(f"{url}: {count} files written", file=sys.stderr)
+                print(f"{url}: {counted(count, 'file')} written", file=sys.stderr)
 
     context.call_on_close(send)
     return mirror.folder

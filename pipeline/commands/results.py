@@ -86,6 +86,7 @@ def predict(
 ) -> None:
     """Assign new IMAGES to the clusters of RUN, and flag those unlike anything it was trained on."""
     with user_errors():
+        from temi.cache.words import counted
         from temi.pipeline.plugins import load_plugins
         from temi.pipeline.results.predict import predict as run_predict
 
@@ -93,7 +94,7 @@ def predict(
         counts = run_predict(run, images, out, backbone=backbone, device=device, new=new)
         unreadable = f", {counts.unreadable} unreadable" if counts.unreadable else ""
         print(
-            f"{_counted(counts.images, 'image')}, {counts.novel} unlike the training images{unreadable}",
+            f"{counted(counts.images, 'image')}, {counts.novel} unlike the training images{unreadable}",
             file=sys.stderr,
         )
 
@@ -154,6 +155,7 @@ def names(
 ) -> None:
     """Name the clusters of RUN; without NAMES.csv, print a table to fill in, with --suggest one that is filled."""
     with user_errors():
+        from temi.cache.words import counted
         from temi.pipeline.errors import UserError
         from temi.pipeline.plugins import load_plugins
         from temi.pipeline.results.finished import FinishedRun
@@ -169,7 +171,8 @@ def names(
         if table is not None:
             given = sum(map(bool, set_names(run, table, finished.clusters)))
             there = finished.clusters - len(finished.gone)
-            print(f"{shown(run)}: {given} of {there} clusters have a name\nnext: temi report {typed(run)}")
+            print(f"{shown(run)}: {given} of {counted(there, 'cluster has', 'clusters have')} a name")
+            print(f"next: temi report {typed(run)}")
             return
         found = {}
         if suggest is not None:
@@ -249,10 +252,11 @@ def correct(
     Report, predictions and exports respect them from then on.
     """
     with user_errors():
+        from temi.cache.words import counted
         from temi.pipeline.errors import UserError
         from temi.pipeline.results.correct import correct as run_correct
         from temi.pipeline.results.correct import read_file
-        from temi.pipeline.results.corrections import CORRECTIONS
+        from temi.pipeline.results.corrections_file import CORRECTIONS
         from temi.pipeline.results.fiftyone import Tagged, read_fiftyone
         from temi.pipeline.results.finished import FinishedRun
 
@@ -261,11 +265,7 @@ def correct(
         finished = FinishedRun(run, cache)
         told = read_fiftyone(finished, tagged) if tagged else Tagged(read_file(file) if file else [])
         if told.strangers:
-            print(f"passed over, as no images of {run}: {_counted(told.strangers, 'sample')} of {tagged}")
+            print(f"passed over, as no images of {run}: {counted(told.strangers, 'sample')} of {tagged}")
         done = run_correct(finished, told.entries, who)
-        print(f"{run / CORRECTIONS}: {_counted(len(done), 'correction')} more")
+        print(f"{run / CORRECTIONS}: {counted(len(done), 'correction')} more")
         print(f"next: temi report {typed(run)}, or temi export {typed(run)}")
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -69,11 +69,13 @@ def search(
     """
     with user_errors():
         from temi.cache import EmbeddingCache
+        from temi.cache.words import counted
         from temi.pipeline.errors import UserError
         from temi.pipeline.plugins import load_plugins
-        from temi.pipeline.runs.search import BEST, SEARCH, Search, ended, hopeless, remove_study
+        from temi.pipeline.runs.search import Search
         from temi.pipeline.runs.search import search as run_search
         from temi.pipeline.runs.space import DEFAULT_SPACE, read_space
+        from temi.pipeline.runs.study import BEST, SEARCH, ended, hopeless, remove_study
 
         plugins = load_plugins(plugin)
         overrides = [*(set_ or ()), *([f"heads.clusters={clusters}"] if clusters else [])]
@@ -85,7 +87,7 @@ def search(
             remove_study(out)
         kind = storage or ("journal" if on else "sqlite")
         record = run_search(opened, wanted, out, storage=kind, plugins=plugins, on=on)
-        print(f"{out / SEARCH}: {len(record.trials)} trials: {ended(record.trials)}")
+        print(f"{out / SEARCH}: {counted(len(record.trials), 'trial')}: {ended(record.trials)}")
         if hopeless(record.trials):
             raise UserError(
                 f"no trial of {out} was trained to its end; correct the settings or the plugin, and search with "
@@ -115,6 +117,7 @@ def compare(
     it where `temi evaluate` found labels; it chooses nothing.
     """
     with user_errors():
+        from temi.cache.words import counted
         from temi.pipeline.commands.tables import print_choices
         from temi.pipeline.errors import UserError
         from temi.pipeline.progress import say
@@ -131,6 +134,7 @@ def compare(
             print(written[format_](choices).rstrip())
             return
         printed = choices if all_ else choices[:PRINTED]
-        print_choices(f"{len(choices)} choices of settings by {score}", [comparing.cells(choice) for choice in printed])
+        rows = [comparing.cells(choice, choices) for choice in printed]
+        print_choices(f"{counted(len(choices), 'choice')} of settings by {score}", rows)
         if len(printed) < len(choices):
             print(f"{len(choices) - len(printed)} more; --all prints them")

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from temi.pipeline.commands.console import merge_tree, typed, user_errors
-from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins, run_here
+from temi.pipeline.commands.options import (
+    ConfigFile,
+    OnCluster,
+    Overrides,
+    Overwrite,
+    Plugins,
+    corrections_here,
+    run_here,
+)
 from temi.pipeline.commands.tables import figure, print_choices, print_curves, print_wide
 
 if TYPE_CHECKING:
@@ -64,7 +72,7 @@ def train_heads(
             metavar="FILE",
             help="corrections.jsonl of an earlier run, or its folder: training keeps what it says; "
             "without --clusters, as many as were left",
-            callback=run_here,
+            callback=corrections_here,
         ),
     ] = None,
     on: OnCluster = "",
@@ -76,6 +84,7 @@ def train_heads(
     """Stage two: train clustering heads on a cache. No label is read."""
     with user_errors():
         from temi.cache import EmbeddingCache
+        from temi.cache.words import counted
         from temi.pipeline.config import asked, load_config
         from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
@@ -115,8 +124,9 @@ def train_heads(
             before = open_before(from_)
             if corrections is None and (left := corrections_left_behind(from_)):
                 print(
-                    f"note: of what a person corrected in {shown(from_)}, {left:,} merges, splits, moves and removals "
-                    f"are not kept by --from alone; add --corrections {typed(from_)} to train with them"
+                    f"note: of what a person corrected in {shown(from_)}, "
+                    f"{counted(left, 'merge, split, move or removal is', 'merges, splits, moves and removals are')} "
+                    f"not kept by --from alone; add --corrections {typed(from_)} to train with them"
                 )
         inherited = from_ is not None and config is None
         if from_ is not None:
@@ -168,6 +178,7 @@ def _count_clusters(
     """The numbers that `--clusters` names, or the estimate it asks for, printed with its curve."""
     from temi.cache import EmbeddingCache
     from temi.cache.schema import NEIGHBORS
+    from temi.cache.words import counted
     from temi.pipeline.config import load_config
     from temi.pipeline.device import pick_device
     from temi.pipeline.features.features import Features
@@ -182,7 +193,7 @@ def _count_clusters(
     features = Features.of_cache(opened, rows, out / NEIGHBORS, device).distinct()
     count = estimate_clusters(features, settings.start, *asked)
     print_curves("clusters", [vars(score) for score in count.curve])
-    print(f"{count.clusters} clusters: {count.reason}")
+    print(f"{counted(count.clusters, 'cluster')}: {count.reason}")
     return [count.clusters], count
 
 
@@ -207,6 +218,7 @@ def _train_trials(
     told: "Constraints | None",
     on: str,
 ) -> None:
+    from temi.cache.words import counted
     from temi.pipeline.errors import UserError
     from temi.pipeline.runs.label_free import choose_trials
     from temi.pipeline.runs.mirror import shown
@@ -219,7 +231,8 @@ def _train_trials(
         chosen = choose_trials(trained)
         best = [even[0] for even in chosen.values() if len(even) == 1]
         print_choices(
-            f"{len(trials)} trials, by scores that need no label", [_row(one, one in best) for one in trained]
+            f"{counted(len(trials), 'trial')}, by scores that need no label",
+            [_row(one, one in best) for one in trained],
         )
         _print_chosen(chosen, len({trial.training.clusters for trial in trained if trial.training}))
     for trial in trials:
@@ -237,11 +250,13 @@ def _train_trials(
 
 def _print_chosen(chosen: "dict[int, list[TrialRecord]]", numbers: int) -> None:
     """The trial to trust, or those that are even; of each of several `numbers` of clusters."""
+    from temi.cache.words import counted
+
     if numbers > 1:
         print("note: scores of different numbers of clusters do not compare, so no trial is best of all")
     for clusters, even in chosen.items():
         told = "most trustworthy" if len(even) == 1 else "even"
-        of = f" of {clusters} clusters" if numbers > 1 else ""
+        of = f" of {counted(clusters, 'cluster')}" if numbers > 1 else ""
         print(f"{told} without labels{of}: {', '.join(trial.name for trial in even)}")
 
 
@@ -264,19 +279,22 @@ def _row(trial: "TrialRecord", best: bool) -> dict[str, str]:
 
 
 def _print_training(training: "Training", asked: int) -> None:
+    from temi.cache.words import counted
+    from temi.pipeline.runs.calibration import WITHIN
+
     empty = asked - training.used_clusters  # not `training.clusters`, which counts numbers that were given up
     sure, expected = f"mean confidence {training.mean_confidence:.2f}", training.expected_accuracy
     if expected is not None:
         sure = (
-            f"about {expected:.0%} of the images are expected to be where they belong, if there are {asked} kinds of "
-            "them (no label was read)"
+            f"about {expected:.0%} of the images are expected to be where they belong, give or take {100 * WITHIN:.0f} "
+            f"points, if there are {asked} kinds of them (no label was read)"
         )
     print(
-        f"{training.images:,} images, {training.steps:,} steps in {training.seconds:.1f} s; "
-        f"{training.used_clusters} of {asked} clusters used, sizes {training.smallest_cluster} to "
+        f"{counted(training.images, 'image')}, {counted(training.steps, 'step')} in {training.seconds:.1f} s; "
+        f"{training.used_clusters} of {counted(asked, 'cluster')} used, sizes {training.smallest_cluster} to "
         f"{training.largest_cluster}; {sure}"
     )
     if empty > 0:
-        print(f"note: {empty} of the clusters asked for are empty")
+        print(f"note: {counted(empty, 'cluster asked for is', 'clusters asked for are')} empty")
     if training.skipped_steps:
-        print(f"note: {training.skipped_steps} steps with a non-finite loss or gradient were skipped")
+        print(f"note: skipped {counted(training.skipped_steps, 'step')} with a non-finite loss or gradient")

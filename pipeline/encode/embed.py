@@ -17,6 +17,7 @@ from temi.cache.bucket import Bucket, bucket_url
 from temi.cache.more_views import ViewsWriter, forget_views, lacks_views, take_in_views
 from temi.cache.remote import RemoteWriter, pull_index
 from temi.cache.schema import MANIFEST, ORIGIN, SKIPPED
+from temi.cache.words import counted
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import Backbone, load_backbone
 from temi.pipeline.encode.forward import batch_size, cut
@@ -177,8 +178,8 @@ def _open_writer(out: Path, manifest: Manifest, listing: bytes | None, overwrite
         return ShardWriter.open(out, manifest, overwrite=overwrite, listing=listing)
     writer = ViewsWriter.open_in(EmbeddingCache.open(out), manifest)
     print(
-        f"{out} has {writer.before.views} views of every image: {manifest.views - writer.before.views} more are "
-        "embedded, and what is there stays as it is",
+        f"{out} has {counted(writer.before.views, 'view')} of every image: embedding "
+        f"{manifest.views - writer.before.views} more, and what is there stays as it is",
         file=sys.stderr,
     )
     return writer
@@ -214,7 +215,8 @@ def plan_cache(
     if not grown.added and (grown.removed, grown.changed) == (there.removed, there.changed):
         return grown, replace(there, fingerprint=fingerprint), None
     print(
-        f"the cache grows: {describe(grown)} since it was made; its {there.rows:,} rows stay as they are",
+        f"the cache grows: {describe(grown)} since it was made; "
+        f"its {counted(there.rows, 'row stays as it is', 'rows stay as they are')}",
         file=sys.stderr,
     )
     gone = {"removed": grown.removed, "changed": grown.changed}

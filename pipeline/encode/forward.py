@@ -18,6 +18,7 @@ from jaxtyping import Float16, Float32
 from torch import Tensor
 
 from temi.cache.halves import to_halves
+from temi.cache.words import counted
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.device import torch_threads
 from temi.pipeline.encode.backbone import Backbone
@@ -78,8 +79,9 @@ def embed_rows(
     count = fitting_workers(asked, len(batches[0]) if batches else 0, backbone.preprocessing, policy)
     if count < asked:
         print(
-            f"note: {count} processes decode images instead of {asked}: /dev/shm has no room for more (a container has "
-            "more by --shm-size), or a file may not be as large as a batch (`ulimit -f`)",
+            f"note: {counted(count, 'process decodes', 'processes decode')} images instead of {asked}: /dev/shm has no "
+            "room for more (a container has more by --shm-size), or a file may not be as large as a batch "
+            "(`ulimit -f`)",
             file=sys.stderr,
         )
     forward, pin = Forward(backbone, clock), backbone.device.type == "cuda"

@@ -14,6 +14,7 @@ from numpy import ndarray
 from temi.cache import EmbeddingCache
 from temi.cache.convert.join import spaces_of
 from temi.cache.kept import Recipe
+from temi.cache.words import counted
 from temi.pipeline.config import SEEDS, Config, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.baselines import Labeling, extended, import_needed, run_baseline, version_of
@@ -147,7 +148,8 @@ def run_rival(
         if versions:
             features.memory.keep("baseline", recipe, kept)
     else:
-        say(f"{title_of(name)}, {clusters} clusters: kept from when it first ran on these images, its seconds, too")
+        what = f"{title_of(name)}, {counted(clusters, 'cluster')}"
+        say(f"{what}: kept from when it first ran on these images, its seconds, too")
     return [kept["cluster"], *extended(baseline, train, kept["cluster"], others)], float(kept["seconds"][0])
 
 

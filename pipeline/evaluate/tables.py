@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 
 from temi.cache import EmbeddingCache
 from temi.cache.bucket import bucket_url
+from temi.cache.files import check_writable
 from temi.cache.labels import renumbered
 from temi.cache.schema import MANIFEST, NEIGHBORS
 from temi.pipeline.config import recorded_config
@@ -63,6 +64,7 @@ def evaluate_run(
     run = RunFolder(folder)
     if not run.finished:
         raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
+    check_writable(folder)
     model = ClusterModel.load(run.model)
     home = open_training_cache(run, other)
     held_out = None if other is None or other.digest == home.digest else other

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from temi.cache import EmbeddingCache
+from temi.cache.files import check_writable
+from temi.cache.words import counted
 from temi.pipeline.evaluate.recipes import runnable
 from temi.pipeline.evaluate.tables import (
     Part,
@@ -31,6 +33,7 @@ def evaluate_trials(
 
     `leave_out` as for `evaluate_run`.
     """
+    check_writable(folder)
     parts: dict[str, Part] = {}
     rows: dict[str, list[ScoreRow]] = {}
     compared: set[tuple[str, int]] = set()
@@ -49,7 +52,7 @@ def evaluate_trials(
             if (split := trained_split(run)) not in names:
                 names[split] = runnable(baselines, home, split, leave_out=leave_out)
             for rival in run_rivals(run, home, scored, names[split], model.clusters):
-                title = f"{rival.title}, {model.clusters} clusters"
+                title = f"{rival.title}, {counted(model.clusters, 'cluster')}"
                 for part, cluster in zip(scored, rival.clusters, strict=True):
                     rows[part.name].append(score_row(title, part, cluster, model.clusters, kind="baseline"))
     tables = tuple(

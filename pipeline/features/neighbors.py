@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float16, Float32, Int32, Int64
 
+from temi.cache.words import counted
 from temi.pipeline.device import pick_device
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.exact_search import block_bytes, nearest_rows
@@ -21,8 +22,8 @@ def check_count(k: int, rows: int) -> None:
     """Raise a UserError where `rows` images cannot have k neighbors each."""
     if k >= rows:
         raise UserError(
-            f"neighbors.k = {k} needs more than {k} images, but {rows} can be trained on; "
-            f"set --set neighbors.k={max(1, min(50, rows // 10))} or add images"
+            f"neighbors.k = {k} needs more than {counted(k, 'image')}, but {rows} can be trained on; "
+            f"use --set neighbors.k={max(1, min(50, rows // 10))} or add images"
         )
 
 

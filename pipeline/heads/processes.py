@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from temi.cache.words import counted
 from temi.pipeline.config import Config
 from temi.pipeline.device import pick_device, torchrun_rank
 from temi.pipeline.errors import UserError
@@ -61,7 +62,7 @@ class Processes:
             return
         if pairs % self.size:
             raise UserError(
-                f"a batch of {pairs} pairs does not divide among {self.size} processes; "
+                f"a batch of {counted(pairs, 'pair')} does not divide among {self.size} processes; "
                 f"set train.batch_size to a multiple of {self.size}, at most the number of images"
             )
         if config.heads.kind == "mlp-bn":

@@ -32,6 +32,7 @@ from temi.pipeline.heads.stack import LAST_LAYER, Heads, dropout_mask_, init_hea
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 
 MARGINAL_ROWS = 4096  # rows per block while the first marginal is summed
+PROBED_ROWS = 256  # rows that tell whether heads overflow
 HEAD_COPIES = 5  # student, teacher, two moments, best checkpoint
 WRITE_COPIES = 8  # of one trial while it is written: four tensors, as bytes and again packed
 KEPT_COPIES = 3  # teacher outputs: one in use, two that the C library keeps (measured)
@@ -313,10 +314,13 @@ class HeadTrainer:
         first = trial * self.heads_per_trial
         return torch.arange(first, first + self.heads_per_trial, device=self.device)
 
+    @torch.no_grad()
     def finite(self, trial: int) -> bool:
-        """Whether the teachers of a trial are finite."""
-        tensors = self.teacher.select(self.heads_of(trial)).tensors()
-        return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+        """Whether the teachers of a trial are finite, and not so large that what they say of rows is not."""
+        heads, rows = self.heads_of(trial), self.data.originals[:PROBED_ROWS].to(self.device)
+        teacher = self.teacher.select(heads)
+        said = teacher.probabilities(rows, self.teacher_temperature[heads])
+        return all(bool(tensor.isfinite().all()) for tensor in (*teacher.tensors().values(), said))
 
     def trial(self, index: int) -> "Slice":
         """The part of every tensor of `state` that belongs to trial `index`."""

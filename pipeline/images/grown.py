@@ -18,6 +18,7 @@ from torch import Tensor
 
 from temi.cache import CacheError, EmbeddingCache, Manifest
 from temi.cache.manifest import listing_name
+from temi.cache.words import counted
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.content import SIGN, content_digests, join_digests
 from temi.pipeline.images.listing import digest
@@ -218,7 +219,7 @@ def continue_cache(images: ImageSource, now: Listing, folder: Path, there: Manif
     expected = there.rows - len(there.gone)
     if grown.kept < FEWEST_KEPT * expected:
         raise UserError(
-            f"{grown.kept:,} of the {expected:,} images of {folder} are among these, so they are another set; "
+            f"{grown.kept:,} of the {counted(expected, 'image')} of {folder} are among these, so they are another set; "
             "choose another folder for their cache, or give --overwrite to delete it"
         )
     if there.splits or images.splits:

@@ -23,7 +23,7 @@ from pydantic import JsonValue
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.optimize import linear_sum_assignment
 
-from temi.cache.files import os_errors, write_atomic
+from temi.cache.files import check_writable, os_errors, write_atomic
 from temi.pipeline.config import recorded_config
 from temi.pipeline.progress import say
 from temi.pipeline.report.cards import TYPICAL, centers, class_name, nearest_clusters, typical_images
@@ -32,6 +32,7 @@ from temi.pipeline.report.levels import run_levels
 from temi.pipeline.report.records import Base, Brackets, Confusion, Curves, Overview, RunFigures, page_json
 from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.fitting import keys_of
 from temi.pipeline.results.lists import Evidence, evidence, refuse_other_lists, write_lists
 from temi.pipeline.results.map import run_atlas
 from temi.pipeline.results.names import first_names
@@ -63,6 +64,7 @@ def write_report(run: FinishedRun, out: Path | None = None, source: str | None =
         A file that has the name of one of the lists is not such a list.
     """
     out = out or run.folder / "report.html"
+    check_writable(out.parent)
     refuse_other_lists(out.parent)
     known = evidence(run)
     data, pictures, odd = figures(run, known, source)
@@ -171,11 +173,21 @@ def as_corrected(data: RunFigures, run: FinishedRun, shown: Int64[np.ndarray, " 
     return replace(
         data,
         images=replace(data.images, typical=rounded(closeness(run)[shown], 3)),
+        base=replace(data.base, outside=_outside(run, shown)),
         entries=tuple(run.corrections),
         near=nearest_clusters(center, cluster[inside]),
         tree=merge_tree(center, cluster[inside]),
         confusion=confusion(label[inside], cluster[inside], run.cache.classes, run.headings),
     )
+
+
+def _outside(run: FinishedRun, shown: Int64[np.ndarray, " shown"]) -> dict[str, int]:
+    """Clusters as trained of images that corrections name and that are not among those `shown`."""
+    if len(shown) == len(run.trained):
+        return {}
+    trained, inside = run.trained["cluster"].to_numpy(), set(shown.tolist())
+    named = sorted({key for entry in run.corrections for key in keys_of(entry)})  # an undone one may be redone
+    return {key: int(trained[run.place[key]]) for key in named if key in run.place and run.place[key] not in inside}
 
 
 def shown_images(count: int, on_cards: list[int]) -> tuple[Int64[np.ndarray, " shown"], dict[int, int]]:

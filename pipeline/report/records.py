@@ -65,11 +65,17 @@ class Images:
 
 @dataclass(frozen=True)
 class Base:
-    """The clusters as trained: how many, their sizes and first names."""
+    """The clusters as trained: how many, their sizes and first names.
+
+    Attributes
+    ----------
+    outside : clusters of images that corrections name and that are not in the page, a sample, by key
+    """
 
     clusters: int
     sizes: Column
     names: dict[int, str]
+    outside: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from temi.cache.files import check_writable
+from temi.cache.words import counted
 from temi.pipeline.report.levels import read_trees, tree_levels
 from temi.pipeline.report.pages import CHUNK, pictures_of, render, say_missing, write_page
 from temi.pipeline.report.records import LinkedTrial, Pictured, Tree, TrialsFigures, page_json
@@ -20,6 +22,7 @@ def write_overview(folder: Path, out: Path | None = None, source: str | None = N
     `source` is where the images are now, `cache` where the training cache is, if they moved.
     """
     out = out or folder / "report.html"
+    check_writable(out.parent)
     data, pictures = figures(folder, out, source, cache)
     say_missing(data.missing)
     write_page(out, render("overview", page_json(data), folder.resolve().name, pictures))
@@ -45,7 +48,7 @@ def _marks(trained: Sequence[TrialRecord]) -> dict[str, str]:
     """What stands beside the trial to trust, of each number of clusters that several trials have."""
     chosen, numbers = choose_trials(trained), {trial.training.clusters for trial in trained if trial.training}
     return {
-        best[0].trial: f"most trustworthy{f' of {clusters} clusters' if len(numbers) > 1 else ''}"
+        best[0].trial: f"most trustworthy{f' of {counted(clusters, 'cluster')}' if len(numbers) > 1 else ''}"
         for clusters, best in chosen.items()
         if len(best) == 1
     }

@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from temi.cache.words import counted
 from temi.pipeline.features.constraints import NOWHERE, distinct_pairs, together
 from temi.pipeline.results.corrections import (
     REMOVED,
@@ -17,11 +18,10 @@ from temi.pipeline.results.corrections import (
     Remove,
     Rename,
     Same,
-    append_corrections,
-    correction_lock,
     in_force,
     signed,
 )
+from temi.pipeline.results.corrections_file import append_corrections, correction_lock
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import chosen_names
 from temi.pipeline.start.agreement import contingency
@@ -51,7 +51,7 @@ class Carried:
     adrift: Sequence[str] = ()
 
     def __str__(self) -> str:
-        lines = [f"corrections: of {self.placed} images placed by hand training put {self.learned} there"]
+        lines = [f"corrections: of {counted(self.placed, 'image')} placed by hand training put {self.learned} there"]
         if self.learned < self.placed:
             lines[0] += f", {self.placed - self.learned} were moved"
         if self.names:

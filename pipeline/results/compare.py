@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from pydantic import ValidationError
 from scipy.special import stdtrit
 
+from temi.cache.words import counted
 from temi.pipeline.config import SEEDS, Config, recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.runs.records import (
@@ -25,13 +27,15 @@ from temi.pipeline.runs.records import (
     Setting,
     Training,
     TrialRecord,
+    misfit,
     read_comparison,
     read_record,
     read_trials,
     short_settings,
 )
 from temi.pipeline.runs.run_folder import RunFolder, TrainedCache
-from temi.pipeline.runs.search import SCORES, SEARCH, ended, score_of
+from temi.pipeline.runs.search import SCORES
+from temi.pipeline.runs.study import SEARCH, ended, score_of
 from temi.pipeline.runs.trials import TRIALS, flat_settings, is_trials
 
 DIGITS = 8  # of a digest that are shown
@@ -148,9 +152,11 @@ def _number_of(choice: Choice) -> str:
 
 def repeats(choices: Sequence[Choice]) -> list[str]:
     """A sentence for each choice that has one seed more than once: a run and its copy are no two seeds."""
+    all_settings = [choice.settings for choice in choices]
     return [
         f"{'; '.join(' and '.join(names) for names in choice.repeated)}: each has the settings "
-        f"({short_settings(choice.settings)}) and the seed of the other, so they count as one run, by their mean"
+        f"({short_settings(choice.settings, all_settings)}) and the seed of the other, so they count as one run, by "
+        "their mean"
         for choice in choices
         if choice.repeated
     ]
@@ -205,7 +211,10 @@ def _run(folder: Path, acc: float | None) -> Run:
 
 def _search(folder: Path) -> Iterator[Run]:
     record = read_record(SearchRecord, folder / SEARCH)
-    shared = flat_settings(Config.model_validate(record.settings)) | {"from": "", "corrections": ""}
+    try:
+        shared = flat_settings(Config.model_validate(record.settings)) | {"from": "", "corrections": ""}
+    except ValidationError as error:
+        raise misfit(folder / SEARCH, error) from None
     for trial in record.trials:
         for seed, training in enumerate(trial.seeds):
             seeds = {"train.seed": seed, "start.seed": seed} if len(trial.seeds) > 1 else {}
@@ -229,7 +238,7 @@ def _cache(run: Run, runs: Sequence[Run]) -> str:
     if not run.digest:
         return f"{run.cache}, rows {UNKNOWN}"
     alike = [digest for digest, rows in others if rows == run.rows]
-    rows = f", {run.rows:,} rows" if run.rows else ""
+    rows = f", {counted(run.rows, 'row')}" if run.rows else ""
     return f"{run.cache}{rows}" + (f" ({run.digest[:DIGITS]})" if len(alike) > 1 or not rows else "")
 
 
@@ -316,11 +325,11 @@ def shown(estimate: Estimate | None, scale: float = 1, digits: int = 3) -> str:
     return f"{scale * estimate.mean:.{digits}f}{margin}"
 
 
-def cells(choice: Choice) -> dict[str, str]:
-    """What a table shows of a choice, by heading."""
+def cells(choice: Choice, beside: Sequence[Choice] = ()) -> dict[str, str]:
+    """What a table shows of a choice `beside` others, by heading."""
     return {
         "": "*" if choice.verdict == "best" else "",
-        "settings": short_settings(choice.settings),
+        "settings": short_settings(choice.settings, [other.settings for other in beside]),
         "seeds": str(choice.seeds),
         "score": shown(choice.score),
         "behind": shown(choice.behind),
@@ -331,7 +340,7 @@ def cells(choice: Choice) -> dict[str, str]:
 
 def as_markdown(choices: Sequence[Choice]) -> str:
     """The table in Markdown."""
-    rows = [cells(choice) for choice in choices]
+    rows = [cells(choice, choices) for choice in choices]
     lines = [" | ".join(row.values()) for row in rows]
     return "\n".join(f"| {line} |" for line in [" | ".join(rows[0]), " | ".join("---" for _ in rows[0]), *lines])
 

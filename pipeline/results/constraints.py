@@ -11,7 +11,6 @@ from temi.pipeline.config import asked, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import NOWHERE, Constraints, distinct_pairs, together
 from temi.pipeline.results.corrections import (
-    CORRECTIONS,
     REMOVED,
     Correction,
     Different,
@@ -25,6 +24,7 @@ from temi.pipeline.results.corrections import (
     positions,
     replay,
 )
+from temi.pipeline.results.corrections_file import CORRECTIONS
 from temi.pipeline.results.finished import FinishedRun
 
 WITNESSES = 32  # images that speak for a cluster or a part: its most confident ones

@@ -10,12 +10,10 @@ from temi.pipeline.results.corrections import (
     Remove,
     Rename,
     Split,
-    append_corrections,
-    correction_lock,
     in_force,
-    read_corrections,
     signed,
 )
+from temi.pipeline.results.corrections_file import append_corrections, correction_lock, read_corrections
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import chosen_names
 from temi.pipeline.runs.continued import CONTINUED, Before, Continued

@@ -8,6 +8,7 @@ from jaxtyping import Float32, Int64
 from sklearn.cluster import KMeans
 
 from temi.cache.files import os_errors
+from temi.cache.words import counted
 from temi.pipeline.errors import UserError
 from temi.pipeline.results.corrections import (
     Corrected,
@@ -19,18 +20,15 @@ from temi.pipeline.results.corrections import (
     Same,
     Split,
     Undo,
-    append_corrections,
     apply,
-    can_redo,
     contradictions,
-    correction_lock,
-    in_force,
+    idle,
     parse_correction,
     positions,
-    read_corrections,
     signed,
     visible_name,
 )
+from temi.pipeline.results.corrections_file import append_corrections, correction_lock, read_corrections
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.fitting import check_fits
 
@@ -94,10 +92,8 @@ def _complete(run: FinishedRun, entries: list[Correction], state: Corrected, ent
     """`entry` with all it leaves open filled in, applied to `state`; UserError where it does not fit that."""
     check_fits(state, entry)
     match entry:
-        case Undo() if not in_force(entries):
-            raise UserError("there is nothing to undo")
-        case Redo() if not can_redo(entries):
-            raise UserError("there is nothing to redo")
+        case Undo() | Redo() if idle([*entries, entry]):
+            raise UserError(f"there is nothing to {entry.action}")
         case Split():
             entry = _split(run, state, entry)
         case Rename(names=names):
@@ -123,7 +119,9 @@ def _split(run: FinishedRun, state: Corrected, entry: Split) -> Split:
     """The parts of a cluster: the largest keeps its number."""
     members = np.flatnonzero(state.cluster == entry.cluster)
     if len(members) < entry.parts:
-        raise UserError(f"cluster {entry.cluster} has {len(members)} images, too few for {entry.parts} parts")
+        raise UserError(
+            f"cluster {entry.cluster} has {counted(len(members), 'image')}, too few for {entry.parts} parts"
+        )
     part, center = split_rows(run.scaled[members], entry.parts)
     keys = run.trained["key"].to_numpy()[members]
     return Split(

@@ -1,33 +1,24 @@
-"""What a person put right in a run: an append-only file of entries, and what they make of the assignments.
+"""What a person put right in a run: entries, and what they make of the assignments.
 
-::
-
-    RUN/corrections.jsonl     one entry a line: what, who, when; nothing is ever changed or taken out
-
-Undo and redo are entries too. An entry counts once its line is whole JSON; a line that a crash cut short is cut off
-before the next is written. Images are named by their keys, so that entries mean the same beside another cache of them.
+Undo and redo are entries too. Images are named by their keys, so that entries mean the same beside another cache of
+them. `corrections_file` keeps them.
 """
 
 import getpass
-import json
-import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from io import FileIO
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from temi.cache.files import LOCK, Lock, first_problem, os_errors
+from temi.cache.files import first_problem
 from temi.pipeline.errors import UserError
 
-CORRECTIONS = "corrections.jsonl"
 REMOVED = -1  # cluster of an image that a person took out of all clusters
 MAX_LENGTH = 120  # characters of a name: it is a heading and part of a folder's name
 MAX_NOTE = 2000
@@ -137,22 +128,6 @@ def parse_correction(line: str | bytes, where: object) -> Correction:
         raise UserError(f"{where}: {f'{place}: ' if place else ''}{problem['msg']}; correct or remove it") from None
 
 
-def read_corrections(run: Path) -> list[Correction]:
-    """Every entry of the run, undone or not, in the order they were made; UserError where a line is damaged."""
-    path = run / CORRECTIONS
-    return [parse_correction(line, f"line {number} of {path}") for number, line in _numbered_lines(path)]
-
-
-def place_of(run: Path, entry: int) -> str:
-    """Where the entry of this position in `read_corrections` stands: file and line."""
-    path = run / CORRECTIONS
-    return f"line {_numbered_lines(path)[entry][0]} of {path}"
-
-
-def _numbered_lines(path: Path) -> list[tuple[int, bytes]]:
-    return [(number, line) for number, line in enumerate(_whole_lines(path).splitlines(), 1) if line.strip()]
-
-
 def signed(entry: Correction, who: str = "") -> Correction:
     """`entry` with its author and its time, where they are not there yet: `who`, or the user of this process."""
     now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -170,71 +145,31 @@ def to_json(entry: Correction) -> dict[str, Any]:
     return {"action": entry.action} | entry.model_dump(mode="json", exclude_defaults=True)
 
 
-def append_corrections(run: Path, entries: Iterable[Correction]) -> None:
-    """Add entries, all of them or none; after a crash, the first ones. Returns when they are on the disk.
-
-    The caller holds `correction_lock`.
-
-    Raises
-    ------
-    UserError
-        There is no room for them.
-    """
-    path = run / CORRECTIONS
-    whole = _whole_lines(path)
-    lines = "".join(json.dumps(to_json(entry), ensure_ascii=False) + "\n" for entry in entries)
-    if whole and not whole.endswith(b"\n"):
-        lines = "\n" + lines
-    with os_errors(path, "write"):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        with open(descriptor, "r+b", buffering=0) as file:
-            file.truncate(len(whole))
-            try:
-                _write_through(file, lines.encode())
-            except OSError as error:
-                file.truncate(len(whole))  # else some would be in force, and the next try would say them twice
-                raise UserError(
-                    f"cannot write {path}: {error.strerror}; no correction was taken in: "
-                    "make room there, or raise the limit on files, and try again"
-                ) from None
-
-
-def _write_through(file: FileIO, data: bytes) -> None:
-    file.seek(0, os.SEEK_END)
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) :]
-    os.fsync(file.fileno())
-
-
-def correction_lock(run: Path) -> Lock:
-    """Held while entries are checked against those before them and written; others wait."""
-    return Lock.wait_for(run / f"{CORRECTIONS}{LOCK}")
-
-
 def in_force(entries: Iterable[Correction]) -> list[Correction]:
     """The entries that are not undone, without undo and redo themselves."""
     return _history(entries)[0]
 
 
-def can_redo(entries: Iterable[Correction]) -> bool:
-    """Whether an entry was undone and nothing came after it."""
-    return bool(_history(entries)[1])
+def idle(entries: Iterable[Correction]) -> list[int]:
+    """Positions of the undos and redos that find nothing to undo or redo."""
+    return _history(entries)[1]
 
 
-def _history(entries: Iterable[Correction]) -> tuple[list[Correction], list[Correction]]:
+def _history(entries: Iterable[Correction]) -> tuple[list[Correction], list[int]]:
     done: list[Correction] = []
     undone: list[Correction] = []
-    for entry in entries:
-        match entry:
-            case Undo():
-                undone += [done.pop()] if done else []
-            case Redo():
-                done += [undone.pop()] if undone else []
-            case _:
-                done.append(entry)
-                undone.clear()
-    return done, undone
+    idle: list[int] = []
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, Undo | Redo):
+            done.append(entry)
+            undone.clear()
+            continue
+        taken, given = (done, undone) if isinstance(entry, Undo) else (undone, done)
+        if taken:
+            given.append(taken.pop())
+        else:
+            idle.append(position)
+    return done, idle
 
 
 @dataclass
@@ -389,20 +324,3 @@ def contradictions(entries: Iterable[Correction]) -> list[tuple[str, str]]:
             root[find(entry.keys[0])] = find(entry.keys[1])
     apart = [entry.keys for entry in effective if isinstance(entry, Different)]
     return [(one, other) for one, other in apart if find(one) == find(other)]
-
-
-def _whole_lines(path: Path) -> bytes:
-    """The bytes of `path` that count: all, or those up to the last line break where a crash cut the last line short.
-
-    An editor may leave the last line without a break; no part of an entry is whole JSON.
-    """
-    if not path.exists():
-        return b""
-    with os_errors(path, "read"):
-        data = path.read_bytes()
-    ended = data.rfind(b"\n") + 1
-    try:
-        json.loads(data[ended:])
-    except ValueError:
-        return data[:ended]
-    return data

@@ -10,6 +10,7 @@ import pyarrow as pa
 from jaxtyping import Float16, Float32, Int32
 
 from temi.cache import EmbeddingCache
+from temi.cache.words import counted
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.evaluate.tables import open_training_cache
@@ -17,14 +18,8 @@ from temi.pipeline.features.blocks import CachedRows, collect
 from temi.pipeline.features.features import Features
 from temi.pipeline.images import ImageSource
 from temi.pipeline.images.recorded import open_images
-from temi.pipeline.results.corrections import (
-    REMOVED,
-    Corrected,
-    Correction,
-    read_corrections,
-    replay,
-    replay_clusters,
-)
+from temi.pipeline.results.corrections import REMOVED, Corrected, Correction, replay, replay_clusters
+from temi.pipeline.results.corrections_file import read_corrections
 from temi.pipeline.results.fitting import check_written
 from temi.pipeline.results.mosaic import mosaic
 from temi.pipeline.results.names import display_name, first_names
@@ -124,7 +119,9 @@ class FinishedRun:
 
     def __repr__(self) -> str:
         images = len(self.trained)
-        return f"FinishedRun({str(self.folder)!r}: {images:,} images in {self.clusters_left} clusters)"
+        return (
+            f"FinishedRun({str(self.folder)!r}: {counted(images, 'image')} in {counted(self.clusters_left, 'cluster')})"
+        )
 
     def _repr_html_(self) -> str:
         """What a notebook shows: a mosaic of the clusters, without pictures where the images are not found."""

@@ -17,12 +17,13 @@ from temi.pipeline.results.corrections import (
     Same,
     Split,
     apply,
+    idle,
     in_force,
-    place_of,
     positions,
     replay_clusters,
     without_images,
 )
+from temi.pipeline.results.corrections_file import place_of
 from temi.pipeline.results.names import check_heading, check_name, check_unique
 
 
@@ -52,8 +53,11 @@ def check_written(
     Raises
     ------
     UserError
-        An entry in force would have been refused when it was said; the file and the line are named.
+        An entry in force, an undo or a redo would have been refused when it was said; the file and the line are named.
     """
+    if nothing := idle(entries):
+        first = nothing[0]
+        raise UserError(f"{place_of(run, first)}: there is nothing to {entries[first].action}; take the line out")
     state = replay_clusters(clusters, (), names)
     for entry in in_force(entries):
         try:
@@ -61,7 +65,7 @@ def check_written(
             if isinstance(entry, Split):
                 _check_parts(state, entry)
             if place is not None:
-                positions(_keys(entry), place)
+                positions(keys_of(entry), place)
         except UserError as error:
             number = next(number for number, other in enumerate(entries) if other is entry)
             raise UserError(f"{place_of(run, number)}: {error}") from None
@@ -96,7 +100,8 @@ def _check_parts(state: Corrected, split: Split) -> None:
         )
 
 
-def _keys(entry: Correction) -> Iterable[str]:
+def keys_of(entry: Correction) -> Iterable[str]:
+    """Keys of all images that `entry` names."""
     match entry:
         case Split(keys=parts):
             return chain.from_iterable(parts)

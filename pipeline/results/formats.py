@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from temi.cache.words import counted
 from temi.pipeline.errors import UserError
 from temi.pipeline.registry import EXPORTS
 from temi.pipeline.results.corrections import REMOVED
@@ -62,29 +63,30 @@ def format_of(out: Path, asked: str | None) -> str:
     return asked or told[0]
 
 
-def _counted(run: FinishedRun, out: Path, images: int) -> str:
+def _assigned(run: FinishedRun, out: Path, images: int) -> str:
     there, removed = run.clusters - len(run.gone), int((run.assignments["cluster"] == REMOVED).sum())
     empty = there - run.clusters_left
-    told = f"{images - removed:,} images in {there} clusters{f', {empty} of them empty' if empty else ''}"
-    return f"{out}: {told}{f'; {removed:,} removed from all' if removed else ''}"
+    told = f"{counted(images - removed, 'image')} in {counted(there, 'cluster')}"
+    without = f", {empty} of them empty" if empty else ""
+    return f"{out}: {told}{without}{f'; {removed:,} removed from all' if removed else ''}"
 
 
 def _table(kind: str) -> Export:
-    return lambda run, out, wanted: _counted(run, out, export_table(run, out, kind))
+    return lambda run, out, wanted: _assigned(run, out, export_table(run, out, kind))
 
 
 def _folders(run: FinishedRun, out: Path, wanted: Wanted) -> str:
-    return _counted(run, out, export_folders(run, out, wanted.link, wanted.images))
+    return _assigned(run, out, export_folders(run, out, wanted.link, wanted.images))
 
 
 def _datasets(run: FinishedRun, out: Path, wanted: Wanted) -> str:
-    return _counted(run, out, export_datasets(run, out, wanted.images))
+    return _assigned(run, out, export_datasets(run, out, wanted.images))
 
 
 def _fiftyone(run: FinishedRun, out: Path, wanted: Wanted) -> str:
     count = export_fiftyone(run, out, wanted.link, wanted.images)
     kind = "fiftyone.types.FiftyOneImageClassificationDataset"
-    return f"{_counted(run, out, count)}\nopen it: fiftyone.Dataset.from_dir({str(out)!r}, {kind})"
+    return f"{_assigned(run, out, count)}\nopen it: fiftyone.Dataset.from_dir({str(out)!r}, {kind})"
 
 
 def _embedding_atlas(run: FinishedRun, out: Path, wanted: Wanted) -> str:
@@ -92,11 +94,11 @@ def _embedding_atlas(run: FinishedRun, out: Path, wanted: Wanted) -> str:
     pictures = f"no pictures: {missing}\n" if missing else ""
     shown = "" if missing else " --image image"
     told = f"embedding-atlas {out} --x x --y y --neighbors neighbors{shown}"
-    return f"{_counted(run, out, len(run.trained))}\n{pictures}open it: {told}"
+    return f"{_assigned(run, out, len(run.trained))}\n{pictures}open it: {told}"
 
 
 def _lance(run: FinishedRun, out: Path, wanted: Wanted) -> str:
-    return _counted(run, out, export_lance(run, out))
+    return _assigned(run, out, export_lance(run, out))
 
 
 def _lists(run: FinishedRun, out: Path, wanted: Wanted) -> str:

@@ -15,6 +15,7 @@ from sklearn.cluster import KMeans
 
 from temi.cache.files import csv_bytes, nameless_memory, os_errors, write_atomic
 from temi.cache.schema import NEIGHBORS
+from temi.cache.words import counted
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, collect, enumerate_blocks
@@ -250,13 +251,15 @@ def write_label_next(run: FinishedRun, count: int | None, out: Path | None) -> N
     if count is None:
         count = min(LABELED, there)
     if not 1 <= count <= there:
-        raise UserError(f"--count {count}: {run.folder} has {there} images to choose from; ask for 1 to {there}")
+        raise UserError(
+            f"--count {count}: {run.folder} has {counted(there, 'image')} to choose from; ask for 1 to {there}"
+        )
     chosen = label_next(run.scaled, run.corrected.cluster, evidence(run).likeness, count)
     rows = [_common(run, int(image)) for image in chosen]
     if out is None:
         print(_csv(rows, ["key", "cluster", "name"]).decode(), end="")
     else:
-        print(f"{_write(out, rows, ['key', 'cluster', 'name'])}: {len(rows)} images to label")
+        print(f"{_write(out, rows, ['key', 'cluster', 'name'])}: {counted(len(rows), 'image')} to label")
 
 
 def _common(run: FinishedRun, image: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from html import escape
 
 import pandas as pd
 
+from temi.cache.words import counted
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.images.decode import picture
@@ -21,8 +22,9 @@ def mosaic(assignments: pd.DataFrame, names: list[str], images: ImageSource | No
     """A card for each of the largest clusters; without `images`, cards without pictures."""
     sizes = assignments.loc[assignments["cluster"] != REMOVED, "cluster"].value_counts()
     cards = [_card(assignments, names, images, int(cluster)) for cluster in sizes.index[:SHOWN]]
-    more = f"<p>and {len(sizes) - SHOWN} smaller clusters</p>" if len(sizes) > SHOWN else ""
-    return f"<div><p>{len(assignments):,} images in {len(sizes)} clusters</p>{''.join(cards)}{more}</div>"
+    more = f"<p>and {counted(len(sizes) - SHOWN, 'smaller cluster')}</p>" if len(sizes) > SHOWN else ""
+    told = f"{counted(len(assignments), 'image')} in {counted(len(sizes), 'cluster')}"
+    return f"<div><p>{told}</p>{''.join(cards)}{more}</div>"
 
 
 def _card(assignments: pd.DataFrame, names: list[str], images: ImageSource | None, cluster: int) -> str:

@@ -10,17 +10,8 @@ from pathlib import Path
 
 from temi.cache.files import os_errors
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.corrections import (
-    MAX_LENGTH,
-    REMOVED,
-    Rename,
-    append_corrections,
-    correction_lock,
-    read_corrections,
-    replay_clusters,
-    signed,
-    visible_name,
-)
+from temi.pipeline.results.corrections import MAX_LENGTH, REMOVED, Rename, replay_clusters, signed, visible_name
+from temi.pipeline.results.corrections_file import append_corrections, correction_lock, read_corrections
 
 NAMES = "names.json"
 COLUMNS = ["cluster", "name"]

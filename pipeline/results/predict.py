@@ -138,7 +138,9 @@ def _embedded(
 ) -> tuple[Iterator[Block], int]:
     """Blocks of embeddings of `images`, and the number of images."""
     path = Path(images)
-    if bucket_url(images) or (path / MANIFEST).is_file():
+    with os_errors(path, "read"):
+        is_cache = bool(bucket_url(images)) or (path / MANIFEST).is_file()
+    if is_cache:
         cache = EmbeddingCache.open(path)
         check_same_backbone(run.model, cache)
         rows = _new_rows(run, cache) if new else np.arange(cache.rows)

@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from temi.cache import EmbeddingCache
+from temi.cache.words import counted
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.neighbors import check_count
@@ -41,11 +42,12 @@ def check_settings(
         raise UserError(f"only {n} of the {rows} images of {where} differ, and copies count once; add others")
     if n < 2:
         listed = " (see failures.csv there)" if unreadable else ""
-        raise UserError(f"{where} has {n} readable images to train on; embed more{listed}")
+        raise UserError(f"{where} has {counted(n, 'readable image')} to train on; embed more{listed}")
     if config.heads.clusters > n:
+        copies = f" ({rows} with their copies)" if rows not in (None, n) else ""
         raise UserError(
-            f"heads.clusters = {config.heads.clusters} is more than the {n} images to train on; "
-            f"ask for at most {n} clusters"
+            f"heads.clusters = {config.heads.clusters} is more than the {n} images to train on{copies}; "
+            f"ask for at most {counted(n, 'cluster')}"
         )
     total_steps(config, n)  # refuses what would never end
     if "neighbors" in config.pairs.source:

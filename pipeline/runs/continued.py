@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int64
 from scipy.optimize import linear_sum_assignment
 
 from temi.cache import EmbeddingCache
+from temi.cache.words import counted
 from temi.pipeline.features.blocks import CachedRows, blocks_of
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.novelty import Novelty
@@ -120,9 +121,9 @@ def describe(continued: Continued) -> list[str]:
     if continued.new:
         share = continued.unlike / continued.new
         lines.append(
-            f"{continued.new:,} images are new: in {continued.drift:.0%} of comparisons one lies farther from those "
-            f"before than one of these from the others (without drift: 50 %); {share:.1%} are less like those before "
-            "than 99 % of these are like each other (without drift: 1 %)"
+            f"{counted(continued.new, 'image is', 'images are')} new: in {continued.drift:.0%} of comparisons one lies "
+            f"farther from those before than one of these from the others (without drift: 50 %); {share:.1%} are less "
+            "like those before than 99 % of these are like each other (without drift: 1 %)"
         )
     numbers = {*continued.kept, *continued.begun, *continued.given_up}
     gone = sorted(set(range(max(numbers, default=0))) - numbers)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from temi.cache.files import os_errors, write_atomic
+from temi.cache.words import counted
 from temi.pipeline.config import Config
 from temi.pipeline.device import keep_freed_memory
 from temi.pipeline.heads.trainer import HeadTrainer
@@ -84,9 +85,9 @@ class Trial:
         if not skipped:
             what = "its heads have a loss or weights that are"
         elif skipped == done < most:
-            what = f"all {done} steps had a loss or gradient that is"
+            what = f"all {counted(done, 'step')} had a loss or gradient that is"
         else:
-            what = f"the last {min(skipped, most)} steps before step {done} had a loss or gradient that is"
+            what = f"the last {counted(min(skipped, most), 'step')} before step {done} had a loss or gradient that is"
         self.stopped = f"training cannot go on: {what} not finite; lower optimizer.lr or raise the temperatures"
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from temi.cache import EmbeddingCache
+from temi.cache.words import counted
 from temi.pipeline import limits
 from temi.pipeline.config import Config
 from temi.pipeline.errors import UserError
@@ -157,7 +158,7 @@ def _advice(configs: Sequence[Config], footprint: Footprint, free: int) -> str:
         case "activations":
             return f"lower train.batch_size from {first.train.batch_size} to {less(first.train.batch_size)} or less"
         case _ if len(configs) > 1:
-            return f"train {less(len(configs))} trials at a time instead of {len(configs)}"
+            return f"train {counted(less(len(configs)), 'trial')} at a time instead of {len(configs)}"
         case _:
             return f"lower heads.count from {first.heads.count} to {less(first.heads.count)} or less"
 

@@ -15,9 +15,11 @@ import xxhash
 from temi.cache.bucket import Bucket
 from temi.cache.files import LOCK, PART, Lock, make_folder, user_cache, write_atomic
 from temi.cache.schema import NEIGHBORS, CacheError
+from temi.cache.words import counted
 
 FIRST = ("config.toml", "environment.json")  # without these the rest of a run is nothing that could go on
 LAST = ("training.json", "trials.json")  # what says that a run is finished goes up after the rest
+TRAINS = f"run{LOCK}"  # held in the folder of a run by the process that trains it
 
 _open: dict[Path, "Mirror"] = {}
 
@@ -67,13 +69,14 @@ class Mirror:
         return coming
 
     def push(self) -> int:
-        """Send what is new or changed here; how many files that were.
+        """Send what is new or changed here; how many files that were. A run that a process trains is left to that one.
 
         Raises CacheError, and sends nothing, where one of them was changed, or made, there since.
         """
         with self._alone():
-            here, sent = self._here(), self._noted() or {}
-            going = [name for name in sorted(here, key=_turn) if sent.get(name) != here[name]]
+            here, sent, owned = self._here(), self._noted() or {}, self._in_training()
+            changed = [name for name in sorted(here, key=_turn) if sent.get(name) != here[name]]
+            going = [name for name in changed if owned.isdisjoint(PurePosixPath(name).parents)]
             there: dict[str, bytes] | None = None
             with suppress(CacheError):  # a network that fails: writing says so
                 listed = self._bucket.tree()
@@ -95,7 +98,7 @@ class Mirror:
         if both:
             raise CacheError(
                 f"{self.url}/{both[0]} was changed in the bucket and on this machine"
-                + (f", and {len(both) - 1} more files" if len(both) > 1 else "")
+                + (f", and {counted(len(both) - 1, 'more file')}" if len(both) > 1 else "")
                 + f"; to go on with the bucket's, delete {self.folder}"
             )
 
@@ -106,6 +109,16 @@ class Mirror:
             if _goes_along(PurePosixPath(name)):
                 with suppress(FileNotFoundError, IsADirectoryError):  # another command may have taken it away
                     found[name.as_posix()] = xxhash.xxh3_128_hexdigest(path.read_bytes())
+        return found
+
+    def _in_training(self) -> set[PurePosixPath]:
+        """The folders of the runs that a process trains."""
+        found = set()
+        for path in self.folder.rglob(TRAINS):
+            if lock := Lock.acquire(path):
+                lock.release()
+            else:
+                found.add(PurePosixPath(path.parent.relative_to(self.folder)))
         return found
 
     def _noted(self) -> Digests | None:

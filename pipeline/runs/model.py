@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from temi.cache import Fingerprint
-from temi.cache.files import parse, write_atomic
+from temi.cache.files import os_errors, parse, write_atomic
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, blocks_of, collect
 from temi.pipeline.features.scaling import Scaling
@@ -229,6 +229,9 @@ def _opened(path: Path, device: torch.device | None = None) -> Iterator[Any]:
         with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
             yield file
     except FileNotFoundError:
+        with os_errors(path, "read"):  # safetensors says so, too, of a file that may not be read
+            if path.exists():
+                path.open("rb").close()
         raise UserError(f"{path} does not exist; train with `temi train-heads CACHE --out {path.parent}`") from None
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and train again") from None

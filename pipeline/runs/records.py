@@ -199,21 +199,34 @@ class Result(Record):
     training: Training | None = None
 
 
-def short_settings(settings: Mapping[str, Setting]) -> str:
-    """Settings as one line, without their sections unless two differ in nothing else; of a path its last part."""
-    parts = {name: f"{name.rpartition('.')[2]}={_value(value)}" for name, value in settings.items()}
+def short_settings(settings: Mapping[str, Setting], beside: Sequence[Mapping[str, Setting]] = ()) -> str:
+    """Settings as one line, without their sections unless two differ in nothing else.
+
+    Of a path its last part, or as many as tell it from those of the same name `beside`.
+    """
+    values = {name: _value(value, [other.get(name) for other in beside]) for name, value in settings.items()}
+    parts = {name: f"{name.rpartition('.')[2]}={value}" for name, value in values.items()}
     called: dict[str, set[str]] = {}
     for part in parts.values():
         called.setdefault(part.partition("=")[0], set()).add(part)
     alike = {short for short, found in called.items() if len(found) > 1}
-    whole = [f"{name}={_value(settings[name])}" if name.rpartition(".")[2] in alike else parts[name] for name in parts]
+    whole = [f"{name}={values[name]}" if name.rpartition(".")[2] in alike else parts[name] for name in parts]
     return " ".join(dict.fromkeys(whole)) or "all settings alike"
 
 
-def _value(value: Setting) -> str:
+def _value(value: Setting, beside: Sequence[Setting]) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return Path(value).name if isinstance(value, str) and "/" in value else str(value)
+    if not isinstance(value, str) or "/" not in value:
+        return str(value)
+    others = [_ends(str(other)) for other in beside if other != value]
+    return next(end for end in _ends(value) if end == value or not any(end in ends for ends in others))
+
+
+def _ends(path: str) -> list[str]:
+    """The last part of a path, its last two, and so on up to all of it."""
+    parts = path.rstrip("/").split("/")
+    return ["/".join(parts[-count:]) for count in range(1, len(parts))] + [path]
 
 
 def write_record(path: Path, record: object) -> None:
@@ -226,10 +239,15 @@ def read_record(kind: type[T], path: Path) -> T:
     try:
         return TypeAdapter(kind).validate_python(read_json(path), strict=False)
     except ValidationError as error:
-        where, problem = first_problem(error)
-        raise UserError(
-            f"{path} is damaged or from an older version ({where}: {problem['msg'].lower()}); train or evaluate again"
-        ) from None
+        raise misfit(path, error) from None
+
+
+def misfit(path: Path, error: ValidationError) -> UserError:
+    """What to tell of a file whose content is not what its name promises."""
+    where, problem = first_problem(error)
+    return UserError(
+        f"{path} is damaged or from an older version ({where}: {problem['msg'].lower()}); train or evaluate again"
+    )
 
 
 def read_comparison(folder: Path) -> tuple[ScoredPart, ...]:

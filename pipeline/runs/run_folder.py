@@ -34,13 +34,13 @@ from typing import Any
 import torch
 
 from temi.cache import EmbeddingCache, Fingerprint, Manifest
-from temi.cache.files import LOCK, Lock, make_folder, os_errors, parse, write_atomic
+from temi.cache.files import Lock, make_folder, os_errors, parse, write_atomic
 from temi.cache.schema import MANIFEST, CacheError
 from temi.pipeline.config import Config, dump_toml, recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import Plugin
 from temi.pipeline.products import arithmetic
-from temi.pipeline.runs.mirror import mirror_of, shown
+from temi.pipeline.runs.mirror import TRAINS, mirror_of, shown
 from temi.pipeline.runs.model import load_metadata
 
 PACKAGES = (
@@ -216,7 +216,7 @@ class RunFolder:
             Another process has it.
         """
         make_folder(self.folder)
-        lock = Lock.acquire(self.folder / f"run{LOCK}")
+        lock = Lock.acquire(self.folder / TRAINS)
         if lock is None:
             raise UserError(f"another process is training {self.folder}; wait for it, or choose another --out")
         return lock

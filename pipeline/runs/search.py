@@ -1,23 +1,13 @@
 """A search over settings: Optuna says what to try, packs of trials train in one stack, label-free scores are told.
 
-::
-
-    STUDY/study.db         the study (or journal.log): every trial, its settings, its scores, and whose it is
-    STUDY/workers/         a lock for every process that searches; a lock that nobody holds tells of a killed one
-    STUDY/search.json      a SearchRecord: the trials as `temi compare` reads them, the best first
-    STUDY/best.toml        the settings of the best, for `temi train-heads --config`
-
 Any number of processes share a study. What a killed one had begun is trained again, from its start, by whoever asks
-next. Labels are not read.
+next. `study` has what is on the disk. Labels are not read.
 """
 
-import json
 import os
-import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +17,7 @@ from temi.cache.files import LOCK, Lock, make_folder, write_atomic
 from temi.cache.schema import NEIGHBORS
 from temi.pipeline.config import Config, dump_toml
 from temi.pipeline.device import pick_device
-from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line
+from temi.pipeline.errors import UserError
 from temi.pipeline.extras import import_extra
 from temi.pipeline.features.features import Features
 from temi.pipeline.plugins import Plugin
@@ -35,24 +25,33 @@ from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.pack import Candidate, train_pack
-from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, write_record
-from temi.pipeline.runs.run_folder import refuse_cache, refuse_single_run
+from temi.pipeline.runs.records import SearchRecord, Training, write_record
 from temi.pipeline.runs.space import Point, Range, Space, check_space, dump_space, ends, point_config
-from temi.pipeline.runs.trials import TRIALS, as_overrides, group_trials
+from temi.pipeline.runs.study import (
+    BEST,
+    FAILED,
+    SEARCH,
+    TRAINED,
+    open_study,
+    rank,
+    record_of,
+    refuse_run,
+    score_of,
+    study_errors,
+    study_file,
+    study_gone,
+    study_identity,
+    study_lock,
+)
+from temi.pipeline.runs.trials import as_overrides, group_trials
 
 if TYPE_CHECKING:
     import optuna
 
 SAMPLERS = ("tpe", "random", "cmaes")
-STORAGES = {"sqlite": "study.db", "journal": "journal.log"}
 SCORES = ("head_agreement", "stability", "neighbor_consistency", "linear_accuracy", "mean_confidence")
-SEARCH, BEST = "search.json", "best.toml"
 REDUCTION = 3  # one of so many goes on at a rung
-WORKER, TRAINED, FAILED = "worker", "trained", "failed"  # attributes of a trial in the study
-GIVEN_UP, WAITS = "given up", "not trained"  # how a trial without a score is said to have ended; else it failed
-REASONS = 3  # that are told of failed trials; search.json has all
-FULL = ("disk is full", "disk I/O error", "No space left")  # in what SQLite and Optuna say
-BUSY = 60  # seconds that a process waits for others to write to an SQLite study
+WORKER = "worker"  # attribute of a trial in the study: the process that trains it
 
 
 @dataclass(frozen=True)
@@ -161,116 +160,6 @@ def finished(study: "optuna.Study") -> int:
     return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
 
 
-def refuse_run(out: Path) -> None:
-    """Raise a UserError where `out` is no place for a study: the folder of a run, of trials or of a cache."""
-    refuse_cache(out)
-    refuse_single_run(out, "the study")
-    if (out / TRIALS).exists():
-        raise UserError(f"{out} is the folder of trials; choose another --out for the study")
-
-
-def remove_study(out: Path) -> None:
-    """Remove the study in `out`, and what was kept beside it; whatever else is in the folder stays."""
-    refuse_run(out)
-    for name in (*STORAGES.values(), SEARCH, BEST):
-        (out / name).unlink(missing_ok=True)
-    for folder in (out / "workers", out / NEIGHBORS):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def open_study(out: Path, storage: str, same: Mapping[str, str]) -> "optuna.Study":
-    """The study in `out`, begun if there is none, whatever kept it; `same` must be as it was when it began."""
-    import_extra("optuna", "search", "temi search")
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    there = _study_file(out)
-    kind = next((kind for kind, name in STORAGES.items() if there and name == there.name), storage)
-    if kind not in STORAGES:
-        raise UserError(f"there is no storage {kind!r}; choose one of {', '.join(STORAGES)}")
-    path = out / STORAGES[kind]
-    if (out / SEARCH).exists() and not (path.exists() and path.stat().st_size):
-        raise UserError(
-            f"{out} holds the {SEARCH} of a search whose {path.name} is gone or empty; restore {path.name}, begin "
-            "a new search with another --out, or --overwrite this one"
-        )
-    with study_lock(out), study_errors(out, any_error=True):
-        study = optuna.create_study(
-            study_name="temi", storage=_storage(kind, path), direction="maximize", load_if_exists=True
-        )
-        for name, value in same.items():
-            if study.user_attrs.get(name, value) != value:
-                raise UserError(f"{out} is a study with {name} of its own; use another --out, or --overwrite it")
-            if name not in study.user_attrs:
-                study.set_user_attr(name, value)
-    return study
-
-
-def _study_file(out: Path) -> Path | None:
-    """What keeps the study in `out`."""
-    return next((out / name for name in STORAGES.values() if (out / name).exists()), None)
-
-
-def _identity(out: Path) -> tuple[int, int] | None:
-    """What tells the file of the study in `out` from another of its name; None where there is none."""
-    file = _study_file(out)
-    try:
-        found = file.stat() if file else None
-    except FileNotFoundError:
-        return None
-    return (found.st_dev, found.st_ino) if found else None
-
-
-def _removed(out: Path) -> UserError:
-    return UserError(
-        f"{out} was removed, renamed or replaced while its search ran, and what was found since then is lost; leave "
-        "the folder where it is and start the search again"
-    )
-
-
-@contextmanager
-def study_errors(out: Path, any_error: bool = False) -> Iterator[None]:
-    """Turn what Optuna and its database raise of a damaged or removed study into one sentence.
-
-    `any_error`: whatever is raised tells of the study, as nothing but its file is at work.
-    """
-    import optuna
-    from sqlalchemy.exc import SQLAlchemyError
-
-    raised = (SQLAlchemyError, optuna.exceptions.OptunaError, json.JSONDecodeError)
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, USER_ERRORS) or not (any_error or isinstance(error, raised)):
-            raise
-        if _study_file(out) is None:
-            raise _removed(out) from None
-        reason = in_a_line(error.__cause__ or error)
-        if any(told in reason for told in FULL):
-            raise UserError(
-                f"cannot write {_study_file(out)} ({reason}); make room, and rerun the same command"
-            ) from None
-        raise UserError(
-            f"{_study_file(out)} is damaged or cannot be used ({type(error).__name__}: {reason}); restore it, search "
-            "with another --out, or --overwrite this one"
-        ) from None
-
-
-def study_lock(out: Path) -> Lock:
-    """What a process holds while it asks for trials or writes results."""
-    return Lock.wait_for(out / f"study{LOCK}")
-
-
-def _storage(kind: str, path: Path) -> Any:
-    from optuna.storages import JournalStorage, RDBStorage
-
-    if kind == "journal":
-        from temi.pipeline.runs.journal import WholeLines
-
-        return JournalStorage(WholeLines(path))
-    return RDBStorage(f"sqlite:///{path.resolve()}", engine_kwargs={"connect_args": {"timeout": BUSY}})
-
-
 def kept_apart(cache: EmbeddingCache, wanted: Search, plugins: Sequence[Plugin]) -> dict[str, str]:
     """What a study cannot mix."""
     return {
@@ -308,7 +197,7 @@ class Desk:
         self.study, self.wanted, self.out, self.progress = study, wanted, out, progress
         self.study.sampler = _sampler(wanted.sampler, len(study.trials) + draws * wanted.trials)
         self.name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._file = _identity(out)
+        self._file = study_identity(out)
         self._trials: dict[int, optuna.Trial] = {}
         self._waiting: list[Candidate] = []
         self._shared: Config | None = None
@@ -327,8 +216,8 @@ class Desk:
 
     def check_there(self) -> None:
         """Raise a UserError where the study is not there any more: what is told to it now is lost."""
-        if self._file is None or _identity(self.out) != self._file:
-            raise _removed(self.out)
+        if self._file is None or study_identity(self.out) != self._file:
+            raise study_gone(self.out)
 
     def begin(self) -> list[Candidate]:
         """The first candidates of a new pack; [] where the study has all its trials."""
@@ -419,12 +308,6 @@ class Desk:
         self.progress.advance(note="" if best is None else f"best {self.wanted.score} {best:.4f}")
 
 
-def score_of(training: Training, name: str) -> float:
-    """A label-free score by name; where it needs several heads and there is one, the mean confidence."""
-    value = getattr(training, name)
-    return float(training.mean_confidence if value is None else value)
-
-
 def distribution(values: Range | list[Any]) -> Any:
     """What Optuna calls the values of a setting."""
     import optuna
@@ -442,9 +325,9 @@ def write_results(
     study: "optuna.Study", cache: EmbeddingCache, wanted: Search, out: Path, plugins: Sequence[Plugin] = ()
 ) -> SearchRecord:
     """``search.json`` and ``best.toml`` of what the study holds now."""
-    if _study_file(out) is None:
-        raise _removed(out)
-    trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: _rank(trial, wanted.score))
+    if study_file(out) is None:
+        raise study_gone(out)
+    trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: rank(trial, wanted.score))
     record = SearchRecord(
         score=wanted.score,
         cache=str(cache.folder.resolve()),
@@ -452,52 +335,9 @@ def write_results(
         rows=cache.rows,
         plugins={plugin.path.name: plugin.digest for plugin in plugins},
         settings=wanted.config({}).model_dump(mode="json", exclude={"embed"}),
-        trials=tuple(map(_record, trials)),
+        trials=tuple(map(record_of, trials)),
     )
     write_record(out / SEARCH, record)
     if trials and TRAINED in trials[0].user_attrs:
         write_atomic(out / BEST, dump_toml(wanted.config(trials[0].params)).encode())
     return record
-
-
-def _rank(trial: "optuna.trial.FrozenTrial", score: str) -> tuple[int, float]:
-    """Trained trials before the others, the best first; of those given up the ones that came furthest."""
-    if TRAINED in trial.user_attrs and trial.value is not None:
-        return 0, -trial.value
-    return 1, -float(trial.last_step or 0)
-
-
-def _record(trial: "optuna.trial.FrozenTrial") -> TrialRecord:
-    trained = tuple(Training(**one) for one in trial.user_attrs.get(TRAINED, ()))
-    reason = trial.user_attrs.get(FAILED) or {
-        "PRUNED": f"{GIVEN_UP} at step {trial.last_step}: others did better",
-        "RUNNING": f"{WAITS} to its end yet",
-    }.get(trial.state.name, f"{WAITS} yet")
-    return TrialRecord(
-        trial=f"trial-{trial.number:03d}",
-        settings=dict(trial.params),
-        training=trained[0] if trained else None,
-        seeds=trained,
-        stopped=None if trained else reason,
-    )
-
-
-def ended(trials: Sequence[TrialRecord]) -> str:
-    """How many of `trials` were trained, given up, not trained yet, and failed, with each reason once."""
-    stopped = [trial.stopped or WAITS for trial in trials if trial.training is None]
-    early, owed = ([one for one in stopped if one.startswith(start)] for start in (GIVEN_UP, WAITS))
-    failed = [one for one in stopped if one not in early + owed]
-    reasons = list(dict.fromkeys(in_a_line(one) for one in failed))
-    more = [f"{len(reasons) - REASONS} more reasons"] if len(reasons) > REASONS else []
-    counts = {
-        "trained to their end": len(trials) - len(stopped),
-        "given up by halving": len(early),
-        "not trained yet": len(owed),
-        f"failed ({'; '.join([*reasons[:REASONS], *more])})": len(failed),
-    }
-    return ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "none"
-
-
-def hopeless(trials: Sequence[TrialRecord]) -> bool:
-    """Whether none of `trials` was trained, and none is to be trained yet."""
-    return bool(trials) and not any(trial.training or (trial.stopped or WAITS).startswith(WAITS) for trial in trials)

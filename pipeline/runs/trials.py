@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from temi.cache import EmbeddingCache
 from temi.cache.schema import NEIGHBORS
+from temi.cache.words import counted
 from temi.pipeline.config import Config, flatten, load_config, per_trial, read_toml
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import Constraints
@@ -280,4 +281,4 @@ def choose_among(folder: Path) -> str:
         for trial in trials[:LISTED]
     ]
     more = [f"{len(trials) - LISTED} more, see {folder / TRIALS}"] if len(trials) > LISTED else []
-    return f"{len(trials)} trials; give one of them: {', '.join([*named, *more])}"
+    return f"{counted(len(trials), 'trial')}; give one of them: {', '.join([*named, *more])}"

@@ -10,6 +10,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from threading import Event, Lock
 from time import monotonic
 from typing import Any
@@ -24,7 +25,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 
-from temi.pipeline.errors import USER_ERRORS
+from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.images import UnreadableImage
 from temi.pipeline.report.pages import THUMBNAIL_BYTES, as_corrected, page_map, render, run_figures
 from temi.pipeline.report.records import page_json
@@ -57,6 +58,7 @@ class ServedRun:
 
     def __init__(self, run: FinishedRun, source: str | None = None, finder: Finder | None = None) -> None:
         self.run = run
+        self._trained = _stamp(run.files.model)
         self.finder = finder or Finder(run)
         self.known: Evidence = evidence(run)
         self.rows = run.trained["row"].to_numpy("int64")
@@ -79,6 +81,7 @@ class ServedRun:
     def page(self) -> bytes:
         """The page as the corrections are by now, and what is odd about the pixels of the images seen by now."""
         with self._editing:
+            self._check_is_there()
             self.run.forget_corrections()
             if self._state != self._page[0]:
                 self._page = self._state, self._render()
@@ -99,10 +102,19 @@ class ServedRun:
         page = render("report", page_json(data), self.run.folder.resolve().name, served=True)
         return page.encode("utf-8", "backslashreplace")
 
-    def edit(self, body: bytes, known: int | None = None) -> list[Correction]:
+    def edit(self, body: bytes, known: int) -> list[Correction]:
         """Take one correction in; the entry as written to the disk. `known`: entries that who asks has seen."""
         with self._editing:
+            self._check_is_there()
             return correct(self.run, [parse_correction(body, "this correction")], known=known)
+
+    def _check_is_there(self) -> None:
+        """Raise a UserError where the run on the disk is no more the one that is shown: its corrections are others."""
+        if _stamp(self.run.files.model) != self._trained:
+            raise UserError(
+                f"{self.run.folder} was deleted, moved or trained again since this server began: nothing is written "
+                "there; put the run back, or start temi serve again"
+            )
 
     def thumbnail(self, row: int) -> bytes:
         """A small picture, kept for the next who asks; empty where the image cannot be read now."""
@@ -159,6 +171,15 @@ class ServedRun:
         return float((cluster == self.run.trained["cluster"].iloc[self.position[row]]).mean())
 
 
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another that took its place; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
 def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
     """The application; `hosts` are the values of the header Host under which it may be reached."""
 
@@ -204,14 +225,14 @@ def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
     async def edit(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return _refusal(415, "a correction is application/json")
-        known = request.query_params.get("known")
-        if known is not None and not (known.isascii() and known.isdigit() and len(known) < 10):
-            return _refusal(400, "known is the number of corrections that were seen")
+        known = request.query_params.get("known", "")  # without it, one could undo what somebody else just said
+        if not (known.isascii() and known.isdigit() and len(known) < 10):
+            return _refusal(400, "known is the number of corrections that were seen; ask for edit?known=NUMBER")
         body = await _body(request, MAX_REQUEST)
         if body is None:
             return _refusal(413, "a correction of that size is none")
         try:
-            written = await run_in_threadpool(served.edit, body, None if known is None else int(known))
+            written = await run_in_threadpool(served.edit, body, int(known))
         except ChangedElsewhere as error:
             return _refusal(409, str(error))
         except USER_ERRORS as error:
@@ -240,7 +261,7 @@ def build_app(served: ServedRun, token: str, hosts: set[str]) -> Starlette:
     return Starlette(
         routes=[Mount("/{token}", routes=routes)],
         middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)],
-        exception_handlers={_NoSuchRow: _no_such_row, ClientDisconnect: _gone},
+        exception_handlers={_NoSuchRow: _no_such_row, ClientDisconnect: _gone} | dict.fromkeys(USER_ERRORS, _told),
     )
 
 
@@ -289,6 +310,10 @@ class _NoSuchRow(Exception):
 
 def _no_such_row(request: Request, error: Exception) -> Response:
     return _refusal(404, "no such image")
+
+
+def _told(request: Request, error: Exception) -> Response:
+    return _refusal(500, str(error))  # of the disk, as a cache that is gone by now
 
 
 def _gone(request: Request, error: Exception) -> Response:

@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Int64
 
+from temi.cache.words import counted
 from temi.pipeline.config import StartConfig
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
@@ -94,9 +95,13 @@ def estimate_clusters(
         highest = min(HIGHEST, rows // ROWS_PER_CLUSTER)
         if not lowest < highest:
             needed = ROWS_PER_CLUSTER * (lowest + 1)
-            raise UserError(f"{rows} images are too few for auto, which needs {needed}; give {advice}")
+            raise UserError(
+                f"{counted(rows, 'image is', 'images are')} too few for auto, which needs {needed}; give {advice}"
+            )
     if not lowest < highest <= most:
-        raise UserError(f"{rows} images are too few to search {lowest} to {highest} clusters; give {advice}")
+        raise UserError(
+            f"{counted(rows, 'image is', 'images are')} too few to search {lowest} to {highest} clusters; give {advice}"
+        )
     distinct = distinct_sample(features, highest).features
     graphs, numbers = largest_graphs(distinct, lowest), candidates(lowest, highest)
     cuts = []

@@ -276,7 +276,7 @@ def save_bad(folder: Path, what: str) -> Path:
         ("text", "instead of lists"),
         ("whole", "list of floats"),
         ("no key", "needs `embedding` and `key`"),
-        ("null key", "1 rows have no key"),
+        ("null key", "has no key in 1 row"),
         ("real key", "instead of text or whole numbers"),
         ("twin key", "2 rows with the key 'a'"),
         ("empty key", "image name 2 is empty; give every image a name"),

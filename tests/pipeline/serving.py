@@ -50,9 +50,20 @@ class Server:
         self.process.wait()
 
     def edit(self, **action: Any) -> tuple[int, dict[str, Any]]:
-        """Make a correction."""
-        status, body = self.ask("edit", "POST", json.dumps(action).encode(), content_type="application/json")
+        """Make a correction, as a page that was just loaded."""
+        status, page = self.ask("")
+        seen = len(shown(page)["entries"]) if status == 200 else 0
+        body = json.dumps(action).encode()
+        status, body = self.ask(f"edit?known={seen}", "POST", body, content_type="application/json")
         return status, json.loads(body)
+
+
+def shown(page: bytes) -> dict[str, Any]:
+    """The figures that a page shows."""
+    found = re.search(rb'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    figures: dict[str, Any] = json.loads(found[1])
+    return figures
 
 
 @contextmanager

@@ -134,3 +134,18 @@ def test_files_of_ones_own_in_the_folder_of_the_run_stay(tmp_path: Path) -> None
     with pytest.raises(ValueError, match=r"run=.*run is the folder of a finished run; give"):
         TemiClusterer(3, settings=SHORT, run=tmp_path / "run").fit(rows)
     assert not (tmp_path / "run/cache").exists()
+
+
+def test_few_different_rows_are_clustered_however_often_each_is_there(tmp_path: Path) -> None:
+    rows = np.repeat(np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32), 10, axis=0)
+    for run in (None, tmp_path):
+        found = TemiClusterer(3, settings=SHORT, run=run).fit_predict(rows)
+        assert [set(found[first : first + 10]) for first in (0, 10, 20)] == [{found[0]}, {found[10]}, {found[20]}]
+    with pytest.raises(ValueError, match=r"heads.clusters = 4 is more than the 3 images .* \(30 with their copies\)"):
+        TemiClusterer(4, settings=SHORT).fit(rows)
+
+
+def test_neighbors_that_were_asked_for_are_not_made_fewer_in_silence() -> None:
+    rows = np.random.default_rng(0).standard_normal((20, 4))
+    with pytest.raises(ValueError, match=r"neighbors.k = 20 needs more than 20 images, but 20 can be trained on"):
+        TemiClusterer(2, settings=(*SHORT, "neighbors.k=20")).fit(rows)

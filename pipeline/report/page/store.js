@@ -29,7 +29,7 @@ const store = (() => {
 
   function replay() {
     state = { cluster: Int32Array.from(images.cluster), second: Int32Array.from(images.second), byHand: new Uint8Array(count),
-      outside: new Map(), clusters: data.base.clusters, merged: new Set(), names: new Map(Object.entries(data.base.names).map(([c, name]) => [Number(c), name])), notes: [] };
+      outside: new Map(Object.entries(data.base.outside)), clusters: data.base.clusters, merged: new Set(), names: new Map(Object.entries(data.base.names).map(([c, name]) => [Number(c), name])), notes: [] };
     // images of each cluster that are not in this page
     state.absent = data.base.sizes.slice();
     for (const c of state.cluster) state.absent[c] -= 1;
@@ -43,14 +43,22 @@ const store = (() => {
   }
 
   function set(keys, cluster, byHand) {
+    state.clusters = Math.max(state.clusters, cluster + 1);
+    while (state.absent.length < state.clusters) state.absent.push(0);
     for (const key of keys) {
       const i = place(key);
-      if (i < 0) { state.outside.set(key, cluster); continue; }
+      if (i < 0) { setOutside(key, cluster); continue; }
       state.cluster[i] = cluster;
       if (byHand) state.byHand[i] = 1;
     }
-    state.clusters = Math.max(state.clusters, cluster + 1);
-    while (state.absent.length < state.clusters) state.absent.push(0);
+  }
+
+  // An image that is not in this page counts in the size of its cluster.
+  function setOutside(key, cluster) {
+    const before = state.outside.get(key);
+    if (before >= 0) state.absent[before] -= 1;
+    if (cluster !== REMOVED) state.absent[cluster] += 1;
+    state.outside.set(key, cluster);
   }
 
   function apply(entry) {
@@ -60,6 +68,7 @@ const store = (() => {
         if (gone.has(state.cluster[i])) state.cluster[i] = first;
         if (gone.has(state.second[i])) state.second[i] = first;
       }
+      state.outside.forEach((c, key) => { if (gone.has(c)) state.outside.set(key, first); });
       const lost = others.map((c) => state.names.get(c)).filter(Boolean);
       others.forEach((c) => { state.merged.add(c); state.names.delete(c); state.absent[first] += state.absent[c]; state.absent[c] = 0; });
       if (lost.length && !state.names.get(first)) state.names.set(first, lost[0]);

@@ -109,6 +109,58 @@ def test_two_nodes_make_the_bytes_of_one_process_when_one_of_them_is_killed(
     assert EmbeddingCache.open(shards).verify() == []
 
 
+@pytest.mark.long
+def test_the_loss_of_the_cluster_is_a_sentence_and_another_goes_on(
+    photo_run: PhotoRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = tmp_path / "cache"
+    with ray_nodes(monkeypatch, count=1) as own:
+        lost = start(photo_run.photos, shards, tmp_path, photo_run, "--on", f"ray:{own.address}", seconds=0.3)
+        wait_for(lambda: len(list(shards.glob("shard-*.json"))) >= 2, lost)
+        own.head_node.all_processes["raylet"][0].process.kill()
+        _, said = lost.communicate(timeout=300)
+    assert lost.returncode == 2, said
+    assert "temi: the Ray node of this machine is lost; start the cluster again, and run the same command" in said
+    assert "Traceback" not in said
+    made = {path.name: path.stat().st_mtime_ns for path in shards.glob("shard-*.json")}
+    assert "embed: " in finish(start(photo_run.photos, shards, tmp_path, photo_run, seconds=0.3))
+    assert made.items() <= {path.name: path.stat().st_mtime_ns for path in shards.glob("shard-*.json")}.items()
+    assert EmbeddingCache.open(shards).verify() == []
+
+
+WATCH = """
+import socket
+from contextlib import ExitStack
+from temi.pipeline import ray_cluster
+
+ray_cluster.LOOK, ray_cluster.GRACE = 0.1, 0.5
+own, node = socket.socketpair()
+over, ending = socket.socketpair()
+{happens}
+ray_cluster._watch(ExitStack(), [own], "127.0.0.1:1", over)
+"""
+
+
+@pytest.mark.parametrize(
+    ("happens", "status", "said"),
+    [
+        ("node.close()", 2, r"temi: the Ray node of this machine is lost; start the cluster again, .*\n"),
+        (
+            "",
+            2,
+            r"the head of the Ray cluster, 127.0.0.1:1, does not answer; waiting up to .*\n"
+            r"temi: the head of the Ray cluster, 127.0.0.1:1, is lost; start the cluster again, .*\n",
+        ),
+        ("ending.close(); node.close()", 0, ""),
+    ],
+)
+def test_what_of_a_cluster_is_lost_is_the_last_word(happens: str, status: int, said: str) -> None:
+    script = WATCH.format(happens=happens)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == status, done.stderr
+    assert re.fullmatch(said, done.stderr), done.stderr
+
+
 def test_a_worker_for_each_gpu_or_for_so_many_cores_as_the_smallest_node_has() -> None:
     def node(cpus: int, gpus: int = 0, alive: bool = True) -> dict[str, Any]:
         return {"Alive": alive, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}}

@@ -117,6 +117,18 @@ def test_a_bad_batch_is_skipped_by_its_trial_alone_and_leaves_no_trace(tmp_path:
     assert both.marginal.isfinite().all()
 
 
+def test_heads_that_are_finite_and_say_nothing_finite_are_no_heads() -> None:
+    """A run of optimizer.lr = 1e38 left such, and could not read its own scores."""
+    config = settings("heads.kind=linear")
+    trainer = HeadTrainer([config, config], load_training_set(Features.of_array(mixture()[0]), config))
+    assert trainer.finite(0)
+    for weight in trainer.teacher.weights.values():
+        weight[4:].mul_(0).add_(torch.tensor(1e38)).mul_(torch.randn_like(weight[4:]).sign())
+    assert all(weight.isfinite().all() for weight in trainer.teacher.weights.values())
+    assert trainer.finite(0)
+    assert not trainer.finite(1)
+
+
 def test_gradient_clipping_bounds_the_norm_of_a_trial(tmp_path: Path) -> None:
     embedding, _ = mixture()
     configs = [settings(f"optimizer.clip={clip}", "optimizer.warmup=0") for clip in (0, 1e-4)]

@@ -5,8 +5,11 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import time
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +25,7 @@ from temi.pipeline.report import pages as module
 from temi.pipeline.report.cards import centers, nearest_clusters, typical_images
 from temi.pipeline.report.pages import confusion, figures, merge_tree, shown_images, write_report
 from temi.pipeline.results.correct import correct
-from temi.pipeline.results.corrections import Merge, Rename
+from temi.pipeline.results.corrections import Correction, Merge, Move, Remove, Rename, Split, Undo
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import evidence
 from temi.pipeline.results.map import ATLAS, atlas, run_atlas
@@ -164,6 +167,44 @@ def test_more_images_than_fit_are_sampled_with_all_of_the_cards(monkeypatch: pyt
     shown, place = shown_images(1000, [5, 999, 17])
     assert 100 <= len(shown) <= 103
     assert all(shown[place[i]] == i for i in (5, 17, 999))
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="apt-get install nodejs")
+def test_a_sample_counts_what_corrections_move_outside_of_it(
+    finished: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "POINTS", 5)
+    monkeypatch.setattr(module, "TYPICAL", 1)
+    keys, cluster = finished.trained["key"].to_numpy(), finished.trained["cluster"].to_numpy()
+    one, other = np.argsort(-np.bincount(cluster))[:2].tolist()  # the largest
+    first, second = keys[cluster == one].tolist(), keys[cluster == other].tolist()
+    asked: list[Correction] = [Move(keys=first[:9], to=3), Remove(keys=second[:4]), Split(cluster=other)]
+    asked += [Merge(clusters=[other, 3]), Move(keys=first[:4], to=one), Remove(keys=first[2:6])]
+    correct(finished, asked)
+    counted = as_counted(finished)
+    page = block(write_report(finished, tmp_path / "page.html").read_text())
+    assert len(page["images"]["key"]) < 10
+    assert in_page(page) == counted
+    correct(finished, [Undo(), Undo(), Undo()])
+    page = block(write_report(finished, tmp_path / "page.html").read_text())
+    assert in_page(page) == as_counted(finished) != counted
+    page["entries"] += 3 * [{"action": "redo"}]  # in the page
+    assert in_page(page) == counted
+
+
+def as_counted(run: FinishedRun) -> list[int]:
+    """Images removed from all clusters, and those in each."""
+    return np.bincount(run.corrected.cluster + 1, minlength=run.clusters + 1).tolist()
+
+
+def in_page(figures: dict[str, Any]) -> list[int]:
+    """The same, as page/store.js counts."""
+    store = (files("temi.pipeline.report") / "page/store.js").read_text(encoding="utf-8")
+    sizes = "[store.removed, ...Array.from({ length: store.state.clusters }, (_, c) => store.size(c))]"
+    script = f"const shared = {{ data: {json.dumps(figures)} }};\n{store}\nconsole.log(JSON.stringify({sizes}));"
+    done = subprocess.run(["node", "-"], input=script, capture_output=True, text=True, check=True)
+    counted: list[int] = json.loads(done.stdout)
+    return counted
 
 
 def test_the_map_keeps_groups_apart_and_is_made_once(tmp_path: Path) -> None:

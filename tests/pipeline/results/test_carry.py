@@ -18,7 +18,6 @@ from temi.pipeline.results.carry import Carried, Kept, carry_over
 from temi.pipeline.results.constraints import clusters_left, read_constraints
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import (
-    CORRECTIONS,
     REMOVED,
     Different,
     Merge,
@@ -29,6 +28,7 @@ from temi.pipeline.results.corrections import (
     Same,
     Split,
 )
+from temi.pipeline.results.corrections_file import CORRECTIONS
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.start.agreement import contingency
 

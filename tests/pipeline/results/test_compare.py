@@ -151,6 +151,23 @@ def test_a_cache_that_changed_makes_another_choice(tmp_path: Path) -> None:
     assert shown(small, other) == ["cache=one, 300 rows (cccccccc)", "cache=one, 300 rows (eeeeeeee)"]
 
 
+def test_caches_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for name, place in {
+        "a": "/data/birds/dino/cache",
+        "b": "/data/cats/dino/cache",
+        "c": "/data/cats/clip/cache",
+    }.items():
+        write_run(tmp_path / name, [], training(0.8), cache=place)
+    choices = compare([tmp_path / name for name in "abc"])
+    table = as_markdown(choices)
+    for shown in ("cache=birds/dino/cache |", "cache=cats/dino/cache |", "cache=clip/cache |"):
+        assert table.count(f"| {shown}") == 1
+    assert "/data/birds/dino/cache" in as_csv(choices)
+    printed = subprocess.run([TEMI, "compare", *(tmp_path / name for name in "ac")], capture_output=True, text=True)
+    assert "cache=dino/cache " in printed.stdout, printed.stderr
+    assert "cache=clip/cache " in printed.stdout
+
+
 def test_a_search_and_a_run_of_its_best_settings_are_one_run_of_one_seed(tmp_path: Path) -> None:
     own = training(0.95)
     trial = TrialRecord(trial="trial-000", settings={"objective.beta": 0.5}, training=own, seeds=(own,))
@@ -230,6 +247,15 @@ def test_formats_hold_the_same(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert max(map(len, shown.stdout.splitlines())) <= 80
     assert "beta=0.6" in shown.stdout
+
+
+def test_a_search_of_settings_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
+    own = training(0.9)
+    trial = TrialRecord(trial="trial-000", settings={}, training=own, seeds=(own,))
+    record = SearchRecord(score="stability", cache="/c", settings={"objective": {"beta": -5}}, trials=(trial,))
+    write_record(tmp_path / "search.json", record)
+    with pytest.raises(UserError, match=r"search.json is damaged or from an older version \(objective.beta: input"):
+        compare([tmp_path])
 
 
 def test_mistakes_are_one_sentence(tmp_path: Path) -> None:

@@ -12,21 +12,13 @@ import pandas as pd
 import pytest
 from photos import PhotoRun
 
+from temi.cache.words import counted
 from temi.pipeline.errors import UserError
 from temi.pipeline.registry import EXPORTS
 from temi.pipeline.results.constraints import read_constraints
 from temi.pipeline.results.correct import correct, read_file, split_rows
-from temi.pipeline.results.corrections import (
-    CORRECTIONS,
-    Merge,
-    Move,
-    Note,
-    Remove,
-    Rename,
-    Split,
-    Undo,
-    read_corrections,
-)
+from temi.pipeline.results.corrections import Merge, Move, Note, Remove, Rename, Split, Undo
+from temi.pipeline.results.corrections_file import CORRECTIONS, read_corrections
 from temi.pipeline.results.export import export_folders, export_table
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.formats import Wanted
@@ -130,16 +122,19 @@ def test_parts_are_the_groups_that_are_there() -> None:
         ('{"action": "move", "keys": ["blue/0.jpg"], "to": 40}', "cluster 40 does not exist; they are 0 to 2"),
         ('{"action": "move", "keys": ["no.jpg"], "to": 1}', "image 'no.jpg' is not in this run"),
         ('{"action": "rename", "names": {"2": "ones"}}', "clusters 0 and 2 would both be called 'ones'"),
+        ('{"action": "redo"}', "there is nothing to redo; take the line out"),
+        ('{"action": "undo"}\n{"action": "undo"}', "there is nothing to undo; take the line out"),
     ],
 )
 def test_a_line_made_by_hand_is_refused_as_correct_would(run: FinishedRun, line: str, sentence: str) -> None:
     (run.folder / CORRECTIONS).write_text('{"action": "rename", "names": {"0": "ones"}}\n\n' + line)
-    with pytest.raises(UserError, match=f"line 3 of .*{CORRECTIONS}: {sentence}"):
+    last = 3 + line.count("\n")
+    with pytest.raises(UserError, match=f"line {last} of .*{CORRECTIONS}: {sentence}"):
         _ = run.assignments
-    with pytest.raises(UserError, match=f"line 3 of .*{CORRECTIONS}: {sentence}"):
+    with pytest.raises(UserError, match=f"line {last} of .*{CORRECTIONS}: {sentence}"):
         correct(run, [Undo()])
     if "no.jpg" not in line:  # what needs no assignments knows of no image
-        with pytest.raises(UserError, match=f"line 3 of .*{CORRECTIONS}: {sentence}"):
+        with pytest.raises(UserError, match=f"line {last} of .*{CORRECTIONS}: {sentence}"):
             _ = run.names
 
 
@@ -174,8 +169,8 @@ def test_clusters_are_counted_as_they_were_left(run: FinishedRun, tmp_path: Path
     one, other = cluster.value_counts().index[:2].tolist()
     correct(run, [Merge(clusters=[one, other]), Remove(keys=run.trained["key"][:1].tolist())])
     left = cluster.nunique() - 1
-    assert f"44 images in {left} clusters" in repr(run)
-    assert f"44 images in {left} clusters" in run._repr_html_()
+    assert f"44 images in {counted(left, 'cluster')}" in repr(run)
+    assert f"44 images in {counted(left, 'cluster')}" in run._repr_html_()
     said = EXPORTS["csv"](run, tmp_path / "table.csv", Wanted())
     empty = 3 - cluster.nunique()
     assert said.startswith(

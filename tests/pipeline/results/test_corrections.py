@@ -1,15 +1,6 @@
-"""Corrections: an append-only file that a crash cannot hurt, and a replay that does what each entry says."""
-
-import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+"""Corrections: a replay that does what each entry says, and what entries teach."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +9,6 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import NOWHERE
 from temi.pipeline.results.constraints import constraints
 from temi.pipeline.results.corrections import (
-    CORRECTIONS,
     REMOVED,
     Correction,
     Different,
@@ -31,10 +21,9 @@ from temi.pipeline.results.corrections import (
     Same,
     Split,
     Undo,
-    append_corrections,
     contradictions,
+    idle,
     in_force,
-    read_corrections,
     replay,
     route,
 )
@@ -79,16 +68,22 @@ actions = st.sampled_from([Merge(clusters=[0, 1]), Merge(clusters=[2, 0]), Move(
 def test_undo_and_redo_are_those_of_every_editor(entries: list[Correction]) -> None:
     done: list[Correction] = []
     future: list[Correction] = []
-    for entry in entries:
+    nothing: list[int] = []
+    for position, entry in enumerate(entries):
         if isinstance(entry, Undo):
             if done:
                 future.insert(0, done.pop())
+            else:
+                nothing.append(position)
         elif isinstance(entry, Redo):
             if future:
                 done.append(future.pop(0))
+            else:
+                nothing.append(position)
         else:
             done, future = [*done, entry], []
     assert in_force(entries) == done
+    assert idle(entries) == nothing
     assert after(*entries) == after(*done)
 
 
@@ -105,49 +100,6 @@ def test_a_contradiction_by_way_of_others_is_named() -> None:
     apart = Different(keys=["2.jpg", "0.jpg"])
     assert contradictions([*chain, apart]) == [("2.jpg", "0.jpg")]
     assert contradictions([*chain, apart, Undo()]) == []
-
-
-def test_a_torn_last_line_is_nothing_and_is_cut_off(tmp_path: Path) -> None:
-    entries = [Merge(clusters=[0, 1], who="ann", when="2026-01-01T00:00:00Z"), Rename(names={0: "Käse"})]
-    append_corrections(tmp_path, entries)
-    assert read_corrections(tmp_path) == entries
-    whole = (tmp_path / CORRECTIONS).read_bytes()
-    for cut in range(len(whole)):
-        (tmp_path / CORRECTIONS).write_bytes(whole[:cut])
-        kept = read_corrections(tmp_path)
-        ended = whole[cut : cut + 1] == b"\n"  # all of the line is there but its break, as editors leave it
-        assert kept == entries[: whole[:cut].count(b"\n") + ended]
-        append_corrections(tmp_path, [Undo()])
-        assert read_corrections(tmp_path) == [*kept, Undo()]
-
-
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    for line in ('{"action": "fly"}', "[]", "{", '{"action": "merge", "clusters": [1]}', '{"action": "undo", "x": 1}'):
-        (tmp_path / CORRECTIONS).write_text(f'{{"action": "undo"}}\n{line}\n')
-        with pytest.raises(UserError, match=rf"line 2 of .*{CORRECTIONS}: .*; correct or remove it"):
-            read_corrections(tmp_path)
-
-
-def test_a_kill_at_any_moment_loses_no_entry_that_was_acknowledged(tmp_path: Path) -> None:
-    program = textwrap.dedent("""
-        import sys
-        from pathlib import Path
-        from temi.pipeline.results.corrections import Rename, append_corrections
-        for number in range(100000):
-            append_corrections(Path(sys.argv[1]), [Rename(names={number: "x" * 100})])
-            print(number, flush=True)
-    """)
-    process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    said = [process.stdout.readline() for _ in range(50)]
-    os.kill(process.pid, signal.SIGKILL)
-    said += process.stdout.readlines()
-    process.stdout.close()
-    process.wait()
-    count = len([line for line in said if line.endswith("\n")])
-    entries = read_corrections(tmp_path)
-    assert count <= len(entries) <= count + 1
-    assert [list(entry.names) for entry in entries] == [[number] for number in range(len(entries))]
 
 
 def test_entries_become_pairs_and_seeds() -> None:
@@ -194,41 +146,6 @@ def test_what_no_longer_holds_in_the_end_teaches_nothing() -> None:
 def test_a_conflict_is_named(entries: list[Correction], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         constraints(KEYS, CLUSTER, np.ones(8, dtype=np.float32), 3, entries)
-
-
-def test_lines_are_plain_json(tmp_path: Path) -> None:
-    append_corrections(tmp_path, [Move(keys=["a b/ü.jpg"], to=3, who="ann", when="2026-01-01T00:00:00Z")])
-    [line] = (tmp_path / CORRECTIONS).read_text().splitlines()
-    expected = {"action": "move", "keys": ["a b/ü.jpg"], "to": 3, "who": "ann", "when": "2026-01-01T00:00:00Z"}
-    assert json.loads(line) == expected
-    assert isinstance(pd.DataFrame([json.loads(line)]), pd.DataFrame)
-
-
-def test_what_cannot_be_written_whole_is_not_written(tmp_path: Path) -> None:
-    """Else part would be in force, and the next try would be refused for what is there by then."""
-    append_corrections(tmp_path, [Rename(names={0: "cats"})])
-    before = (tmp_path / CORRECTIONS).read_bytes()
-    program = textwrap.dedent("""
-        import resource, sys
-        from pathlib import Path
-        from temi.pipeline.results.corrections import Rename, append_corrections
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-        append_corrections(Path(sys.argv[1]), [Rename(names={number: "x" * 100}) for number in range(200)])
-    """)
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
-    assert (
-        f"UserError: cannot write {tmp_path / CORRECTIONS}: File too large; no correction was taken in" in done.stderr
-    )
-    assert (tmp_path / CORRECTIONS).read_bytes() == before
-
-
-def test_a_last_line_that_an_editor_left_open_counts(tmp_path: Path) -> None:
-    open_line = b'{"action": "rename", "names": {"0": "cats"}}'
-    (tmp_path / CORRECTIONS).write_bytes(open_line)
-    assert read_corrections(tmp_path) == [Rename(names={0: "cats"})]
-    append_corrections(tmp_path, [Undo()])
-    assert read_corrections(tmp_path) == [Rename(names={0: "cats"}), Undo()]
-    assert (tmp_path / CORRECTIONS).read_bytes().startswith(open_line + b"\n{")
 
 
 def test_a_note_goes_where_its_cluster_goes() -> None:

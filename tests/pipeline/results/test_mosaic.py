@@ -7,6 +7,7 @@ from pathlib import Path
 from photos import HOSTILE, PhotoRun
 
 import temi
+from temi.cache.words import counted
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import Rename
 from temi.pipeline.results.finished import FinishedRun
@@ -19,7 +20,7 @@ def test_a_run_shows_its_clusters(photo_run: PhotoRun, tmp_path: Path) -> None:
     correct(FinishedRun(run), [Rename(names={0: "<b>reds</b>"})])
     opened = temi.open_run(run)
     shown, sizes = opened._repr_html_(), opened.assignments["cluster"].value_counts()
-    assert f"44 images in {len(sizes)} clusters" in shown
+    assert f"44 images in {counted(len(sizes), 'cluster')}" in shown
     assert "&lt;b&gt;reds&lt;/b&gt;" in shown
     assert (
         len(re.findall(r'<img alt="[^"<>]+" src="data:image/webp;base64,[A-Za-z0-9+/=]+"', shown))

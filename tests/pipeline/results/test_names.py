@@ -13,7 +13,8 @@ from temi.cache import EmbeddingCache
 from temi.cli import app
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.corrections import Merge, Undo, append_corrections, read_corrections, replay_clusters
+from temi.pipeline.results.corrections import Merge, Undo, replay_clusters
+from temi.pipeline.results.corrections_file import append_corrections, read_corrections
 from temi.pipeline.results.export import export_folders
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import NAMES, first_names, set_names

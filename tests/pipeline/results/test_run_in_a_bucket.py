@@ -18,6 +18,7 @@ from temi.cache import CacheError
 from temi.cli import app as temi_app
 from temi.pipeline.config import dump_toml
 from temi.pipeline.runs.mirror import Mirror, mirror_of, shown
+from temi.pipeline.runs.run_folder import RunFolder
 
 TEMI = Path(sys.executable).with_name("temi")
 URL, OTHER = "s3://photos/runs/first", "s3://photos/runs/second"
@@ -159,6 +160,32 @@ def test_of_two_machines_that_train_to_one_url_the_second_is_told(
         assert second.push() == 1  # the same of both
 
 
+def test_a_training_that_is_refused_sends_nothing_of_the_one_that_goes_on(
+    weather: Weather, photo_run: PhotoRun, tmp_path: Path
+) -> None:
+    url = "s3://photos/runs/tenth"
+    mirror = Mirror.open(url)
+    (mirror.folder / "trial-001").mkdir()
+    (mirror.folder / "trial-001/config.toml").write_text("of a trial that is done")
+    with RunFolder(mirror.folder / "trial-000").claim():
+        (mirror.folder / "trial-000/config.toml").write_text("of a trial that is trained")
+        assert mirror.push() == 1
+        assert set(objects(url)) == {"trial-001/config.toml"}
+    assert mirror.push() == 1
+
+    url = "s3://photos/runs/eleventh"
+    mirror = Mirror.open(url)
+    run, words = RunFolder(mirror.folder), ["train-heads", str(photo_run.cache), "--out", url]
+    (tmp_path / "short.toml").write_text(dump_toml(short()))
+    with run.claim():
+        run.config.write_text("half of")
+        refused = CliRunner().invoke(temi_app, [*words, "--config", str(tmp_path / "short.toml")])
+        assert (refused.exit_code, objects(url)) == (2, {})
+        assert f"another process is training {url}; wait for it" in refused.stderr
+    mirror.push()
+    assert objects(url) == {"config.toml": b"half of"}
+
+
 def test_a_run_in_a_bucket_is_named_by_its_url(weather: Weather, photo_run: PhotoRun) -> None:
     url = "s3://photos/runs/sixth"
     refused = CliRunner().invoke(temi_app, ["predict", url, str(photo_run.cache)])
@@ -178,12 +205,18 @@ def test_corrections_of_a_run_in_a_bucket_are_trained_with(
     corrected = app.invoke(temi_app, ["correct", url, str(tmp_path / "said.jsonl")])
     assert corrected.exit_code == 0, corrected.output
     assert "corrections.jsonl" in objects(url)
-    words = ["train-heads", str(photo_run.cache), "--out", str(tmp_path / "run"), "--corrections", url]
     (tmp_path / "short.toml").write_text(dump_toml(short()))
-    trained = app.invoke(temi_app, [*words, "--config", str(tmp_path / "short.toml")])
-    assert trained.exit_code == 0, trained.output
-    assert "corrections: " in trained.stdout
-    assert "2 of 3 clusters used" in trained.stdout  # two are merged
+    for number, told in enumerate((url, f"{url}/corrections.jsonl")):
+        words = ["train-heads", str(photo_run.cache), "--out", str(tmp_path / f"run-{number}"), "--corrections", told]
+        trained = app.invoke(temi_app, [*words, "--config", str(tmp_path / "short.toml")])
+        assert trained.exit_code == 0, trained.output
+        assert "corrections: " in trained.stdout
+        assert "2 of 3 clusters used" in trained.stdout  # two are merged
+    same = [(tmp_path / f"run-{number}/assignments.csv").read_bytes() for number in (0, 1)]
+    assert same[0] == same[1]
+    missing = app.invoke(temi_app, [*words[:4], "--corrections", "s3://photos/runs/none/corrections.jsonl"])
+    assert (missing.exit_code, missing.stderr.count("\n")) == (2, 1)
+    assert "s3://photos/runs/none/corrections.jsonl does not exist; give" in missing.stderr
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from temi.pipeline.runs.checks import check_settings
     ("n", "rows", "unreadable", "sentence"),
     [
         (1, 10, True, "only 1 of the 10 images of CACHE differ, and copies count once; add others"),
-        (1, 1, False, "CACHE has 1 readable images to train on; embed more"),
+        (1, 1, False, "CACHE has 1 readable image to train on; embed more"),
         (0, 0, True, "CACHE has 0 readable images to train on; embed more (see failures.csv there)"),
     ],
 )

@@ -25,21 +25,9 @@ from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.runs import memory, pack
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, read_record
-from temi.pipeline.runs.search import (
-    BEST,
-    SEARCH,
-    Desk,
-    Search,
-    distribution,
-    ended,
-    hopeless,
-    kept_apart,
-    open_study,
-    remove_study,
-    search,
-    study_lock,
-)
+from temi.pipeline.runs.search import Desk, Search, distribution, kept_apart, search
 from temi.pipeline.runs.space import Range, check_space, point_config, read_space
+from temi.pipeline.runs.study import BEST, SEARCH, ended, hopeless, open_study, remove_study, study_lock
 
 TEMI = Path(sys.executable).with_name("temi")
 SPACE = {"objective.beta": Range(low=0.5, high=1.2), "optimizer.lr": Range(low=1e-4, high=1e-2, log=True)}

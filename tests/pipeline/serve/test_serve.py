@@ -16,17 +16,20 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from photos import PhotoRun
+from mixtures import mixture, write_cache
+from photos import PhotoRun, short
 from PIL import Image
-from serving import Server, serving
+from serving import Server, serving, shown
 from typer.testing import CliRunner
 
 from temi.cli import app
 from temi.pipeline.results.correct import ChangedElsewhere, correct
-from temi.pipeline.results.corrections import CORRECTIONS, Move, Remove, Rename, Undo, read_corrections
+from temi.pipeline.results.corrections import Move, Remove, Rename, Undo
+from temi.pipeline.results.corrections_file import CORRECTIONS, read_corrections
 from temi.pipeline.results.export import export_table
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.thumbnails import Thumbnail, keep, kept_thumbnails
+from temi.pipeline.runs.train import train_heads
 from temi.pipeline.serve import app as module
 from temi.pipeline.serve.app import ServedRun
 
@@ -88,8 +91,11 @@ def test_strangers_are_refused(server: Server) -> None:
     assert server.ask("thumb/3", sec_fetch_site="cross-site")[0] == 403
     assert server.ask("", origin=f"http://{own}")[0] == 200
     body = b'{"action": "undo"}'
-    assert server.ask("edit", "POST", body, content_type="application/json", origin="http://evil.example")[0] == 403
-    assert server.ask("edit", "POST", body, content_type="text/plain")[0] == 415
+    assert (
+        server.ask("edit?known=0", "POST", body, content_type="application/json", origin="http://evil.example")[0]
+        == 403
+    )
+    assert server.ask("edit?known=0", "POST", body, content_type="text/plain")[0] == 415
     assert server.ask("edit")[0] == 405
 
 
@@ -115,11 +121,11 @@ def test_what_does_not_fit_is_refused_in_a_sentence_and_changes_nothing(server: 
         "{": "this correction: ",
     }
     for body, sentence in cases.items():
-        status, answer = server.ask("edit", "POST", body.encode(), content_type="application/json")
+        status, answer = server.ask("edit?known=0", "POST", body.encode(), content_type="application/json")
         assert status == 400, body
         assert sentence in json.loads(answer)["error"], answer
     assert read_corrections(run) == []
-    assert server.ask("edit", "POST", b" " * (9 * 2**20), content_type="application/json")[0] == 413
+    assert server.ask("edit?known=0", "POST", b" " * (9 * 2**20), content_type="application/json")[0] == 413
 
 
 paths = st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="#"), max_size=60)
@@ -194,13 +200,6 @@ def own(photo_run: PhotoRun, tmp_path: Path) -> Path:
     return Path(shutil.copytree(photo_run.run, tmp_path / "run"))
 
 
-def shown(page: bytes) -> dict[str, Any]:
-    """The figures that a page shows."""
-    found = re.search(rb'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
-    assert found
-    return json.loads(found[1])
-
-
 def test_who_has_not_seen_every_correction_is_refused(own: Path) -> None:
     with serving(own) as server:
 
@@ -217,6 +216,8 @@ def test_who_has_not_seen_every_correction_is_refused(own: Path) -> None:
         assert edit("3", action="undo") == refusal
         for malformed in ("", "-1", "x", "1" + 5000 * "0"):
             assert edit(malformed, action="undo")[0] == 400
+        status, answer = server.ask("edit", "POST", b'{"action": "undo"}', content_type="application/json")
+        assert (status, b"known is the number of corrections that were seen" in answer) == (400, True)
         assert (own / CORRECTIONS).read_bytes() == before
         assert edit("2", action="undo")[0] == 200
 
@@ -275,9 +276,48 @@ def test_a_line_damaged_while_serving_is_a_sentence_until_it_is_mended(own: Path
         assert "Traceback" not in complaints(server)
 
 
+def test_a_run_that_was_deleted_moved_or_made_again_while_serving_takes_no_correction(
+    own: Path, photo_run: PhotoRun, tmp_path: Path
+) -> None:
+    """A page without the corrections that were made would pass for the run, and the new run is of other clusters."""
+    with serving(own) as server:
+        assert server.edit(action="rename", names={"0": "reds"})[0] == 200
+        own.rename(tmp_path / "away")
+        sentence = f"{own} was deleted, moved or trained again since this server began"
+        for other in (None, photo_run.run):
+            if other:
+                shutil.copytree(other, own)
+            status, page = server.ask("")
+            assert (status, page.decode().startswith(sentence)) == (500, True), page
+            status, told = server.edit(action="undo")
+            assert (status, told["error"].startswith(sentence)) == (400, True), told
+            assert not list(own.glob("corrections*"))
+        shutil.rmtree(own)
+        (tmp_path / "away").rename(own)
+        assert server.edit(action="rename", names={"1": "greens"})[0] == 200
+        assert complaints(server) == ""
+    assert [entry.action for entry in read_corrections(own)] == ["rename", "rename"]
+
+
+def test_a_cache_that_is_gone_while_serving_is_a_sentence(tmp_path: Path) -> None:
+    embedding, label = mixture(rows=60, dim=8, clusters=3)
+    cache = write_cache(tmp_path / "cache", embedding, label, views=embedding[:, None])
+    train_heads(cache, short("train.min_steps=20"), tmp_path / "run")
+    with serving(tmp_path / "run") as server:
+        assert server.ask("views/3") == (200, b'{"views":1.0}')
+        shutil.rmtree(cache.folder)
+        status, told = server.ask("views/3")
+        assert (status, json.loads(told)["error"]) == (
+            500,
+            f"cannot read {cache.folder}/shard-00000.h5: no such file or folder; check the path",
+        )
+        assert server.ask("")[0] == 200
+        assert complaints(server) == ""
+
+
 def test_a_client_that_hangs_up_while_sending_is_no_error(own: Path) -> None:
     with serving(own) as server:
-        for path, kind in (("edit", "application/json"), ("like", "image/png")):
+        for path, kind in (("edit?known=0", "application/json"), ("like", "image/png")):
             with socket.create_connection(("127.0.0.1", server.port), timeout=120) as raw:
                 head = f"POST /{server.token}/{path} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\n"
                 raw.sendall(f"{head}Content-Type: {kind}\r\nContent-Length: 1000\r\n\r\n{{".encode())
