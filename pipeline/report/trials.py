@@ -47,11 +47,11 @@ def figures(folder: Path, out: Path, source: str | None, cache: Path | None) -> 
 def _marks(trained: Sequence[TrialRecord]) -> dict[str, str]:
     """What stands beside the trial to trust, of each number of clusters that several trials have."""
     chosen, numbers = choose_trials(trained), {trial.training.clusters for trial in trained if trial.training}
-    return {
-        best[0].trial: f"most trustworthy{f' of {counted(clusters, 'cluster')}' if len(numbers) > 1 else ''}"
-        for clusters, best in chosen.items()
-        if len(best) == 1
-    }
+
+    def mark(clusters: int) -> str:
+        return "most trustworthy" + (f" of {counted(clusters, 'cluster')}" if len(numbers) > 1 else "")
+
+    return {best[0].trial: mark(clusters) for clusters, best in chosen.items() if len(best) == 1}
 
 
 def _link(folder: Path, out: Path, trial: str) -> str:
