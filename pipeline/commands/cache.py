@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from temi.pipeline.commands.console import failures, user_errors
+from temi.pipeline.commands.console import failures, size, user_errors
 from temi.pipeline.commands.options import Overwrite, on_this_machine
 from temi.pipeline.commands.tables import print_wide
 
@@ -124,7 +124,7 @@ def cache_export(
             export_cache(cache, out, neighbors=neighbors, progress=progress)
         if cache.manifest.earlier:
             say(f"note: {folder} grew, and {out} does not tell its parts apart: `temi cache import` refuses it")
-        print(f"{out}: {_size(cache)}")
+        print(f"{out}: {size(cache, 'row')}")
 
 
 @commands.command("import")
@@ -177,14 +177,8 @@ def cache_join(
         _print_made(out, cache)
 
 
-def _size(cache: Any) -> str:
-    from temi.cache.words import counted
-
-    return f"{counted(cache.rows, 'row')} x {cache.dim}, {counted(cache.views, 'view')} each"
-
-
 def _print_made(out: Path, cache: Any) -> None:
-    print(f"{out}: {_size(cache)}{failures(cache)}")
+    print(f"{out}: {size(cache, 'row')}{failures(cache)}")
 
 
 @contextmanager

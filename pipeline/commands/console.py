@@ -117,6 +117,13 @@ def known(cache: "EmbeddingCache") -> str:
     return f"{labels}; {f'splits {splits}' if splits else 'no splits'}"
 
 
+def size(cache: "EmbeddingCache", noun: str) -> str:
+    """How many images, each a `noun`, of which width and with how many views."""
+    from temi.cache.words import counted
+
+    return f"{counted(cache.rows, noun)} x {cache.dim}, {counted(cache.views, 'view')} each"
+
+
 def failures(cache: "EmbeddingCache") -> str:
     """What to add behind the size of a cache of whose images some could not be read, or are gone."""
     broken, gone = len(cache.failures), len(cache.gone)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from temi.pipeline.commands.console import failures, known, typed, user_errors
+from temi.pipeline.commands.console import failures, known, size, typed, user_errors
 from temi.pipeline.commands.options import ConfigFile, OnCluster, Overrides, Overwrite, Plugins, here_or_in_a_bucket
 
 commands = typer.Typer()
@@ -43,7 +43,6 @@ def embed(
     """Stage one: run a frozen backbone once over SOURCE and its augmented views, into an embedding cache."""
     with user_errors():
         from temi.cache.bucket import bucket_url
-        from temi.cache.words import counted
         from temi.pipeline.config import load_config
         from temi.pipeline.errors import UserError
         from temi.pipeline.network import check_backbone_is_here
@@ -68,8 +67,7 @@ def embed(
             print(f"{place}: this worker's shards are done; the cache is complete when the other workers' are")
             return
         print(f"{place}: {known(cache)}")
-        size = f"{counted(cache.rows, 'image')} x {cache.dim}, {counted(cache.views, 'view')} each"
-        print(f"{place}: {size}{failures(cache)}")
+        print(f"{place}: {size(cache, 'image')}{failures(cache)}")
         print(f"next: temi train-heads {typed(place)} --clusters C --out RUN")
 
 

@@ -92,7 +92,7 @@ def _complete(run: FinishedRun, entries: list[Correction], state: Corrected, ent
     """`entry` with all it leaves open filled in, applied to `state`; UserError where it does not fit that."""
     check_fits(state, entry)
     match entry:
-        case Undo() | Redo() if idle([*entries, entry]):
+        case Undo() | Redo() if len(entries) in idle([*entries, entry]):
             raise UserError(f"there is nothing to {entry.action}")
         case Split():
             entry = _split(run, state, entry)

@@ -11,7 +11,7 @@
     RUN/result.json       Result, as `temi evaluate` leaves it
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -204,7 +204,7 @@ def short_settings(settings: Mapping[str, Setting], beside: Sequence[Mapping[str
 
     Of a path its last part, or as many as tell it from those of the same name `beside`.
     """
-    values = {name: _value(value, [other.get(name) for other in beside]) for name, value in settings.items()}
+    values = {name: _value(value, (other.get(name) for other in beside)) for name, value in settings.items()}
     parts = {name: f"{name.rpartition('.')[2]}={value}" for name, value in values.items()}
     called: dict[str, set[str]] = {}
     for part in parts.values():
@@ -214,7 +214,7 @@ def short_settings(settings: Mapping[str, Setting], beside: Sequence[Mapping[str
     return " ".join(dict.fromkeys(whole)) or "all settings alike"
 
 
-def _value(value: Setting, beside: Sequence[Setting]) -> str:
+def _value(value: Setting, beside: Iterable[Setting]) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if not isinstance(value, str) or "/" not in value:
