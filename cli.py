@@ -20,6 +20,9 @@ for part in (embed, train, search, evaluate, first, results, cache):
     for verb in part.commands.registered_commands:
         verb.epilog = EXIT_CODES
         verb.short_help = " ".join((verb.callback.__doc__ or "").split("\n\n")[0].split())  # whole, not cut at a width
+        for kind in verb.callback.__annotations__.values():
+            for parameter in getattr(kind, "__metadata__", ()):
+                parameter.readable = False  # what may not be read is told in a sentence, not in a box of typer's
 
 
 def _version(wanted: bool) -> None:

@@ -123,7 +123,7 @@ class StartConfig(Section):
     kind: str = Field("pool", description="pool: at several cuts of the rows; random; or the start of a plugin")
     seed: Annotated[Seed, PER_TRIAL] = Field(0, description="of the cuts")
     steps: Count = Field(200, description="in which heads learn the partitions")
-    lr: Positive = Field(5e-3, description="peak learning rate of those steps")
+    lr: Positive = Field(1e-2, description="peak learning rate of those steps")
     batch_size: Count = Field(1024, description="images per such step")
 
 
@@ -219,8 +219,8 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
             f"the objective {name!r} and the regularizer {added!r} both have a setting {both[0]}; "
             "give it another name in one of them"
         )
-    own = objective | regularizer
-    for name, value in (config.objective.model_extra or {}).items():
+    own, given = objective | regularizer, config.objective.model_extra or {}
+    for name, value in given.items():
         if name not in own:
             raise UserError(f"unknown setting objective.{name} {where}; configs/default.toml lists every key")
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -229,7 +229,8 @@ def load_config(path: Path | None = None, overrides: Iterable[str] = ()) -> Conf
             raise UserError(
                 f"setting objective.{name} {where}: input should be a finite number within {LARGEST:g}, got {value!r}"
             )
-    return config
+    numbers = {name: float(value) for name, value in given.items()}  # 1 and 1.0 are recorded as one setting
+    return config.model_copy(update={"objective": config.objective.model_copy(update=numbers)})
 
 
 def recorded_config(path: Path) -> Config:
@@ -277,7 +278,8 @@ def read_toml(file: Path, what: str, option: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{what} {file} does not exist; give {option} an existing TOML file") from None
     except OSError as error:
-        raise UserError(f"{what} {file} cannot be read: {error.strerror}") from None
+        reason = f"{error.strerror}; give {option} a TOML file that you may read"
+        raise UserError(f"{what} {file} cannot be read: {reason}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{what} {file} is not valid TOML: {error}") from None
 

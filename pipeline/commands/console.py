@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,8 @@ PRINTED_CLUSTERS = 200  # of the finest trial; a larger tree is for the report
 def user_errors() -> Iterator[None]:
     """A user's mistake is one sentence on stderr and exit code 2; Ctrl-C says how to go on.
 
-    A full output is such a mistake; a closed one, as behind `| head`, ends quietly.
+    A full output is such a mistake, and a place that may not be read or written; a closed output, as behind `| head`,
+    ends quietly.
     """
     _refuse_deleted_folder()
     try:
@@ -52,6 +54,13 @@ def user_errors() -> Iterator[None]:
             name = max(Path(str(error.filename)).parts, key=len)
             print(f"temi: the name {name[:40]}... is too long for a file or its path; shorten it", file=sys.stderr)
             raise typer.Exit(2) from None
+        if isinstance(error, PermissionError) and error.filename is not None:
+            place = _in_the_way(Path(os.fsdecode(error.filename)))
+            print(
+                f"temi: cannot use {place}: permission denied; ask whom it belongs to, or change its permissions",
+                file=sys.stderr,
+            )
+            raise typer.Exit(2) from None
         if error.filename is not None or error.errno not in FULL:
             raise
         _close_output()
@@ -75,6 +84,11 @@ def _plugin_errors() -> Iterator[None]:
         if told is None:
             raise
         raise told from error
+
+
+def _in_the_way(path: Path) -> Path:
+    """The first folder on the way to `path` that may not be entered; `path`, where all may be."""
+    return next((folder for folder in reversed(path.absolute().parents) if not os.access(folder, os.X_OK)), path)
 
 
 def _close_output() -> None:

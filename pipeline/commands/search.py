@@ -72,10 +72,11 @@ def search(
         from temi.cache.words import counted
         from temi.pipeline.errors import UserError
         from temi.pipeline.plugins import load_plugins
+        from temi.pipeline.runs.run_folder import SEARCH
         from temi.pipeline.runs.search import Search
         from temi.pipeline.runs.search import search as run_search
         from temi.pipeline.runs.space import DEFAULT_SPACE, read_space
-        from temi.pipeline.runs.study import BEST, SEARCH, ended, hopeless, remove_study
+        from temi.pipeline.runs.study import BEST, ended, hopeless, remove_study
 
         plugins = load_plugins(plugin)
         overrides = [*(set_ or ()), *([f"heads.clusters={clusters}"] if clusters else [])]
@@ -95,7 +96,8 @@ def search(
             )
         if record.trials and record.trials[0].training:
             compare([out], score, all_=False)
-            print(f"next: temi train-heads {typed(cache)} --config {typed(out / BEST)} --out RUN")
+            files = "".join(f" --plugin {typed(file)}" for file in plugin or ())
+            print(f"next: temi train-heads {typed(cache)} --config {typed(out / BEST)}{files} --out RUN")
 
 
 @commands.command()

@@ -82,8 +82,7 @@ def evaluate_run(
     if held_out is not None:
         (folder / "held-out").mkdir(exist_ok=True)
         write_assignments(held_out, model, folder / "held-out")
-    else:
-        write_assignments(home, model, folder)
+    write_assignments(home, model, folder)
     return result
 
 

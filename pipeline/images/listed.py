@@ -7,6 +7,7 @@ from pathlib import Path
 from jaxtyping import UInt8
 from torch import Tensor
 
+from temi.cache.files import os_errors
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.decode import decode_image
 from temi.pipeline.images.file import read_file
@@ -57,11 +58,13 @@ class ListedImages(ImageSource):
 
 def _rows(path: Path) -> list[Row]:
     """(path, label, split) of every row, empty text where there is none."""
+    with os_errors(path, "read"):
+        if not path.exists():
+            raise UserError(f"{path} does not exist; give an existing list of images")
+        data = path.read_bytes()
     try:
-        text = path.read_bytes().decode("utf-8-sig")  # not as text: Python would make a line break of every \r
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give an existing list of images") from None
-    except (OSError, UnicodeDecodeError) as error:
+        text = data.decode("utf-8-sig")  # Python's reading of text would make a line break of every \r
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} cannot be read as text ({error}); save it as UTF-8") from None
     rows = _lines(text) if path.suffix.lower() == ".txt" else _table(path, text)
     if not rows:

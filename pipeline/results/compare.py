@@ -33,9 +33,9 @@ from temi.pipeline.runs.records import (
     read_trials,
     short_settings,
 )
-from temi.pipeline.runs.run_folder import RunFolder, TrainedCache
+from temi.pipeline.runs.run_folder import SEARCH, RunFolder, TrainedCache
 from temi.pipeline.runs.search import SCORES
-from temi.pipeline.runs.study import SEARCH, ended, score_of
+from temi.pipeline.runs.study import ended, score_of
 from temi.pipeline.runs.trials import TRIALS, flat_settings, is_trials
 
 DIGITS = 8  # of a digest that are shown

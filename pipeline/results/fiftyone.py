@@ -119,10 +119,10 @@ def _said(label: dict[str, Any], tags: set[str], number: dict[str, int]) -> tupl
 
 def _samples(path: Path) -> Iterator[tuple[dict[str, Any], set[str]]]:
     """The label that the export wrote, and the tags, of every sample that has one."""
+    with os_errors(path, "read"):
+        text = path.read_bytes()
     try:
-        with os_errors(path, "read"):
-            samples = json.loads(path.read_text(encoding="utf-8"))["samples"]
-        for sample in samples:
+        for sample in json.loads(text)["samples"]:
             for label in sample.values():
                 if isinstance(label, dict) and isinstance(label.get("key"), str) and isinstance(label["label"], str):
                     yield label, {*map(str, sample.get("tags", ())), *map(str, label.get("tags", ()))}

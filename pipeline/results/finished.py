@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from jaxtyping import Float16, Float32, Int32
 
 from temi.cache import EmbeddingCache
@@ -25,6 +24,7 @@ from temi.pipeline.results.mosaic import mosaic
 from temi.pipeline.results.names import display_name, first_names
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.run_folder import RunFolder
+from temi.pipeline.runs.train import reading_assignments, written_again
 from temi.pipeline.runs.trials import choose_among, is_trials
 
 COLUMNS = ["key", "row", "cluster", "confidence"]
@@ -193,12 +193,8 @@ class FinishedRun:
     @cached_property
     def trained(self) -> pd.DataFrame:
         """The assignments as the heads made them."""
-        path = self.folder / "assignments.parquet"
-        repair = f"write it again with `temi evaluate {self.folder}`"
-        try:
+        with reading_assignments(self.folder) as path:
             table = pd.read_parquet(path)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path} cannot be read ({error}); {repair}") from None
-        if not set(COLUMNS) <= set(table.columns) or not table["cluster"].between(0, self.model.clusters - 1).all():
-            raise UserError(f"{path} does not fit the run; {repair}")
+        if not set(COLUMNS) <= set(table.columns) or not table["cluster"].isin(range(self.model.clusters)).all():
+            raise UserError(f"{path} does not fit the run; {written_again(self.folder)}")
         return table[COLUMNS]

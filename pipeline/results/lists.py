@@ -243,18 +243,22 @@ def export_lists(run: FinishedRun, folder: Path) -> list[Path]:
 def write_label_next(run: FinishedRun, count: int | None, out: Path | None) -> None:
     """key, cluster and name of `label_next`'s choice, as CSV to `out` or the standard output.
 
-    `count` None: LABELED images, or all where there are fewer.
+    Images that a person has placed are not asked for again. `count` None: LABELED images, or all where there are fewer.
     """
-    there = int((run.assignments["cluster"] != REMOVED).sum())
-    if there == 0:
+    cluster = run.corrected.cluster
+    if not (cluster != REMOVED).any():
         raise UserError(f"{run.folder}: all images were taken out of their clusters; put back those to choose from")
+    unsaid = np.where(run.corrected.by_hand, REMOVED, cluster)
+    there = int((unsaid != REMOVED).sum())
+    if there == 0:
+        raise UserError(f"{run.folder}: a person has placed every image, so no label is left to ask for")
     if count is None:
         count = min(LABELED, there)
     if not 1 <= count <= there:
         raise UserError(
             f"--count {count}: {run.folder} has {counted(there, 'image')} to choose from; ask for 1 to {there}"
         )
-    chosen = label_next(run.scaled, run.corrected.cluster, evidence(run).likeness, count)
+    chosen = label_next(run.scaled, unsaid, evidence(run).likeness, count)
     rows = [_common(run, int(image)) for image in chosen]
     if out is None:
         print(_csv(rows, ["key", "cluster", "name"]).decode(), end="")

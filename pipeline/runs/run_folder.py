@@ -79,7 +79,8 @@ OWN = (  # what training and the commands that read a run leave in its folder, w
     "thumbnails.parquet",
     "report.html",
 )
-STUDY = ("search.json", "study.db", "journal.log")  # in the folder of a search
+SEARCH, STORAGES = "search.json", {"sqlite": "study.db", "journal": "journal.log"}
+STUDY = (SEARCH, *STORAGES.values())  # in the folder of a search
 MANY = ("trials.json", "trial-000", *STUDY)
 
 
@@ -316,11 +317,13 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """The JSON in `path`; a UserError where it is missing or damaged."""
+    with os_errors(path, "read"):
+        if not path.exists():
+            raise UserError(f"{path} does not exist; is {path.parent} a run folder of `temi train-heads`?")
+        data = path.read_bytes()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; is {path.parent} a run folder of `temi train-heads`?") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        return json.loads(data.decode())
+    except ValueError as error:
         raise UserError(f"{path} cannot be read ({error}); restore it or train again") from None
 
 

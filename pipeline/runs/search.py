@@ -25,12 +25,12 @@ from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.pack import Candidate, train_pack
-from temi.pipeline.runs.records import SearchRecord, Training, write_record
+from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, write_record
+from temi.pipeline.runs.run_folder import SEARCH
 from temi.pipeline.runs.space import Point, Range, Space, check_space, dump_space, ends, point_config
 from temi.pipeline.runs.study import (
     BEST,
     FAILED,
-    SEARCH,
     TRAINED,
     open_study,
     rank,
@@ -43,7 +43,7 @@ from temi.pipeline.runs.study import (
     study_identity,
     study_lock,
 )
-from temi.pipeline.runs.trials import as_overrides, group_trials
+from temi.pipeline.runs.trials import as_overrides, flat_settings, group_trials
 
 if TYPE_CHECKING:
     import optuna
@@ -314,11 +314,20 @@ def distribution(values: Range | list[Any]) -> Any:
 
     if isinstance(values, list):
         return optuna.distributions.CategoricalDistribution(values)
-    if values.kind == "int":
-        return optuna.distributions.IntDistribution(
-            int(values.low), int(values.high), values.log, int(values.step or 1)
-        )
-    return optuna.distributions.FloatDistribution(values.low, values.high, values.log, values.step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that steps end below `high`, as those of Python's range do
+        if values.kind == "int":
+            return optuna.distributions.IntDistribution(
+                int(values.low), int(values.high), values.log, int(values.step or 1)
+            )
+        return optuna.distributions.FloatDistribution(values.low, values.high, values.log, values.step)
+
+
+def _told(trial: "optuna.trial.FrozenTrial", wanted: Search) -> TrialRecord:
+    """`record_of` with the settings that were trained: those that the objective lacks are left out."""
+    flat = flat_settings(wanted.config(trial.params))
+    settings = {name: value for name, value in flat.items() if name in trial.params}
+    return record_of(trial).model_copy(update={"settings": settings})
 
 
 def write_results(
@@ -335,7 +344,7 @@ def write_results(
         rows=cache.rows,
         plugins={plugin.path.name: plugin.digest for plugin in plugins},
         settings=wanted.config({}).model_dump(mode="json", exclude={"embed"}),
-        trials=tuple(map(record_of, trials)),
+        trials=tuple(_told(trial, wanted) for trial in trials),
     )
     write_record(out / SEARCH, record)
     if trials and TRAINED in trials[0].user_attrs:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from temi.pipeline.config import SEEDS, Config, load_config, read_toml
+from temi.pipeline.config import SEEDS, Config, EmbedConfig, load_config, read_toml
 from temi.pipeline.errors import UserError
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS
 from temi.pipeline.runs.trials import mistakes_in
@@ -30,6 +30,10 @@ DEFAULT_SPACE = Path(__file__).parents[2] / "configs/search.toml"
 FIXED = {
     "heads.clusters": "scores of different numbers of clusters cannot be compared; search one number at a time",
     **dict.fromkeys(SEEDS, "a seed is no setting to choose; --seeds trains every trial with several"),
+    **dict.fromkeys(
+        (f"embed.{name}" for name in EmbedConfig.model_fields),
+        "it is a setting of stage one, and the cache is made; embed a cache for each value, and search each",
+    ),
     "train.split": "scores on different rows cannot be compared; search one split at a time",
 }
 NAMES = ("objective.name", "objective.regularizer")
@@ -76,8 +80,8 @@ def read_space(file: Path) -> Space:
     table = read_toml(file, "space", "--space")
     try:
         found: Any = table["search"]["space"]
-        space = TypeAdapter(Space).validate_python(found)
-    except (KeyError, TypeError):
+        space = TypeAdapter(Space).validate_python(dict(_without_sections(found)))
+    except (KeyError, TypeError, AttributeError):
         space = {}
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
@@ -97,6 +101,15 @@ def read_space(file: Path) -> Space:
                 'write e.g. "neighbors.k" = {low = 5, high = 50, step = 5}'
             )
     return space
+
+
+def _without_sections(table: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries of `table` by ``section.key``: such a key without quotes is a table within a table to TOML."""
+    for name, value in table.items():
+        if name in Config.model_fields and isinstance(value, dict):
+            yield from ((f"{name}.{key}", own) for key, own in value.items())
+        else:
+            yield name, value
 
 
 def _is_whole(name: str) -> bool:

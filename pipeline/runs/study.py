@@ -21,14 +21,13 @@ from temi.cache.words import counted
 from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line
 from temi.pipeline.extras import import_extra
 from temi.pipeline.runs.records import Training, TrialRecord
-from temi.pipeline.runs.run_folder import refuse_cache, refuse_single_run
+from temi.pipeline.runs.run_folder import SEARCH, STORAGES, STUDY, refuse_cache, refuse_single_run
 from temi.pipeline.runs.trials import TRIALS
 
 if TYPE_CHECKING:
     import optuna
 
-STORAGES = {"sqlite": "study.db", "journal": "journal.log"}
-SEARCH, BEST = "search.json", "best.toml"
+BEST = "best.toml"
 TRAINED, FAILED = "trained", "failed"  # attributes of a trial in the study
 GIVEN_UP, WAITS = "given up", "not trained"  # how a trial without a score is said to have ended; else it failed
 REASONS = 3  # that are told of failed trials; search.json has all
@@ -47,7 +46,7 @@ def refuse_run(out: Path) -> None:
 def remove_study(out: Path) -> None:
     """Remove the study in `out`, and what was kept beside it; whatever else is in the folder stays."""
     refuse_run(out)
-    for name in (*STORAGES.values(), SEARCH, BEST):
+    for name in (*STUDY, BEST):
         (out / name).unlink(missing_ok=True)
     for folder in (out / "workers", out / NEIGHBORS):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,8 +1,9 @@
 """`train_heads` is stage two, from a cache to a trained model in a run folder."""
 
+import shlex
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +214,23 @@ def assign(model: ClusterModel, embedding: Float[np.ndarray, "n D"] | Embeddings
     rows = torch.from_numpy(embedding) if isinstance(embedding, np.ndarray) else embedding
     cluster, confidence = model.assign(rows)
     return cluster.cpu().numpy().astype(np.int32), confidence.cpu().numpy()
+
+
+@contextmanager
+def reading_assignments(folder: Path) -> Iterator[Path]:
+    """Inside, the assignments in a run folder are read; UserError where they are gone or damaged."""
+    path = folder / "assignments.parquet"
+    try:
+        yield path
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; {written_again(folder)}") from None
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read ({error}); {written_again(folder)}") from None
+
+
+def written_again(folder: Path) -> str:
+    """What to do about assignments that cannot be used."""
+    return f"write it again with `temi evaluate {shlex.quote(str(folder))}`"
 
 
 def write_assignments(

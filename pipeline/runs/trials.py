@@ -16,12 +16,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
+from jaxtyping import Int64
 
 from temi.cache import EmbeddingCache
 from temi.cache.schema import NEIGHBORS
 from temi.cache.words import counted
-from temi.pipeline.config import Config, flatten, load_config, per_trial, read_toml
+from temi.pipeline.config import Config, asked, flatten, load_config, per_trial, read_toml
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.heads.objectives import Loss
@@ -42,7 +44,7 @@ from temi.pipeline.runs.records import (
     write_trials,
 )
 from temi.pipeline.runs.run_folder import STUDY, RunFolder, refuse_single_run
-from temi.pipeline.runs.train import train_pass
+from temi.pipeline.runs.train import reading_assignments, train_pass
 
 TRIALS, MERGES = "trials.json", "merge.json"
 LISTED = 6  # trials named where one is to be chosen
@@ -69,6 +71,12 @@ def plan_trials(file: Path | None, grid: Iterable[str], base: Path | None, overr
     for number, trial in enumerate(listed, 1):
         where = " or ".join([*([f"[[trial]] {number} in {file}"] if trial else []), *grids])
         configs += [_config(base, overrides, [*trial, *point], where) for point in product(*axes, *own)]
+    for name in asked(text for texts in (*listed, *axes, *own) for text in texts):
+        if name.startswith("embed."):
+            raise UserError(
+                f"{name} is a setting of stage one, and trials share the cache that it made; embed a cache for each "
+                "value, train on each, and give the runs to temi compare"
+            )
     for number, config in enumerate(configs):
         if config in configs[:number]:
             raise UserError(f"trials {configs.index(config)} and {number} have the same settings; remove one of them")
@@ -180,8 +188,9 @@ def with_seeds(configs: Sequence[Config], count: int) -> list[Config]:
 def differences(configs: Sequence[Config]) -> list[dict[str, Setting]]:
     """For each trial its values of the settings in which not all trials agree, by ``section.key``."""
     flat = [flat_settings(config) for config in configs]
-    names = [name for name in flat[0] if any(settings[name] != flat[0][name] for settings in flat)]
-    return [{name: settings[name] for name in names} for settings in flat]
+    names = dict.fromkeys(name for settings in flat for name in settings)  # a plugin's own are not in all of them
+    apart = [name for name in names if any(settings.get(name) != flat[0].get(name) for settings in flat)]
+    return [{name: settings[name] for name in apart if name in settings} for settings in flat]
 
 
 def train_trials(
@@ -249,10 +258,15 @@ def merge_trees(folder: Path, trials: Sequence[TrialRecord]) -> list[MergeTree]:
     for group in groups.values():
         levels = sorted((Level(trial=t.trial, clusters=t.training.clusters) for t in group if t.training), key=_finest)
         if len(levels) > 1:
-            files = [folder / level.trial / "assignments.parquet" for level in levels]
-            assignments = [pq.read_table(file)["cluster"].to_numpy().astype("int64") for file in files]
-            trees.append(merge_tree(_without_clusters(group[0]), levels, assignments))
+            clusters = [_clusters(folder / level.trial) for level in levels]
+            trees.append(merge_tree(_without_clusters(group[0]), levels, clusters))
     return trees
+
+
+def _clusters(trial: Path) -> Int64[np.ndarray, " n"]:
+    with reading_assignments(trial) as path:
+        cluster: Int64[np.ndarray, " n"] = pq.read_table(path)["cluster"].to_numpy().astype("int64")
+    return cluster
 
 
 def _finest(level: Level) -> int:

@@ -43,7 +43,7 @@ from temi.pipeline.start.vote import agreement, match, vote
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
 LARGEST = 100_000
 REPEATS = 3  # cuts of every graph: they differ by chance, and their vote errs less
-TURNS = 3  # of it all, where rows are few and a turn takes a second: the vote of their votes errs less again
+TURNS = 6  # of it all, where rows are few and a turn takes half a second: the vote of their votes errs less again
 FEW = 5_000
 APART = 10_000  # between the seeds of turns
 COPIES: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from temi.pipeline.config import Config, dump_toml, load_config
 from temi.pipeline.errors import UserError
+from temi.pipeline.plugins import load_plugin
 from temi.pipeline.runs.space import DEFAULT_SPACE, check_space, read_space
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -73,6 +74,13 @@ def test_a_wrong_setting_is_one_sentence(override: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as error:
         load_config(None, [override])
     assert "\n" not in str(error.value)
+
+
+def test_a_whole_number_for_a_setting_of_a_plugin_is_recorded_as_any_other() -> None:
+    load_plugin(Path(__file__).parents[2] / "examples/plugins/debiased_icon.py")
+    texts = {dump_toml(load_config(None, ["objective.name=icon", f"objective.debias={one}"])) for one in ("1", "1.0")}
+    assert len(texts) == 1
+    assert "debias = 1.0" in texts.pop()
 
 
 def test_a_wrong_file_is_one_sentence(tmp_path: Path) -> None:

@@ -117,6 +117,15 @@ def test_a_run_is_scored_on_another_cache_of_the_same_backbone_only(tmp_path: Pa
     assert parts[0].rows[0].acc is None  # no labels there: label-free scores only
     assert parts[1].rows[0].acc > 0.95
     assert (tmp_path / "run/held-out/assignments.csv").exists()
+    (tmp_path / "run/assignments.parquet").unlink()
+    with pytest.raises(UserError, match=r"assignments.parquet does not exist; write it again with `temi evaluate "):
+        _ = FinishedRun(tmp_path / "run").assignments
+    evaluate_run(tmp_path / "run", other)  # as where the cache has grown and moved
+    table = FinishedRun(tmp_path / "run").assignments
+    assert len(table) == 400
+    table.assign(cluster="0").to_parquet(tmp_path / "run/assignments.parquet")
+    with pytest.raises(UserError, match=r"assignments.parquet does not fit the run; write it again"):
+        _ = FinishedRun(tmp_path / "run").assignments
     foreign = write_cache(tmp_path / "foreign", embedding, backbone="another")
     with pytest.raises(UserError, match=r'was embedded otherwise .* here "another", asked "made-up"'):
         evaluate_run(tmp_path / "run", foreign)

@@ -12,6 +12,7 @@ from photos import PhotoRun, short
 from typer.testing import CliRunner
 
 from temi.cli import app
+from temi.pipeline.errors import UserError
 from temi.pipeline.features.copies import exact_copies
 from temi.pipeline.features.neighbors import exact_neighbors
 from temi.pipeline.results.correct import correct
@@ -134,6 +135,19 @@ def test_label_next_is_a_command(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["label-next", str(tmp_path / "run"), "--count", "81"])
     assert done.exit_code == 2
     assert "has 80 images to choose from; ask for 1 to 80" in done.stderr
+
+
+def test_label_next_asks_for_no_image_that_a_person_has_placed(run: FinishedRun, tmp_path: Path) -> None:
+    keys = run.trained["key"].tolist()
+    correct(run, [Move(keys=keys[:30], to=0), Remove(keys=keys[30:32])])
+    write_label_next(run, None, tmp_path / "next.csv")
+    with (tmp_path / "next.csv").open(newline="") as file:
+        assert sorted(row["key"] for row in csv.DictReader(file)) == sorted(keys[32:])
+    with pytest.raises(UserError, match=r"--count 13: .* has 12 images to choose from; ask for 1 to 12"):
+        write_label_next(run, 13, None)
+    correct(run, [Move(keys=keys[32:], to=0)])
+    with pytest.raises(UserError, match="a person has placed every image, so no label is left to ask for"):
+        write_label_next(run, None, None)
 
 
 def test_label_next_takes_all_images_where_there_are_fewer_than_by_default(photo_run: PhotoRun, tmp_path: Path) -> None:

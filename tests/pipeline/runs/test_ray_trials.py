@@ -11,7 +11,8 @@ from ray_nodes import ray_nodes
 
 from temi.pipeline.config import load_config
 from temi.pipeline.runs.ray_trials import parts
-from temi.pipeline.runs.search import SEARCH, Search, search
+from temi.pipeline.runs.run_folder import SEARCH
+from temi.pipeline.runs.search import Search, search
 from temi.pipeline.runs.space import Range
 from temi.pipeline.runs.train import train_heads
 from temi.pipeline.runs.trials import plan_trials, train_trials

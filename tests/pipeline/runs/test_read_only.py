@@ -67,13 +67,40 @@ def test_what_may_not_be_written_or_read_is_told_before_the_work(tmp_path: Path)
         assert done.returncode == 2, (words, done.stderr)
         assert done.stderr.startswith(f"temi: cannot write to {run}"), (words, done.stderr)
         assert "permission denied; choose a folder that you may write to" in done.stderr
-    (run / "heads.safetensors").chmod(0)
+    told = tmp_path / "told.txt"
+    told.touch()
     for words, path in (
         (("predict", run, unseen), unseen),
+        (("predict", run, told), told),
         (("names", run), run / "heads.safetensors"),
+        (("evaluate", run, unseen), unseen),
+        (("compare", run), run / "training.json"),
+        (("correct", run, told), told),
+        (("correct", run, "--from", told), told),
     ):
+        before = path.stat().st_mode
+        path.chmod(0)
         done = temi(*words)
+        path.chmod(before)
         assert done.returncode == 2, (words, done.stderr)
         assert done.stderr == (
             f"temi: cannot read {path}: permission denied; ask whom it belongs to, or change its permissions\n"
         )
+
+
+def test_a_folder_that_may_not_be_entered_is_named_in_one_sentence(tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    run, settings = outer / "run", tmp_path / "settings.toml"
+    run.mkdir(parents=True)
+    settings.touch(0)
+    for locked in (run, outer):
+        locked.chmod(0)
+        for words in (("evaluate", run), ("report", run), ("compare", run), ("cache", "info", run)):
+            done = temi(*words)
+            assert (done.returncode, done.stderr) == (
+                2,
+                f"temi: cannot use {locked}: permission denied; ask whom it belongs to, or change its permissions\n",
+            ), words
+    done = temi("train-heads", "cache", "--out", tmp_path / "new", "--config", settings)
+    reason = "Permission denied; give --config a TOML file that you may read"
+    assert (done.returncode, done.stderr) == (2, f"temi: config file {settings} cannot be read: {reason}\n")

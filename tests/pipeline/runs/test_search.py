@@ -25,9 +25,10 @@ from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.runs import memory, pack
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, read_record
+from temi.pipeline.runs.run_folder import SEARCH
 from temi.pipeline.runs.search import Desk, Search, distribution, kept_apart, search
 from temi.pipeline.runs.space import Range, check_space, point_config, read_space
-from temi.pipeline.runs.study import BEST, SEARCH, ended, hopeless, open_study, remove_study, study_lock
+from temi.pipeline.runs.study import BEST, ended, hopeless, open_study, remove_study, study_lock
 
 TEMI = Path(sys.executable).with_name("temi")
 SPACE = {"objective.beta": Range(low=0.5, high=1.2), "optimizer.lr": Range(low=1e-4, high=1e-2, log=True)}
@@ -182,6 +183,9 @@ def test_a_candidate_trains_as_it_would_alone_whoever_leaves_and_comes(tmp_path:
         ('[search.space]\n"objective.beta" = 3', r'"objective.beta" in .* must be a list of values or a range'),
         ('[search.space]\n"objective.beta" = {low = 2, high = 1}', "low must be below high"),
         ('[search.space]\n"heads.clusters" = [5, 6]', "heads.clusters cannot be searched: scores of different"),
+        ('[search.space]\n"embed.views" = [0, 2]', "embed.views cannot be searched: it is a setting of stage one"),
+        ("[search.space]\nobjective.beta = 3", r'"objective.beta" in .* must be a list of values or a range'),
+        ("[search]\nspace = 3", r"must hold a table \[search.space\]"),
         ('[search.space]\n"train.seed" = [5, 6]', "--seeds trains every trial with several"),
         ('[search.space]\n"objective.gamma" = [5, 6]', "has the setting objective.gamma"),
         ('[search.space]\n"optimizer.speed" = [5, 6]', "unknown setting optimizer.speed"),
@@ -215,6 +219,42 @@ def test_settings_of_a_regularizer_that_a_trial_does_not_have_are_left_out() -> 
     assert not point_config(
         {"objective.regularizer": "none", "objective.exponent": 0.3}, None, []
     ).objective.model_extra
+
+
+def test_a_name_in_a_space_needs_no_quotes(tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(SPACE_FILE.replace('"', ""))
+    assert read_space(file) == SPACE
+    file.write_text("[search.space.objective]\nbeta = [0.5, 0.6]")
+    assert read_space(file) == {"objective.beta": [0.5, 0.6]}
+
+
+def test_trials_are_told_with_the_settings_that_their_objective_has(tmp_path: Path) -> None:
+    file = Path(__file__).parents[3] / "examples/plugins/debiased_icon.py"
+    load_plugin(file)
+    space = {"objective.name": ["temi", "icon"], "objective.debias": [0, 0.3]}
+    wish = replace(wanted(trials=8, halving=False), space=space)
+    found = [trial.settings for trial in search(small_cache(tmp_path), wish, tmp_path / "study").trials]
+    assert {one["objective.name"] for one in found} == {"temi", "icon"}
+    assert all(("objective.debias" in one) == (one["objective.name"] == "icon") for one in found)
+
+
+def test_the_command_that_follows_a_search_names_its_plugin(tmp_path: Path) -> None:
+    file = Path(__file__).parents[3] / "examples/plugins/debiased_icon.py"
+    (tmp_path / "space.toml").write_text('[search.space]\nobjective.name = ["icon"]')
+    settings = [part for setting in SHORT_TRIALS for part in ("--set", setting)]
+    options = ["--out", tmp_path / "study", "--space", tmp_path / "space.toml", "--trials", "1", "--plugin", file]
+    command = [TEMI, "search", small_cache(tmp_path).folder, *options, *settings]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [hint] = re.findall("^next: temi (.+)$", done.stdout, re.MULTILINE)
+    after = [tmp_path / "run" if part == "RUN" else part for part in shlex.split(hint)]
+    assert subprocess.run([TEMI, *after], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("values", [Range(low=5, high=12, step=4), Range(low=0.1, high=1.0, step=0.4)])
+def test_a_step_may_end_below_the_end_without_a_warning(values: Range) -> None:
+    assert distribution(values).high < values.high  # a warning is an error here
 
 
 def test_a_step_that_is_no_whole_number_is_kept_between_whole_ends() -> None:

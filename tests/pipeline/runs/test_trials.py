@@ -1,6 +1,7 @@
 """Many trials in one pass: each equals itself alone, survives a kill between checkpoints, and stops alone."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,14 @@ from mixtures import mixture, write_cache
 
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
+from temi.pipeline.evaluate.tables import evaluate_run
 from temi.pipeline.evaluate.trials import evaluate_trials
+from temi.pipeline.plugins import load_plugin
 from temi.pipeline.runs import loop as loop_module
 from temi.pipeline.runs.model import load_tensors
 from temi.pipeline.runs.records import Result, read_record
 from temi.pipeline.runs.train import train_heads
-from temi.pipeline.runs.trials import as_overrides, group_trials, plan_trials, train_trials
+from temi.pipeline.runs.trials import MERGES, as_overrides, differences, group_trials, plan_trials, train_trials
 
 BASE = [
     "heads.clusters=6",
@@ -99,6 +102,28 @@ def test_trials_that_are_none(tmp_path: Path, text: str | None, grid: list[str],
         file.write_text(text)
     with pytest.raises(UserError, match=sentence):
         plan_trials(file if text else None, grid, None, BASE)
+
+
+def test_trials_differ_in_settings_that_not_all_of_them_have() -> None:
+    load_plugin(Path(__file__).parents[3] / "examples/plugins/debiased_icon.py")
+    names = ["temi", "icon", "icon"]
+    debias = [[], ["objective.debias=0.1"], ["objective.debias=0.3"]]
+    configs = [load_config(None, [f"objective.name={name}", *more]) for name, more in zip(names, debias, strict=True)]
+    told = [
+        {"objective.name": "temi"},
+        {"objective.name": "icon", "objective.debias": 0.1},
+        {"objective.name": "icon", "objective.debias": 0.3},
+    ]
+    assert differences(configs) == told
+    assert differences(configs[::-1]) == told[::-1]
+
+
+def test_trials_cannot_differ_in_what_made_their_cache(tmp_path: Path) -> None:
+    (tmp_path / "trials.toml").write_text("[grid]\nembed.flip = [0.0, 0.5]")
+    with pytest.raises(UserError, match=r"embed.views is a setting of stage one"):
+        trials("objective.beta=0.5,0.6", "embed.views=0,2")
+    with pytest.raises(UserError, match=r"embed.flip is a setting of stage one"):
+        plan_trials(tmp_path / "trials.toml", [], None, BASE)
 
 
 def test_a_mistake_in_what_trials_start_from_is_told_of_set(tmp_path: Path) -> None:
@@ -199,6 +224,23 @@ def test_a_trial_without_a_finite_step_stops_alone_however_few_steps_it_has(
     assert re.search(sentence, bad.stopped or "")
     with pytest.raises(UserError, match=sentence):
         train_heads(cache, load_config(tmp_path / "trial-001/config.toml"), tmp_path / "alone")
+
+
+def test_damaged_assignments_of_a_trial_are_written_again_as_the_sentence_says(tmp_path: Path) -> None:
+    cache, configs = write_cache(tmp_path / "cache", mixture()[0]), trials("heads.clusters=5,6")
+    train_trials(cache, configs, tmp_path / "out put")
+    trial = tmp_path / "out put/trial-001"
+    merges, table = trial.parent / MERGES, trial / "assignments.parquet"
+    before = merges.read_bytes(), table.read_bytes()
+    table.write_bytes(before[1][:500])
+    with pytest.raises(UserError, match=r"trial-001/assignments.parquet cannot be read") as refused:
+        train_trials(cache, configs, tmp_path / "out put")
+    said = re.search("write it again with `(.+)`$", str(refused.value))
+    assert said
+    assert shlex.split(said[1]) == ["temi", "evaluate", str(trial)]
+    evaluate_run(trial, baselines=())
+    train_trials(cache, configs, tmp_path / "out put")
+    assert (merges.read_bytes(), table.read_bytes()) == before
 
 
 def test_settings_that_fit_no_trial_are_refused_before_any_folder_is_made(tmp_path: Path) -> None:

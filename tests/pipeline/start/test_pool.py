@@ -132,7 +132,7 @@ def test_of_several_turns_one_line_is_shown(
     rows = mixture(rows=120)[0]
     pool_start(Features.of_array(rows), 6, StartConfig())
     told = [line.split(",")[0] for line in capsys.readouterr().err.splitlines() if not line.startswith("neighbors")]
-    assert told == ["cuts: 3/3 turn"]
+    assert told == ["cuts: 6/6 turn"]
     monkeypatch.setattr(find, "FEW", len(rows) - 1)
     pool_start(Features.of_array(rows), 6, StartConfig())
     assert "communities: 9/9 cut" in capsys.readouterr().err
