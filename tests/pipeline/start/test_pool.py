@@ -20,7 +20,7 @@ from temi.pipeline.runs.trials import train_trials
 from temi.pipeline.start import communities as communities_module
 from temi.pipeline.start import find
 from temi.pipeline.start.communities import communities, cut_graphs
-from temi.pipeline.start.find import Start, pool_start
+from temi.pipeline.start.find import TURNS, Start, pool_start
 from temi.pipeline.start.graph import edge_counts, fuzzy_graph
 from temi.pipeline.start.kernels import contract, louvain, move_nodes
 from temi.pipeline.start.spaces import neighbor_counts, space_graphs
@@ -159,7 +159,7 @@ def test_the_metric_of_views_takes_the_place_of_the_plain_one() -> None:
     assert seen.scaled("joined").shape[1] > plain.scaled("joined").shape[1]
     for features, space in ((plain, "joined"), (seen, "views")):
         names = (f"communities {space} {k}" for k in (15, 12, 10))
-        assert pool_start(features, 6, StartConfig()).names == (f"vote of {', '.join(names)}",) * 3
+        assert pool_start(features, 6, StartConfig()).names == (f"vote of {', '.join(names)}",) * TURNS
 
 
 def test_neighborhoods_are_smaller_where_clusters_have_few_rows_and_equal_graphs_are_one() -> None:
