@@ -114,6 +114,11 @@ def typed(path: Path | str) -> str:
     return shlex.quote(shown(path))
 
 
+def typed_plugins(files: Sequence[Path] | None) -> str:
+    """The options that name these plugins, to add to a command in a hint."""
+    return "".join(f" --plugin {typed(file)}" for file in files or ())
+
+
 def _accept_any_name() -> None:
     """A byte of a name that is not UTF-8 is printed as ``\\udcXX`` instead of ending the program."""
     if isinstance(sys.stdout, io.TextIOWrapper):

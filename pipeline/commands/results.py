@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from temi.pipeline.commands.console import typed, user_errors
+from temi.pipeline.commands.console import typed, typed_plugins, user_errors
 from temi.pipeline.commands.options import RESULTS, Plugins, file_ending, on_this_machine, run_here
 
 commands = typer.Typer()
@@ -59,7 +59,7 @@ def report(
         load_plugins(plugin)
         trials = is_trials(run)
         page = write_overview(run, out, images, cache) if trials else write_report(FinishedRun(run, cache), out, images)
-        more = "".join(f" --plugin {typed(path)}" for path in plugin or ())
+        more = typed_plugins(plugin)
         print(f"written: {page} ({page.stat().st_size / 2**20:.1f} MB); open it in a browser, it needs no network")
         if trials:
             print(f"next: temi report {typed(run / 'trial-000')}{more}, or another of them, to see its clusters")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from temi.pipeline.commands.console import typed, user_errors
+from temi.pipeline.commands.console import typed, typed_plugins, user_errors
 from temi.pipeline.commands.options import (
     ConfigFile,
     OnCluster,
@@ -96,8 +96,8 @@ def search(
             )
         if record.trials and record.trials[0].training:
             compare([out], score, all_=False)
-            files = "".join(f" --plugin {typed(file)}" for file in plugin or ())
-            print(f"next: temi train-heads {typed(cache)} --config {typed(out / BEST)}{files} --out RUN")
+            best = f"--config {typed(out / BEST)}{typed_plugins(plugin)}"
+            print(f"next: temi train-heads {typed(cache)} {best} --out RUN")
 
 
 @commands.command()

@@ -25,7 +25,7 @@ from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.pack import Candidate, train_pack
-from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, write_record
+from temi.pipeline.runs.records import SearchRecord, Setting, Training, write_record
 from temi.pipeline.runs.run_folder import SEARCH
 from temi.pipeline.runs.space import Point, Range, Space, check_space, dump_space, ends, point_config
 from temi.pipeline.runs.study import (
@@ -323,11 +323,9 @@ def distribution(values: Range | list[Any]) -> Any:
         return optuna.distributions.FloatDistribution(values.low, values.high, values.log, values.step)
 
 
-def _told(trial: "optuna.trial.FrozenTrial", wanted: Search) -> TrialRecord:
-    """`record_of` with the settings that were trained: those that the objective lacks are left out."""
-    flat = flat_settings(wanted.config(trial.params))
-    settings = {name: value for name, value in flat.items() if name in trial.params}
-    return record_of(trial).model_copy(update={"settings": settings})
+def _trained(point: Point, wanted: Search) -> dict[str, Setting]:
+    """The settings at a point of the space that were trained: those that the objective lacks are left out."""
+    return {name: value for name, value in flat_settings(wanted.config(point)).items() if name in point}
 
 
 def write_results(
@@ -344,7 +342,7 @@ def write_results(
         rows=cache.rows,
         plugins={plugin.path.name: plugin.digest for plugin in plugins},
         settings=wanted.config({}).model_dump(mode="json", exclude={"embed"}),
-        trials=tuple(_told(trial, wanted) for trial in trials),
+        trials=tuple(record_of(trial, _trained(trial.params, wanted)) for trial in trials),
     )
     write_record(out / SEARCH, record)
     if trials and TRAINED in trials[0].user_attrs:

@@ -20,7 +20,7 @@ from temi.cache.schema import NEIGHBORS
 from temi.cache.words import counted
 from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line
 from temi.pipeline.extras import import_extra
-from temi.pipeline.runs.records import Training, TrialRecord
+from temi.pipeline.runs.records import Setting, Training, TrialRecord
 from temi.pipeline.runs.run_folder import SEARCH, STORAGES, STUDY, refuse_cache, refuse_single_run
 from temi.pipeline.runs.trials import TRIALS
 
@@ -159,8 +159,8 @@ def rank(trial: "optuna.trial.FrozenTrial", score: str) -> tuple[int, float]:
     return 1, -float(trial.last_step or 0)
 
 
-def record_of(trial: "optuna.trial.FrozenTrial") -> TrialRecord:
-    """A trial of the study as ``search.json`` has it."""
+def record_of(trial: "optuna.trial.FrozenTrial", settings: Mapping[str, Setting]) -> TrialRecord:
+    """A trial of the study, trained with these `settings` of the space, as ``search.json`` has it."""
     trained = tuple(Training(**one) for one in trial.user_attrs.get(TRAINED, ()))
     reason = trial.user_attrs.get(FAILED) or {
         "PRUNED": f"{GIVEN_UP} at step {trial.last_step}: others did better",
@@ -168,7 +168,7 @@ def record_of(trial: "optuna.trial.FrozenTrial") -> TrialRecord:
     }.get(trial.state.name, f"{WAITS} yet")
     return TrialRecord(
         trial=f"trial-{trial.number:03d}",
-        settings=dict(trial.params),
+        settings=dict(settings),
         training=trained[0] if trained else None,
         seeds=trained,
         stopped=None if trained else reason,
