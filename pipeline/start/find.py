@@ -2,8 +2,9 @@
 
 From a random start a few thousand steps of TEMI lose to k-means on small folders. So the graphs of the rows' neighbors
 are first cut into communities; these cuts teach a metric, and cuts are made in that (taught.py). Communities much
-smaller than clusters teach another, and are merged there. The cuts that can be predicted best (choice.py) are what the
-heads learn before the first step of the objective.
+smaller than clusters teach another, and are merged there. Heads learn the consensus of these three ways to cut
+(consensus.py), each weighed by how well its clusters can be predicted (reliance.py), before the first step of the
+objective.
 
 Rows that repeat others count once.
 """
@@ -14,7 +15,7 @@ from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from temi.cache.kept import Arrays, Recipe
 from temi.pipeline.config import StartConfig
@@ -25,25 +26,25 @@ from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import search_bytes
 from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.registry import STARTS
-from temi.pipeline.start.choice import most_predictable
 from temi.pipeline.start.communities import Labeling, cut_graphs, cutting_bytes
+from temi.pipeline.start.consensus import consensus, consensus_bytes
+from temi.pipeline.start.reliance import reliance
 from temi.pipeline.start.spaces import EDGE, NEIGHBORS, neighbor_counts, space_graphs, spaces_of
 from temi.pipeline.start.taught import (
     ROUNDS,
     SMALL,
     Metrics,
-    Way,
-    finely_taught_ways,
+    finely_taught_cuts,
     small_communities,
     taught_bytes,
-    taught_way,
+    taught_cuts,
 )
 from temi.pipeline.start.vote import agreement, match, vote
 
 # Of more rows than this a random sample is cut; the heads that learn the cuts know the rest.
 LARGEST = 100_000
 REPEATS = 3  # cuts of every graph: they differ by chance, and their vote errs less
-TURNS = 6  # of it all, where rows are few and a turn takes half a second: the vote of their votes errs less again
+TURNS = 6  # of it all, where rows are few and a turn takes half a second: the vote of their consensuses errs less again
 FEW = 5_000
 APART = 10_000  # between the seeds of turns
 COPIES: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both
@@ -57,8 +58,7 @@ class Start:
     ----------
     rows : (M,) positions of the training rows that were cut: all, or a sample of LARGEST
     clusters : C
-    names : what each cut is, such as "communities joined 15": of the graph of 15 neighbors in the space `joined`; see
-        `_name`
+    names : what each cut is, such as "consensus: 60 % communities joined 15, 12, 10; ..."; see `_name`
     cuts : (L, M) cluster of each row in each cut, ids matched
     agreement : how far communities that differ by chance and by their graph agree, which tells how right clusters are
         (runs/calibration.py); None where that is not known
@@ -106,16 +106,16 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
         "taught": ROUNDS,
         "small": " ".join(map(str, SMALL)),
         "weighed": "by reliability",
-        "merged": "average linkage, by vote",
+        "merged": "average linkage",
+        "consensus": "average linkage",
         "turns": TURNS,
         "clusters": clusters,
         "seed": config.seed,
     }
     kept = features.memo("start", recipe, partial(_find_start, features, clusters, config))
-    names = tuple(_name(space, k, small) for k, small in zip(kept["neighbors"], kept["small"], strict=True))
-    if kept["voted"][0]:
-        names = (f"vote of {', '.join(names)}",) * len(kept["cuts"])
-    return Start(kept["rows"], clusters, names, kept["cuts"].astype(np.int64), float(kept["agreement"][0]))
+    name = _name(space, kept["neighbors"].tolist(), kept["small"].tolist(), kept["reliance"].tolist())
+    cuts = kept["cuts"].astype(np.int64)
+    return Start(kept["rows"], clusters, (name,) * len(cuts), cuts, float(kept["agreement"][0]))
 
 
 def _find_start(features: Features, clusters: int, config: StartConfig) -> Arrays:
@@ -123,22 +123,23 @@ def _find_start(features: Features, clusters: int, config: StartConfig) -> Array
     own, space = distinct.features, spaces_of(features)[0]
     counts = neighbor_counts(len(own), clusters)
     graphs, metrics = space_graphs(own, space, counts), Metrics(own.scaled(space).numpy(force=True))
-    seeds = [config.seed + APART * turn for turn in range(TURNS if len(own) <= FEW else 1)]
-    first, turns = [], []
-    for seed in _one_by_one(seeds):
+    first, small, turns = [], {}, []
+    for seed in _one_by_one([config.seed + APART * turn for turn in range(TURNS if len(own) <= FEW else 1)]):
         first.append(first_cuts(graphs, clusters, seed))
         small = small_communities(graphs[0], clusters, seed)
-        plain = taught_way(metrics, first[-1], clusters, counts, seed)
-        turns.append([plain, *finely_taught_ways(metrics, small, clusters, counts, seed)])
-    # Not strict: where small communities teach a metric in some turns only, that way is not asked about.
-    way = most_predictable(metrics.rows, [together(ways, clusters) for ways in zip(*turns, strict=False)], clusters)
-    voted = vote(way.cuts, clusters)[0]
+        plain = taught_cuts(metrics, first[-1], clusters, counts, seed)
+        turns.append([plain, *finely_taught_cuts(metrics, small, clusters, counts, seed)])
+    ways = list(zip(*turns, strict=False))  # where small communities teach in some turns only, these do not count
+    votes = [vote([vote(cuts, clusters)[0] for cuts in way], clusters)[0] for way in ways]
+    weight = reliance(metrics.rows, votes)
+    found = _consensuses(list(zip(*ways, strict=True)), weight, clusters)
+    voted = vote(found, clusters)[0]
     return {
         "rows": distinct.rows,
-        "neighbors": np.array(way.neighbors),
-        "small": np.array(way.small),
-        "voted": np.array([len(seeds) > 1]),
-        "cuts": np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in way.cuts]).astype(np.int32),
+        "neighbors": np.array(counts),
+        "small": np.array(list(small), dtype=np.int64),
+        "reliance": weight,
+        "cuts": np.stack([match(cut, voted, clusters)[cut][distinct.group] for cut in found]).astype(np.int32),
         "agreement": np.array([np.mean([agreement(cuts, clusters) for cuts in first])]),
     }
 
@@ -155,18 +156,36 @@ def _one_by_one(seeds: list[int]) -> Iterator[int]:
             progress.advance()
 
 
-def together(ways: Sequence[Way], clusters: int) -> Way:
-    """One way to cut in several turns: the vote of the cuts of each; of a single turn, its cuts."""
-    if len(ways) == 1:
-        return ways[0]
-    return Way([vote(way.cuts, clusters)[0] for way in ways], ways[0].neighbors, ways[0].small)
+def _consensuses(
+    turns: list[tuple[list[Labeling], ...]], weight: Float64[np.ndarray, " W"], clusters: int
+) -> list[Labeling]:
+    """What heads begin at: the consensus of each turn.
+
+    Of a single turn there are as many as a way has cuts, each without one cut of every way: heads that began at the
+    same would hardly differ.
+    """
+    if len(turns) > 1:
+        return [weighed(ways, weight, clusters) for ways in turns]
+    [ways] = turns
+    left_out = range(max(len(way) for way in ways))
+    return [weighed([[*way[:cut], *way[cut + 1 :]] or way for way in ways], weight, clusters) for cut in left_out]
 
 
-def _name(space: Kind, neighbors: int, small: int) -> str:
-    """Of a cut: what it is of, and what taught the metric, where that was small communities."""
-    if not neighbors:
-        return f"communities of {small} {space} merged"
-    return f"communities {space} {neighbors}" + (" taught by small ones" if small else "")
+def weighed(ways: Sequence[list[Labeling]], weight: Float64[np.ndarray, " W"], clusters: int) -> Labeling:
+    """The consensus of the cuts of several ways; those of one way share its weight."""
+    count = [len(way) for way in ways]
+    return consensus([cut for way in ways for cut in way], np.repeat(weight / count, count), clusters)
+
+
+def _name(space: Kind, neighbors: list[int], small: list[int], weight: list[float]) -> str:
+    """What heads learn: what each way to cut is of, and how much it counts."""
+    of, sizes = ", ".join(map(str, neighbors)), ", ".join(map(str, small))
+    ways = (
+        f"communities {space} {of}",
+        f"communities {space} {of} taught by small ones",
+        f"communities of {sizes} {space} merged",
+    )
+    return "consensus: " + "; ".join(f"{counts:.0%} {way}" for way, counts in zip(ways, weight, strict=False))
 
 
 def first_cuts(graphs: list[sp.csr_array], clusters: int, seed: int) -> list[Labeling]:
@@ -220,7 +239,7 @@ def start_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
     graphs = sum(NEIGHBORS) * cut * EDGE + cutting_bytes(REPEATS * len(NEIGHBORS), cut, max(NEIGHBORS))
     finding = max(graphs, search_bytes(cut, dim, max(NEIGHBORS), device))
     # While near-copies are taken out of the sample it is there twice.
-    return loaded + max(loaded, finding, taught_bytes(cut, max(counts), device))
+    return loaded + max(loaded, finding, taught_bytes(cut, max(counts), device), consensus_bytes(cut))
 
 
 def register_start(name: str, find: FindStart) -> None:

@@ -9,7 +9,6 @@ clusters. There communities are found again, or the small ones merged. No label 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -41,23 +40,6 @@ Labeling = Int64[np.ndarray, " N"]
 Rows = Float32[np.ndarray, "N P"]
 
 
-@dataclass(frozen=True)
-class Way:
-    """Cuts made in one way.
-
-    Attributes
-    ----------
-    cuts : cluster of each row
-    neighbors : of the graph of each cut; 0 where small communities were merged instead
-    small : rows of the small communities that were merged, or of the least of those that taught the metric of each cut;
-        0 where cuts taught it
-    """
-
-    cuts: list[Labeling]
-    neighbors: list[int]
-    small: list[int]
-
-
 def small_communities(graph: sp.csr_array, clusters: int, seed: int) -> dict[int, Labeling]:
     """Communities of about SMALL rows each; none where a cluster has about as few."""
     rows, cut = graph.shape[0], partial(find_communities, graph, seed=seed)
@@ -65,7 +47,9 @@ def small_communities(graph: sp.csr_array, clusters: int, seed: int) -> dict[int
     return dict(zip(sizes, in_threads(lambda size: search_resolution(cut, rows, rows // size), sizes), strict=True))
 
 
-def taught_way(metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: list[int], seed: int) -> Way:
+def taught_cuts(
+    metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: list[int], seed: int
+) -> list[Labeling]:
     """Cuts of graphs of so many neighbors, one each, in the metric that `cuts` teach.
 
     Where that is one direction they are as many of `cuts`: so it is of two clusters that are clear, and of rows that do
@@ -79,13 +63,14 @@ def taught_way(metrics: "Metrics", cuts: list[Labeling], clusters: int, counts: 
                 break
             cuts = cuts_of(taught, clusters, counts, seed)
             progress.advance()
-    return Way(cuts, counts, [0] * len(counts))
+    return cuts
 
 
-def finely_taught_ways(
+def finely_taught_cuts(
     metrics: "Metrics", small: dict[int, Labeling], clusters: int, counts: list[int], seed: int
-) -> list[Way]:
-    """In the metric that small communities teach: cuts of graphs, and these communities merged.
+) -> list[list[Labeling]]:
+    """In the metric that small communities teach: cuts of graphs, and these communities merged; nothing where they
+    teach none.
 
     Directions count alike there: what tells a few rows from all others is little of the scatter between clusters.
     """
@@ -93,11 +78,11 @@ def finely_taught_ways(
     if taught is None:
         return []
     with Progress("metric of small communities", 2, "way") as progress:
-        cut = Way(cuts_of(taught, clusters, counts, seed), counts, [min(small)] * len(counts))
+        cuts = cuts_of(taught, clusters, counts, seed)
         progress.advance()
         mergers = [merged(taught, parts, clusters) for parts in small.values()]
         progress.advance()
-    return [cut, Way(mergers, [0] * len(mergers), list(small))]
+    return [cuts, mergers]
 
 
 def cuts_of(rows: Rows, clusters: int, counts: list[int], seed: int) -> list[Labeling]:

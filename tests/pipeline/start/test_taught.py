@@ -11,6 +11,7 @@ from temi.pipeline.evaluate.metrics import hungarian_accuracy
 from temi.pipeline.features.features import Features
 from temi.pipeline.start import find
 from temi.pipeline.start.communities import cut_graphs
+from temi.pipeline.start.consensus import consensus
 from temi.pipeline.start.find import APART, TURNS, first_cuts, pool_start
 from temi.pipeline.start.spaces import space_graphs
 from temi.pipeline.start.taught import (
@@ -18,10 +19,10 @@ from temi.pipeline.start.taught import (
     Metrics,
     covariance,
     discriminants,
-    finely_taught_ways,
+    finely_taught_cuts,
     merged,
     small_communities,
-    taught_way,
+    taught_cuts,
 )
 from temi.pipeline.start.vote import vote
 
@@ -132,33 +133,33 @@ def test_what_varies_inside_clusters_stops_to_count(seed: int) -> None:
     x, truth = nested(seed)
     graphs = space_graphs(Features.of_array(x), "joined", COUNTS)
     first = list(cut_graphs(graphs, 8, seed))
-    taught = taught_way(metrics(Features.of_array(x)), first, 8, COUNTS, seed).cuts
+    taught = taught_cuts(metrics(Features.of_array(x)), first, 8, COUNTS, seed)
     before, after = (hungarian_accuracy(truth, vote(cuts, 8)[0]) for cuts in (first, taught))
     assert after > before
 
 
-def test_heads_learn_the_taught_cuts_which_are_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_learn_the_consensus_of_every_turn_which_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
     x, _ = nested(0)
     features = Features.of_array(x)
-    turns = [taught_cuts(features, seed) for seed in range(0, TURNS * APART, APART)]
-    names = ("communities joined 15", "communities joined 12", "communities joined 10")
+    turns = [cuts_of_turn(features, seed) for seed in range(0, TURNS * APART, APART)]
     monkeypatch.setattr(find, "small_communities", lambda *_: {})  # so this is the only way to cut
     found, again = (pool_start(one, 8, StartConfig()) for one in (features, Features.of_array(x)))
-    assert found.names == (f"vote of {', '.join(names)}",) * TURNS
+    assert found.names == ("consensus: 100% communities joined 15, 12, 10",) * TURNS
     assert (found.cuts == again.cuts).all()
     for taught, cut in zip(turns, found.cuts, strict=True):
-        assert hungarian_accuracy(vote(taught, 8)[0], cut) == 1  # the same, but for the ids
+        assert hungarian_accuracy(consensus(taught, np.ones(3), 8), cut) == 1  # the same, but for the ids
 
     monkeypatch.setattr(find, "FEW", len(x) - 1)  # more rows are cut in one turn
     found = pool_start(Features.of_array(x), 8, StartConfig())
-    assert found.names == names
-    for label, cut in zip(turns[0], found.cuts, strict=True):
-        assert hungarian_accuracy(label, cut) == 1
+    for left_out, cut in enumerate(found.cuts):
+        rest = [taught for number, taught in enumerate(turns[0]) if number != left_out]
+        assert hungarian_accuracy(consensus(rest, np.ones(2), 8), cut) == 1
+    assert len(found.cuts) == 3
 
 
-def taught_cuts(features: Features, seed: int) -> list[np.ndarray]:
+def cuts_of_turn(features: Features, seed: int) -> list[np.ndarray]:
     first = first_cuts(space_graphs(features, "joined", COUNTS), 8, seed)
-    return taught_way(metrics(features), first, 8, COUNTS, seed).cuts
+    return taught_cuts(metrics(features), first, 8, COUNTS, seed)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -181,7 +182,7 @@ def test_of_two_clear_clusters_and_of_equal_rows_the_first_cuts_stay() -> None:
     for x, clusters in ((two_clusters(0)[0], 2), (np.ones((40, 6), np.float32), 4)):
         features = Features.of_array(x)
         first = list(cut_graphs(3 * space_graphs(features, "joined", COUNTS), clusters, 0))
-        kept = taught_way(metrics(features), first, clusters, COUNTS, 0).cuts
+        kept = taught_cuts(metrics(features), first, clusters, COUNTS, 0)
         assert all(one is other for one, other in zip(kept, first[:3], strict=True))
 
 
@@ -192,7 +193,7 @@ def test_of_two_clusters_cuts_that_disagree_about_some_rows_teach(moved: int) ->
     first = [truth.copy() for _ in range(9)]
     for cut in first[::3]:
         cut[:moved] = 1
-    taught = taught_way(metrics(Features.of_array(x)), first, 2, COUNTS, 0).cuts
+    taught = taught_cuts(metrics(Features.of_array(x)), first, 2, COUNTS, 0)
     assert hungarian_accuracy(truth, vote(taught, 2)[0]) == 1
 
 
@@ -213,10 +214,8 @@ def test_small_communities_know_clusters_of_very_uneven_size(seed: int) -> None:
     features = Features.of_array(x)
     graphs = space_graphs(features, "joined", COUNTS)
     first = first_cuts(graphs, 6, seed)
-    plain = taught_way(metrics(features), first, 6, COUNTS, seed).cuts
+    plain = taught_cuts(metrics(features), first, 6, COUNTS, seed)
     found = pool_start(features, 6, StartConfig(seed=seed))
-    names = (f"communities joined {k} taught by small ones" for k in COUNTS)
-    assert found.names == (f"vote of {', '.join(names)}",) * TURNS
     before, after = (hungarian_accuracy(truth, vote(list(cuts), 6)[0]) for cuts in (plain, found.cuts))
     assert after > before
     assert after > 0.95
@@ -229,9 +228,8 @@ def test_clusters_as_small_as_small_communities_are_not_taught_by_them() -> None
         small = small_communities(graph, clusters, 0)
         sizes = [50, 40, 30][3 - expected :]
         assert list(small) == sizes
-        ways = finely_taught_ways(metrics(features), small, clusters, COUNTS, 0)
-        made = [([30] * 3, COUNTS), (sizes, [0] * expected)] if expected else []
-        assert [(way.small, way.neighbors) for way in ways] == made
+        ways = finely_taught_cuts(metrics(features), small, clusters, COUNTS, 0)
+        assert [len(way) for way in ways] == ([len(COUNTS), expected] if expected else [])
 
 
 def test_communities_of_the_highest_mean_cosine_are_merged_first() -> None:
@@ -263,11 +261,10 @@ def test_merged_communities_know_clusters_of_uneven_size_that_are_of_groups(seed
     x = (centers.repeat(40, 0) + 0.7 * random.normal(size=(1080, 40))).astype(np.float32)
     features = Features.of_array(x)
     graphs = space_graphs(features, "joined", COUNTS)
-    plain = taught_way(metrics(features), first_cuts(graphs, 6, seed), 6, COUNTS, seed)
-    _, merger = finely_taught_ways(metrics(features), small_communities(graphs[0], 6, seed), 6, COUNTS, seed)
-    before, after = (hungarian_accuracy(group.repeat(40), vote(way.cuts, 6)[0]) for way in (plain, merger))
+    plain = taught_cuts(metrics(features), first_cuts(graphs, 6, seed), 6, COUNTS, seed)
+    _, merger = finely_taught_cuts(metrics(features), small_communities(graphs[0], 6, seed), 6, COUNTS, seed)
+    before, after = (hungarian_accuracy(group.repeat(40), vote(cuts, 6)[0]) for cuts in (plain, merger))
     assert after > before
-    if seed < 2:  # of the others the plain cuts can be predicted as well
+    if seed < 2:  # of the others the plain cuts can be predicted without an error, too
         found = pool_start(features, 6, StartConfig(seed=seed))
-        names = (f"communities of {size} joined merged" for size in (50, 40, 30))
-        assert found.names == (f"vote of {', '.join(names)}",) * TURNS
+        assert hungarian_accuracy(group.repeat(40), vote(list(found.cuts), 6)[0]) > before

@@ -1,4 +1,4 @@
-"""The cuts that can be predicted best: scikit-learn's discriminants and kappa as the reference, and what must hold."""
+"""How well clusters can be predicted: scikit-learn's discriminants and kappa as the reference, and what must hold."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import cohen_kappa_score
 
-from temi.pipeline.start.choice import FOLDS, Folds, most_predictable
-from temi.pipeline.start.taught import SHRINKAGE, Way
+from temi.pipeline.start.reliance import FOLDS, Folds, reliance
+from temi.pipeline.start.taught import SHRINKAGE
 
 
 def regions(seed: int, clusters: int = 4, width: int = 6, rows: int = 120) -> tuple[np.ndarray, np.ndarray]:
@@ -48,9 +48,22 @@ def test_regions_are_predicted_better_than_labels_by_chance() -> None:
     random = np.random.default_rng(0)
     shuffled = random.permutation(label)
     assert abs(Folds(x).predictability(shuffled)) < 0.2 < 0.8 < Folds(x).predictability(label)
-    by_chance, of_regions, again = (Way([one] * 3, [15, 12, 10], [0] * 3) for one in (shuffled, label, label))
-    assert most_predictable(x, [by_chance, of_regions, again], 4) is of_regions
-    assert most_predictable(x, [by_chance], 4) is by_chance
+
+
+def test_the_better_clusters_are_predicted_the_more_they_count() -> None:
+    x, label = regions(0)
+    random = np.random.default_rng(0)
+    some = np.where(random.random(len(label)) < 0.1, random.integers(4, size=len(label)), label)
+    labelings = [label, some, random.permutation(label)]
+    wrong = 1 - np.array([Folds(x).predictability(one) for one in labelings]) + 1 / len(x)
+    found = reliance(x, labelings)
+    np.testing.assert_allclose(found, 1 / wrong**2 / sum(1 / wrong**2))
+    assert found[0] > found[1] > found[2] > 0
+    assert reliance(x, [some]).tolist() == [1]
+    apart = (x + 100 * np.eye(4, 6)[label]).astype(np.float32)
+    clear, wild = reliance(apart - apart.mean(0), [label, random.permutation(label)])  # one without an error
+    assert 0.99 < clear < 1
+    assert clear + wild == pytest.approx(1)
 
 
 def test_one_cluster_and_a_cluster_of_one_row_and_equal_rows() -> None:

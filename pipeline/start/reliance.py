@@ -1,4 +1,4 @@
-"""Which of several ways to cut is kept: the one whose clusters can be told of rows that nobody learned them from.
+"""How much each of several ways to cut counts: the more, the better its clusters can be told of other rows.
 
 A linear classifier learns the clusters of three quarters of the rows and predicts those of the rest. It finds clusters
 that are regions of the space again, and not borders that were drawn through one: so says TURTLE's objective of all
@@ -13,8 +13,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from temi.pipeline.products import product
 from temi.pipeline.start.agreement import contingency
-from temi.pipeline.start.taught import SHRINKAGE, Way, class_centers, covariance
-from temi.pipeline.start.vote import vote
+from temi.pipeline.start.taught import SHRINKAGE, class_centers, covariance
 
 FOLDS = 4
 
@@ -22,12 +21,16 @@ Labeling = Int64[np.ndarray, " N"]
 Rows = Float32[np.ndarray, "N P"]
 
 
-def most_predictable(rows: Rows, ways: Sequence[Way], clusters: int) -> Way:
-    """The one of which the vote of the cuts is predicted best; the first of equals."""
-    if len(ways) == 1:
-        return ways[0]
+def reliance(rows: Rows, labelings: Sequence[Labeling]) -> Float64[np.ndarray, " L"]:
+    """How much each labeling of these rows, of mean zero, counts, summing to one: 1 / (1 - kappa)^2.
+
+    As an inverse variance would, with the share of rows that are predicted wrong, beyond chance, in the place of the
+    deviation. One row more counts as wrong, so that what is predicted without an error has a weight, too.
+    """
     folds = Folds(rows)
-    return ways[int(np.argmax([folds.predictability(vote(way.cuts, clusters)[0]) for way in ways]))]
+    wrong = np.array([1 - folds.predictability(label) for label in labelings]) + 1 / len(rows)
+    weight: Float64[np.ndarray, " L"] = wrong**-2.0 / (wrong**-2.0).sum()
+    return weight
 
 
 class Folds:
