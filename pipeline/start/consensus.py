@@ -39,13 +39,15 @@ def consensus(labelings: Sequence[Labeling], weight: Float64[np.ndarray, " L"], 
         similarity += counts * (cut[known, None] == cut[known])
     label = np.empty(len(size), dtype=np.int64)
     label[known] = average_linkage(similarity, size[known], clusters)
+    inside = np.bincount(label[known], size[known])
+    near = []  # similarity of the rows of each id to those of each cluster, by each labeling
+    for cut, counts in zip(cuts, share, strict=True):
+        both = sp.coo_array((size[known], (cut[known], label[known])), (int(cut.max()) + 1, len(inside)))
+        near.append(counts * both.toarray() / inside)
     others = np.delete(np.arange(len(size)), known)
-    if len(others):
-        shared = np.zeros((len(others), int(label[known].max()) + 1))
-        for cut, counts in zip(cuts, share, strict=True):
-            cell = sp.coo_array((size[known], (cut[known], label[known])), (int(cut.max()) + 1, shared.shape[1]))
-            shared += counts * (cell.toarray() / np.bincount(label[known], size[known]))[cut[others]]
-        label[others] = shared.argmax(1)
+    for begin in range(0, len(others), MOST):
+        rows = others[begin : begin + MOST]
+        label[rows] = sum(of[cut[rows]] for of, cut in zip(near, cuts, strict=True)).argmax(1)
     found: Labeling = label[part]
     return found
 
@@ -87,6 +89,8 @@ def average_linkage(similarity: Similarity, size: Int64[np.ndarray, " A"], clust
     return label
 
 
-def consensus_bytes(rows: int) -> int:
-    """Memory of `consensus`, at most, beside the labelings."""
-    return COPIES * min(rows, MOST) ** 2 * np.dtype(np.float64).itemsize
+def consensus_bytes(rows: int, labelings: int, clusters: int) -> int:
+    """Memory of `consensus`, at most, beside so many labelings and their copies."""
+    parts = min(rows, MOST)
+    joining = labelings * clusters**2 + COPIES * parts * clusters if rows > MOST else 0
+    return max(COPIES * parts**2, joining) * np.dtype(np.float64).itemsize
