@@ -12,7 +12,9 @@ import scipy.sparse as sp
 from jaxtyping import Float64, Int64
 from scipy.sparse.csgraph import connected_components
 
-MOST = 2_000  # parts that are merged; rows of the smallest of more go to the clusters that they share most with
+MOST = (
+    2_000  # parts that are merged, or as many as clusters; the smallest of more join the cluster they share most with
+)
 COPIES = 3  # of the similarity of parts, while it is summed and while they are merged
 
 Labeling = Int64[np.ndarray, " N"]
@@ -33,7 +35,7 @@ def consensus(labelings: Sequence[Labeling], weight: Float64[np.ndarray, " L"], 
     part = common_parts(labelings)
     _, first, size = np.unique(part, return_index=True, return_counts=True)
     cuts = [label[first] for label in labelings]
-    known = np.sort(np.argsort(-size, kind="stable")[:MOST])
+    known = np.sort(np.argsort(-size, kind="stable")[: max(MOST, clusters)])
     similarity = np.zeros((len(known), len(known)))
     for cut, counts in zip(cuts, share, strict=True):
         similarity += counts * (cut[known, None] == cut[known])
@@ -42,12 +44,12 @@ def consensus(labelings: Sequence[Labeling], weight: Float64[np.ndarray, " L"], 
     inside = np.bincount(label[known], size[known])
     near = []  # similarity of the rows of each id to those of each cluster, by each labeling
     for cut, counts in zip(cuts, share, strict=True):
-        both = sp.coo_array((size[known], (cut[known], label[known])), (int(cut.max()) + 1, len(inside)))
-        near.append(counts * both.toarray() / inside)
+        mean = counts * size[known] / inside[label[known]]
+        near.append(sp.csr_array((mean, (cut[known], label[known])), shape=(int(cut.max()) + 1, len(inside))))
     others = np.delete(np.arange(len(size)), known)
     for begin in range(0, len(others), MOST):
         rows = others[begin : begin + MOST]
-        label[rows] = sum(of[cut[rows]] for of, cut in zip(near, cuts, strict=True)).argmax(1)
+        label[rows] = sum(of[cut[rows]] for of, cut in zip(near, cuts, strict=True)).toarray().argmax(1)
     found: Labeling = label[part]
     return found
 
@@ -89,8 +91,7 @@ def average_linkage(similarity: Similarity, size: Int64[np.ndarray, " A"], clust
     return label
 
 
-def consensus_bytes(rows: int, labelings: int, clusters: int) -> int:
-    """Memory of `consensus`, at most, beside so many labelings and their copies."""
-    parts = min(rows, MOST)
-    joining = labelings * clusters**2 + COPIES * parts * clusters if rows > MOST else 0
-    return max(COPIES * parts**2, joining) * np.dtype(np.float64).itemsize
+def consensus_bytes(rows: int, clusters: int) -> int:
+    """Memory of `consensus`, at most, beside the labelings."""
+    parts = min(rows, max(MOST, clusters))
+    return COPIES * parts**2 * np.dtype(np.float64).itemsize

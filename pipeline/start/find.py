@@ -47,7 +47,6 @@ REPEATS = 3  # cuts of every graph: they differ by chance, and their vote errs l
 TURNS = 6  # of it all, where rows are few and a turn takes half a second: the vote of their consensuses errs less again
 FEW = 5_000
 APART = 10_000  # between the seeds of turns
-WAYS = 3  # to cut: in the metric that cuts teach, in that of small communities, and these merged
 COPIES: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both
 
 
@@ -240,8 +239,8 @@ def start_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
     graphs = sum(NEIGHBORS) * cut * EDGE + cutting_bytes(REPEATS * len(NEIGHBORS), cut, max(NEIGHBORS))
     finding = max(graphs, search_bytes(cut, dim, max(NEIGHBORS), device))
     # While near-copies are taken out of the sample it is there twice.
-    weighing = consensus_bytes(cut, WAYS * len(NEIGHBORS), max(counts))
-    return loaded + max(loaded, finding, taught_bytes(cut, max(counts), device), weighing)
+    agreeing = consensus_bytes(cut, max(counts))
+    return loaded + max(loaded, finding, taught_bytes(cut, max(counts), device), agreeing)
 
 
 def register_start(name: str, find: FindStart) -> None:

@@ -85,3 +85,13 @@ def test_of_many_parts_the_largest_are_merged_and_the_rest_go_where_they_share_m
         shared = sum(w * (label[largest] == label[row]) for label, w in zip(labelings, weight, strict=True))
         mean = [np.asarray(shared)[found[largest] == cluster].mean() for cluster in range(6)]
         assert mean[found[row]] == pytest.approx(max(mean))
+
+
+def test_as_many_clusters_as_asked_are_found_also_beyond_the_parts_that_are_merged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labelings = labelings_of(4, rows=400)
+    monkeypatch.setattr(module, "MOST", 40)
+    found = consensus(labelings, np.ones(5), 60)
+    assert common_parts(labelings).max() >= 60
+    assert np.unique(found).tolist() == list(range(60))
