@@ -12,9 +12,7 @@ import scipy.sparse as sp
 from jaxtyping import Float64, Int64
 from scipy.sparse.csgraph import connected_components
 
-MOST = (
-    2_000  # parts that are merged, or as many as clusters; the smallest of more join the cluster they share most with
-)
+MOST = 2_000  # parts that are merged, or as many as clusters; smaller ones join the cluster they share most with
 COPIES = 3  # of the similarity of parts, while it is summed and while they are merged
 
 Labeling = Int64[np.ndarray, " N"]
