@@ -39,6 +39,20 @@ def consensus(labelings: Sequence[Labeling], weight: Float64[np.ndarray, " L"], 
         similarity += counts * (cut[known, None] == cut[known])
     label = np.empty(len(size), dtype=np.int64)
     label[known] = average_linkage(similarity, size[known], clusters)
+    if len(known) < len(size):
+        _join_rest(label, known, size, cuts, share)
+    found: Labeling = label[part]
+    return found
+
+
+def _join_rest(
+    label: Labeling,
+    known: Int64[np.ndarray, " k"],
+    size: Int64[np.ndarray, " A"],
+    cuts: Sequence[Labeling],
+    share: Float64[np.ndarray, " L"],
+) -> None:
+    """Parts that are not `known` join, in place, the cluster whose rows theirs are most similar to in the mean."""
     inside = np.bincount(label[known], size[known])
     near = []  # similarity of the rows of each id to those of each cluster, by each labeling
     for cut, counts in zip(cuts, share, strict=True):
@@ -48,8 +62,6 @@ def consensus(labelings: Sequence[Labeling], weight: Float64[np.ndarray, " L"], 
     for begin in range(0, len(others), MOST):
         rows = others[begin : begin + MOST]
         label[rows] = sum(of[cut[rows]] for of, cut in zip(near, cuts, strict=True)).toarray().argmax(1)
-    found: Labeling = label[part]
-    return found
 
 
 def common_parts(labelings: Sequence[Labeling]) -> Labeling:

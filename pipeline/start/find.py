@@ -165,13 +165,13 @@ def _consensuses(
     same would hardly differ.
     """
     if len(turns) > 1:
-        return [weighed(ways, weight, clusters) for ways in turns]
+        return [_weighed(ways, weight, clusters) for ways in turns]
     [ways] = turns
     left_out = range(max(len(way) for way in ways))
-    return [weighed([[*way[:cut], *way[cut + 1 :]] or way for way in ways], weight, clusters) for cut in left_out]
+    return [_weighed([[*way[:cut], *way[cut + 1 :]] or way for way in ways], weight, clusters) for cut in left_out]
 
 
-def weighed(ways: Sequence[list[Labeling]], weight: Float64[np.ndarray, " W"], clusters: int) -> Labeling:
+def _weighed(ways: Sequence[list[Labeling]], weight: Float64[np.ndarray, " W"], clusters: int) -> Labeling:
     """The consensus of the cuts of several ways; those of one way share its weight."""
     count = [len(way) for way in ways]
     return consensus([cut for way in ways for cut in way], np.repeat(weight / count, count), clusters)
