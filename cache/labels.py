@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from temi.cache.schema import CacheError
 
-MAX_NUMBER = 2**20  # whole numbers from 0 to this are class numbers already; beyond, they are names
+MAX_NUMBER = 2**20  # whole numbers below this are class numbers already; if any is not, all are names
 UNKNOWN = (None, "", -1, "-1")
 
 
@@ -17,8 +17,9 @@ def number_labels(
 ) -> tuple[npt.NDArray[np.int32], tuple[str, ...]]:
     """Label of each value, and the names of the classes.
 
-    Whole numbers from 0 on are labels as they are, also as floats, which a missing value makes of them. Other values
-    are names, numbered by `order`. None, NaN, empty text and -1 are unknown: label -1.
+    Whole numbers from 0 on are labels as they are, also as floats, which a missing value makes of them, unless one is
+    MAX_NUMBER or more, or any value is text: then all are names, numbered by `order`. None, NaN, empty text and -1 are
+    unknown: label -1.
 
     Raises
     ------

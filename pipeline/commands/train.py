@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from temi.pipeline.commands.console import merge_tree, typed, user_errors
+from temi.pipeline.commands.console import printed_tree, typed, user_errors
 from temi.pipeline.commands.options import (
     ConfigFile,
     OnCluster,
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from temi.pipeline.features.constraints import Constraints
     from temi.pipeline.plugins import Plugin
     from temi.pipeline.results.finished import FinishedRun
+    from temi.pipeline.runs.continued import Before
     from temi.pipeline.runs.records import Training, TrialRecord
     from temi.pipeline.start.count import ClusterCount
 
@@ -84,61 +85,30 @@ def train_heads(
     """Stage two: train clustering heads on a cache. No label is read."""
     with user_errors():
         from temi.cache import EmbeddingCache
-        from temi.cache.words import counted
-        from temi.pipeline.config import asked, load_config
+        from temi.pipeline.config import load_config
         from temi.pipeline.errors import UserError
         from temi.pipeline.heads.processes import join
         from temi.pipeline.plugins import load_plugins
-        from temi.pipeline.runs.mirror import mirror_of, shown, with_urls
-        from temi.pipeline.runs.records import Training, read_record, write_record
+        from temi.pipeline.runs.records import write_record
         from temi.pipeline.runs.train import follow, train_heads
         from temi.pipeline.runs.trials import plan_trials, with_seeds
 
-        if overwrite and mirror_of(out):
-            raise UserError(
-                "--overwrite deletes nothing in a bucket; give another --out, or delete the run there first"
-            )
         plugins = load_plugins(plugin)
         if join().rank > 0:
             follow()
             return
-        overrides, axes, count = list(set_ or ()), list(grid or ()), None
-        if clusters is not None:
-            for option, given in (("--set", overrides), ("--grid", axes)):
-                if "heads.clusters" in asked(given):
-                    raise UserError(f"--clusters and {option} heads.clusters both say how many clusters; leave one out")
-        before = None
+        overrides, axes, inherited = list(set_ or ()), list(grid or ()), from_ is not None and config is None
+        _refuse_contradictions(out, clusters, trials, axes, seeds, overrides, from_, overwrite)
+        before, earlier, told, count = None, None, None, None
         if from_ is not None:
-            from temi.pipeline.results.continuing import (
-                corrections_left_behind,
-                hand_on_names,
-                keep_removed,
-                open_before,
-            )
-            from temi.pipeline.runs.continued import describe
-
-            if trials or axes or seeds > 1 or (clusters is not None and not clusters.isdecimal()):
-                raise UserError(
-                    "--from continues one run as one run; leave out --trials, --grid, --seeds and several --clusters"
-                )
-            before = open_before(from_)
-            if corrections is None and (left := corrections_left_behind(from_)):
-                print(
-                    f"note: of what a person corrected in {shown(from_)}, "
-                    f"{counted(left, 'merge, split, move or removal is', 'merges, splits, moves and removals are')} "
-                    f"not kept by --from alone; add --corrections {typed(from_)} to train with them"
-                )
-        inherited = from_ is not None and config is None
-        if from_ is not None:
-            config = config or from_ / "config.toml"
-        earlier, told = None, None
+            before, config = _open_before(from_, corrections), config or from_ / "config.toml"
         if corrections is not None:
             from temi.pipeline.results.constraints import clusters_left, read_constraints
+            from temi.pipeline.results.continuing import keep_removed
 
             earlier, told = read_constraints(corrections)
             overrides = clusters_left(told, config, overrides, inherited)
-            if before is not None:
-                before = keep_removed(before, earlier)
+            before = before and keep_removed(before, earlier)
         if clusters is not None:
             numbers, count = _count_clusters(clusters, cache, out, config, overrides)
             setting = f"heads.clusters={','.join(map(str, numbers))}"
@@ -159,17 +129,55 @@ def train_heads(
         join().dismiss()
         if earlier is not None:
             _carry_over(earlier, out)
-        settings = configs[0]
+        made = configs[0].heads.clusters
         if not any("clusters" in config.heads.model_fields_set for config in configs):
-            print(f"note: {settings.heads.clusters} clusters were made because that is the default; {HINT}")
-        if many:
-            return
-        summary = read_record(Training, out / "training.json")
-        _print_training(summary, settings.heads.clusters)
-        if from_ is not None:
-            for line in describe(hand_on_names(from_, out)):
-                print(with_urls(line))
-        print(f"assignments: {shown(out / 'assignments.csv')}\nnext: temi evaluate {typed(out)}")
+            print(f"note: {made} clusters were made because that is the default; {HINT}")
+        if not many:
+            _print_run(out, made, from_)
+
+
+def _refuse_contradictions(
+    out: Path,
+    clusters: str | None,
+    trials: Path | None,
+    axes: list[str],
+    seeds: int,
+    overrides: list[str],
+    from_: Path | None,
+    overwrite: bool,
+) -> None:
+    """UserError where options do not go together, before anything is read."""
+    from temi.pipeline.config import asked
+    from temi.pipeline.errors import UserError
+    from temi.pipeline.runs.mirror import mirror_of
+
+    if overwrite and mirror_of(out):
+        raise UserError("--overwrite deletes nothing in a bucket; give another --out, or delete the run there first")
+    if clusters is not None:
+        for option, given in (("--set", overrides), ("--grid", axes)):
+            if "heads.clusters" in asked(given):
+                raise UserError(f"--clusters and {option} heads.clusters both say how many clusters; leave one out")
+    several = trials or axes or seeds > 1 or (clusters is not None and not clusters.isdecimal())
+    if from_ is not None and several:
+        raise UserError(
+            "--from continues one run as one run; leave out --trials, --grid, --seeds and several --clusters"
+        )
+
+
+def _open_before(from_: Path, corrections: Path | None) -> "Before":
+    """The run to go on from; a note says what a person corrected there that `corrections` do not keep."""
+    from temi.cache.words import counted
+    from temi.pipeline.results.continuing import corrections_left_behind, open_before
+    from temi.pipeline.runs.mirror import shown
+
+    before = open_before(from_)
+    if corrections is None and (left := corrections_left_behind(from_)):
+        print(
+            f"note: of what a person corrected in {shown(from_)}, "
+            f"{counted(left, 'merge, split, move or removal is', 'merges, splits, moves and removals are')} "
+            f"not kept by --from alone; add --corrections {typed(from_)} to train with them"
+        )
+    return before
 
 
 def _count_clusters(
@@ -241,7 +249,7 @@ def _train_trials(
     if not trained:
         raise UserError(f"none of the {len(trials)} trials in {out} could be trained; see the notes above")
     for tree in read_record(list[MergeTree], out / MERGES):
-        print_wide(merge_tree(tree))
+        print_wide(printed_tree(tree))
     print(
         f"written: {shown(out / 'trials.json')}\nnext: temi evaluate {typed(out)}, "
         f"temi compare {typed(out)}, temi report {typed(out)}"
@@ -276,6 +284,20 @@ def _row(trial: "TrialRecord", best: bool) -> dict[str, str]:
         "used": str(scores.used_clusters),
         "loss": f"{scores.loss:.4f}",
     }
+
+
+def _print_run(run: Path, asked: int, before: Path | None) -> None:
+    """What became of `asked` clusters, which of those `before` they are, and what to do next."""
+    from temi.pipeline.results.continuing import hand_on_names
+    from temi.pipeline.runs.continued import describe
+    from temi.pipeline.runs.mirror import shown, with_urls
+    from temi.pipeline.runs.records import Training, read_record
+
+    _print_training(read_record(Training, run / "training.json"), asked)
+    if before is not None:
+        for line in describe(hand_on_names(before, run)):
+            print(with_urls(line))
+    print(f"assignments: {shown(run / 'assignments.csv')}\nnext: temi evaluate {typed(run)}")
 
 
 def _print_training(training: "Training", asked: int) -> None:

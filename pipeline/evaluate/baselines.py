@@ -80,7 +80,7 @@ def _spherical(x: Unit, clusters: int, seed: int) -> tuple[float, Labeling]:
 
 
 def umap_k_means(embedding: Embedding, clusters: int, seed: int) -> Labeling:
-    """UMAP to three dimensions (cosine, 10 neighbors), then k-means, best of 200 starts (20 above 500 clusters)."""
+    """UMAP to three dimensions (cosine, 10 neighbors), then k-means, best of 200 starts (20 from 500 clusters on)."""
     y = _umap(embedding, seed, n_components=3, n_neighbors=10)
     starts = UMAP_STARTS if clusters < MANY_CLUSTERS else UMAP_STARTS // 10
     labels: Labeling = KMeans(clusters, n_init=starts, random_state=seed).fit_predict(y).astype(np.int64)
@@ -102,7 +102,8 @@ def ward(embedding: Embedding, clusters: int, seed: int) -> Labeling:
 
 
 def hdbscan(embedding: Embedding, clusters: int, seed: int) -> Labeling:
-    """HDBSCAN in UMAP to five dimensions, of several smallest sizes that whose number of clusters is nearest.
+    """HDBSCAN on a UMAP layout of five dimensions, with several smallest sizes of a cluster; the result whose number of
+    clusters is nearest to `clusters` is kept.
 
     Rows that it calls noise join the majority of their 15 nearest rows in a cluster, as every other method must assign
     all rows.

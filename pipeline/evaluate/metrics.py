@@ -69,7 +69,8 @@ def matched_right(label: Labels, cluster: Labels) -> Bool[np.ndarray, " n"]:
 def knn_accuracy(
     train: Embedding, label: Labels, queries: Embedding | None = None, truth: Labels | None = None
 ) -> float:
-    """Accuracy of a vote among the 20 nearest labeled rows; leave-one-out on `train` where no queries are given.
+    """Accuracy of a vote among the 20 nearest labeled rows, each weighed by its cosine (not below 0); leave-one-out on
+    `train` where no queries are given.
 
     A ceiling, not a competitor: it reads the labels.
     """

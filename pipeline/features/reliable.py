@@ -14,8 +14,8 @@ def reliable_directions(
     """Eigenvectors of `between` where `within` is white, the most reliable first, and the reliability of each.
 
     They are the v of S_b v = b (S_w + r tr(S_w) / D I) v (Fisher 1936, Hotelling 1936), of length 1 in the matrix on
-    the right; b is how far things differ where the inside of one has variance 1, and b / (1 + b) the reliability. Times
-    this, no number of directions has to be chosen. None where nothing is reliable.
+    the right. b is the variance between things, in units of that inside of one, and b / (1 + b) its reliability:
+    directions scaled by it need no choice of how many to keep. P is 0 where no b exceeds UNRELIABLE.
 
     Parameters
     ----------

@@ -14,7 +14,7 @@ from torch import Tensor
 from temi.pipeline.features.reliable import reliable_directions
 from temi.pipeline.products import product
 
-RIDGE = 0.3  # of the mean variance within images; chosen by retrieval of a left-out view it is no better
+RIDGE = 0.3  # of the mean variance within images; one chosen by retrieval of a left-out view did no better
 
 
 def view_directions(images: Iterable[Float[Tensor, "n V1 D"]], ridge: float = RIDGE) -> Float64[Tensor, "D P"]:

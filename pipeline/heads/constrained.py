@@ -19,8 +19,9 @@ Drawn = tuple[Int64[np.ndarray, " P"], Int64[np.ndarray, " P"]]
 class ConstrainedPairs:
     """Pairs of rows for every step, a function of (seed, step) alone.
 
-    They come from what was told of pairs, and from the rows that were placed: two of one cluster belong together, two
-    of different clusters do not, unless a trial asks for fewer clusters than there were.
+    They come from what was told of pairs, and from the rows that were placed: two of one cluster belong together (drawn
+    with replacement, so that a row may be its own partner), two of different clusters do not, unless a trial asks for
+    fewer clusters than there were.
 
     Parameters
     ----------

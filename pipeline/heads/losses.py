@@ -3,8 +3,8 @@
 Source: Adaloglou, Michels, Kalisch, Kollmann, "Exploring the Limits of Deep Image Clustering using Pretrained
 Models", BMVC 2023 (arXiv 2303.17896). Every function here is pure: log-probabilities in, a loss per head and its
 gradient with respect to the *student's log-probabilities* out; `logit_gradient` carries that gradient through the
-softmax (`temi` does both at once, in place). No autograd graph is built through a loss and no probability is ever
-divided by, so nothing underflows.
+softmax (`temi` does both at once, in place). No autograd graph is built through a loss, and nothing
+underflows: only `told_pairs` divides, by the probability of different clusters, kept at SMALLEST_DOUBT or above.
 
 Rows are the M = 2B images of a batch of B pairs; row i's partner is row (i + B) mod M (`swap_partners`).
 """

@@ -52,7 +52,7 @@ class PairBatch:
     teacher : (g, M, C) log q_t of each row
     log_marginal : (g, C) log p, p the EMA of the teacher's batch mean
     weight : (g, M) of each row's pair; ones unless the objective weighs pairs
-    exists : (g, C) False where a head has fewer clusters than the widest of its pass: log q is about -1e5 there
+    exists : (g, C) False where a head has fewer clusters than the widest of its pass: log q is about -1e4 there
     alike : `alike` of `exists`
     settings : per-head values, (g,), of ``objective.NAME``: the trials of a pass may differ in them
     average : the mean over the processes that share the batch, without a gradient

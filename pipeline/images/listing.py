@@ -129,7 +129,7 @@ def splits_and_labels(
 
 
 def value_labels(values: Sequence[object]) -> tuple[Int32[np.ndarray, " N"], tuple[str, ...]]:
-    """Labels and classes of a column; see `number_labels`, which orders names by code point, and these are natural."""
+    """Labels and classes of a column as `number_labels` has them, with names in natural order."""
     labels, classes = number_labels(values, order=natural_key)
     return labels, classes
 

@@ -17,7 +17,7 @@ from temi.pipeline.runs.model import ClusterModel
 EXPONENT = 4.0
 WITHIN = 0.15  # how far accuracy is from that at most, on seven of ten sets
 ROWS = 8192  # that are asked, at most
-SOFTNESS = (1.0, 100.0)  # never surer than the heads: so high that probabilities are equal, images have no order
+SOFTNESS = (1.0, 100.0)  # 1: as sure as the heads; at 100 probabilities are so equal that images can hardly be ranked
 
 
 def expected_accuracy(agreement: float | None, clusters: int) -> float | None:

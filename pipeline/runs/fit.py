@@ -99,8 +99,8 @@ def build_model(trial: Trial, features: Features, copies: Group, fingerprint: Fi
     Parameters
     ----------
     features : the distinct rows that were trained on
-    copies : which of these each row equals, copies included: clusters are counted by all rows, and matched by these,
-        or of many distinct rows by the sample that was cut
+    copies : for each training row, copies included, the distinct row that it equals. All rows count for the sizes of
+        clusters; heads are matched on the distinct ones, or on the sample of them that was cut
     fingerprint : what the embeddings were made from; None: an array
     """
     trainer, best = trial.trainer, trial.best

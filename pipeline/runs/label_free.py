@@ -65,11 +65,11 @@ def _observed(model: ClusterModel, embedding: Embeddings, every: int, step: int)
 
 
 def choose_trials(trials: Sequence[TrialRecord]) -> dict[int, list[TrialRecord]]:
-    """The trials to trust, by number of clusters: several where they are even, and none of a number that one trial has.
+    """For each number of clusters that several trials have, the one of the highest score; several where they tie.
 
-    It is the highest agreement of heads, or mean confidence where trials have a single head. The first follows ACC best
-    of all scores, with a rank correlation of 0.89 over 48 trials on each of four sets; the second (0.73) never chose a
-    trial that had collapsed (benchmarks/history.md). Neither compares different numbers of clusters.
+    The score is the agreement of heads, or mean confidence where any trial has a single head. The first follows ACC
+    best of all scores, with a rank correlation of 0.89 over 48 trials on each of four sets; the second (0.73) never
+    chose a trial that had collapsed (benchmarks/history.md). Neither compares different numbers of clusters.
     """
     trained = [(trial, trial.training) for trial in trials if trial.training is not None]
     single = any(training.head_agreement is None for _, training in trained)

@@ -47,5 +47,5 @@ def _entropy(count: Int64[np.ndarray, "..."]) -> float:
 
 
 def mean_agreement(score: Float64[np.ndarray, "L L"]) -> float:
-    """Mean over the pairs: how far heads agree."""
+    """Mean over the pairs of labelings."""
     return float(score[np.triu_indices(len(score), 1)].mean())

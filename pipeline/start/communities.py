@@ -83,7 +83,8 @@ def merge(
 ) -> Int64[np.ndarray, " M"]:
     """Agglomerate M groups: always the pair of the largest w_ab / (n_a n_b)^LINKAGE, until `clusters` are left.
 
-    Groups that no edge joins merge last: `evenly` the smallest first, as the first in order would swallow the others.
+    n is a group's share of all rows. Groups that no edge joins merge last: `evenly` the smallest first, as the first in
+    order would swallow the others.
     """
     weight, mass = between.copy(), np.maximum(size, 1) / max(size.sum(), 1)
 

@@ -24,7 +24,7 @@ def fuzzy_graph(index: Index, distance: Distance) -> sp.csr_array:
     """UMAP's fuzzy union of the neighbor lists (McInnes et al. 2018, algorithms 2 and 3), symmetric, entries in (0, 1].
 
     w_ij = exp(-(d_ij - rho_i) / sigma_i) with rho_i the nearest distance and sigma_i such that row i sums to
-    log2(K + 1); then w + w^T - w w^T.
+    log2(K + 1), but at least 1e-3 of the mean distance; then w + w^T - w w^T.
     """
     from temi.pipeline.start.kernels import scales  # compiled: what finds its graphs kept does not wait for it
 

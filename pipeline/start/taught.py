@@ -52,8 +52,8 @@ def taught_cuts(
 ) -> list[Labeling]:
     """Cuts of graphs of so many neighbors, one each, in the metric that `cuts` teach.
 
-    Where that is one direction they are as many of `cuts`: so it is of two clusters that are clear, and of rows that do
-    not differ.
+    Where `cuts` teach a single direction (of two clear clusters, or of rows that do not differ), the first of `cuts`
+    are returned, as many.
     """
     with Progress("metric of clusters", ROUNDS, "round") as progress:
         for _ in range(ROUNDS):
@@ -117,7 +117,7 @@ class Metrics:
     def taught(self, labels: Sequence[Labeling], alike: int | None = None) -> Rows | None:
         """Rows along the directions that these partitions teach; None where that is a single one.
 
-        Directions count by their reliability, or, of these, so many alike.
+        Each direction is scaled by its reliability; or the first `alike` are taken as they are.
         """
         found, reliability = discriminants(self.rows, self.total, labels, alike)
         if len(reliability) < FEWEST:
