@@ -1,5 +1,6 @@
 """`import temi`: instant, not shadowed by a user's own files, and whole: embed, train, open, look."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,9 @@ def test_mistakes_are_told_in_the_words_of_a_call(tmp_path: Path, monkeypatch: p
         temi.embed(tmp_path / "photos", tmp_path / "cache", ["embed.backbone=nobody/nothing"])
     assert 'settings=["embed.backbone=FOLDER"], or settings=["embed.backbone=efficientnet-lite0"]' in str(told.value)
     assert "--set" not in str(told.value)
+    short = ["objective.beta=0.6", "foo"]
+    with pytest.raises(UserError, match=re.escape('e.g. settings=["objective.beta=0.8"]')):
+        temi.train_heads(tmp_path / "cache", tmp_path / "run", settings=short)
     with pytest.raises(UserError, match=r"not ndarray; cluster an array by temi.TemiClusterer\(n_clusters=10\)"):
         temi.train_heads(np.zeros((9, 4), np.float32), tmp_path / "run")  # type: ignore[arg-type]
 

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 from synthetic import make_manifest, shard_content, write_cache
 
 from temi.cache import CacheError, ShardWriter, save_neighbors
 from temi.cache.info import list_made, prune, summarize
-from temi.cache.kept import save_kept
+from temi.cache.kept import HEADER, save_kept
+from temi.cache.neighbors import list_neighbors
 
 
 def test_summary_of_a_finished_cache(tmp_path: Path) -> None:
@@ -53,3 +55,27 @@ def test_what_is_kept_can_be_dropped_by_name_also_where_it_is_damaged(tmp_path: 
     assert [kept.name for kept in prune(tmp_path)] == ["neighbors", "pool"]
     assert not list_made(tmp_path)
     summarize(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "header", ["{}", "[]", "3", "no JSON", '{"name": "heads"}', '{"name": 3, "recipe": {}}', '{"name": "x", "recipe": 3}']
+)
+def test_a_damaged_file_that_is_kept_is_named_after_its_file(tmp_path: Path, header: str) -> None:
+    write_cache(tmp_path)
+    folder = tmp_path / "neighbors"
+    save_kept(folder, "heads", {"c": 3}, {"x": np.zeros(3)})
+    (path,) = folder.iterdir()
+    path.write_bytes(save({"x": np.zeros(3)}, {HEADER: header}))
+    (kept,) = json.loads(json.dumps(summarize(tmp_path).to_json()))["kept"]
+    assert (kept["file"], kept["name"], kept["made_from"]) == (path.name, "heads", {})
+
+
+@pytest.mark.parametrize("damage", ["attribute", "link"])
+def test_a_damaged_graph_that_is_kept_has_no_recipe(tmp_path: Path, damage: str) -> None:
+    path = save_neighbors(tmp_path, "k5", np.zeros((20, 5), np.int32), np.zeros((20, 5), np.float16), {"scale": "root"})
+    data = path.read_bytes()
+    old, new = {"attribute": (b"root", b"r\xff\xfft"), "link": (b"index\0", b"inde\xff\0")}[damage]
+    assert data.count(old) == 1
+    path.write_bytes(data.replace(old, new))
+    (kept,) = list_neighbors(tmp_path)
+    assert (kept.path, kept.name, kept.recipe) == (path, "neighbors", {})

@@ -7,7 +7,7 @@ from synthetic import make_manifest, shard_content
 
 from temi.cache import CacheError, EmbeddingCache, Manifest, ShardWriter
 from temi.cache.convert.join import join_caches, spaces_of
-from temi.cache.fingerprint import IMPORTED
+from temi.cache.fingerprint import IMPORTED, Fingerprint
 
 
 def write(folder: Path, manifest: Manifest, failures: dict[int, str] | None = None) -> EmbeddingCache:
@@ -132,6 +132,42 @@ def test_what_only_looks_alike_is_refused_unless_it_was_made_elsewhere(
     write(tmp_path / "c", replace(plan, fingerprint=replace(plan.fingerprint, pooling=IMPORTED)))
     joined = join_caches([tmp_path / "a", tmp_path / "c"], tmp_path / "ac")
     assert join_caches([tmp_path / "ac", tmp_path / "a"], tmp_path / "aca").dim == joined.dim + 6
+
+
+def imported(manifest: Manifest, revision: str) -> Manifest:
+    made = replace(manifest.fingerprint, pooling=IMPORTED, revision=revision, preprocessing={})
+    return replace(manifest, fingerprint=made)
+
+
+def test_joined_caches_mean_the_same_where_their_spaces_do(tmp_path: Path) -> None:
+    """Whatever file imported embeddings came in and however files were decoded, also where a part was joined before."""
+
+    def joined(name: str, revision: str, decoding: str, crop: int = 224) -> Fingerprint:
+        home, plan = tmp_path / name, make_manifest()
+        here = replace(plan.fingerprint, preprocessing={"decoding": decoding, "crop": [crop, crop]})
+        write(home / "a", replace(plan, fingerprint=here))
+        write(home / "b", imported(other_encoder(plan, 6), revision))
+        write(home / "c", imported(plan, revision))
+        join_caches([home / "a", home / "b"], home / "ab")
+        return join_caches([home / "ab", home / "c"], home / "abc").manifest.fingerprint
+
+    before = joined("before", "1" * 32, "rgb8")
+    assert before.differences_in_meaning(joined("after", "2" * 32, "rgb8, deep gray by its range")) == []
+    (difference,) = before.differences_in_meaning(joined("smaller", "2" * 32, "rgb8", crop=98))
+    assert difference == "preprocessing.spaces.0.preprocessing.spaces.0.preprocessing.crop: here [224, 224], asked [98, 98]"
+
+
+def test_joined_caches_of_another_encoder_mean_something_else(tmp_path: Path) -> None:
+    plan = make_manifest()
+    write(tmp_path / "a", imported(plan, "1" * 32))
+    write(tmp_path / "b", other_encoder(plan, 6))
+    write(tmp_path / "c", replace(plan, dim=6, fingerprint=replace(plan.fingerprint, backbone="other", revision="2")))
+    before, after = (
+        join_caches([tmp_path / "a", tmp_path / name], tmp_path / f"a{name}").manifest.fingerprint for name in "bc"
+    )
+    (difference,) = before.differences_in_meaning(after)
+    assert difference.startswith("preprocessing.spaces.1.revision: here")
+    assert before.differences_in_meaning(plan.fingerprint)
 
 
 def test_rows_whose_image_is_gone_are_left_out_and_splits_move_along(tmp_path: Path) -> None:

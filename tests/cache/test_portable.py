@@ -185,6 +185,26 @@ def test_parquet_made_elsewhere(tmp_path: Path, elsewhere: np.ndarray, kind: str
     assert cache.manifest.fingerprint.backbone == "clip-vit-b-32"
 
 
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_parquet_made_elsewhere_whose_row_groups_may_be_empty(
+    tmp_path: Path, elsewhere: np.ndarray, empty: int
+) -> None:
+    """As writers in parallel leave them; `empty` tells before which part one is."""
+    table = pa.table({"embedding": elsewhere.tolist(), "key": expected_keys()})
+    with pq.ParquetWriter(tmp_path / "e.parquet", table.schema) as writer:
+        for place, part in enumerate([table[:4], table[4:], table[:0]]):
+            writer.write_table(table[:0] if place == empty else part)
+            if place == empty:
+                writer.write_table(part)
+    file = pq.ParquetFile(tmp_path / "e.parquet")
+    assert not file.metadata.row_group(empty).num_rows
+    cache = import_embeddings(tmp_path / "e.parquet", tmp_path / "c", shard_rows=4)
+    np.testing.assert_array_equal(cache.embedding(), elsewhere.astype(np.float16))
+    pq.write_table(table[:0], tmp_path / "none.parquet")
+    with pytest.raises(CacheError, match="holds 0 embeddings"):
+        import_embeddings(tmp_path / "none.parquet", tmp_path / "none")
+
+
 def test_safetensors_made_elsewhere(tmp_path: Path, elsewhere: np.ndarray) -> None:
     views = np.stack([elsewhere + 1, elsewhere - 1, elsewhere], axis=1)
     save_file({"embedding": elsewhere, "views": views, "label": np.arange(11)}, tmp_path / "e.safetensors")

@@ -155,7 +155,7 @@ def test_workers_of_a_killed_writer_do_not_keep_its_claim(tmp_path: Path) -> Non
     code = (
         "import os, sys, time, pathlib; sys.path.insert(0, sys.argv[2]); from synthetic import *\n"
         "w = ShardWriter.open(pathlib.Path(sys.argv[1]), make_manifest()); w.pending(); worker = os.fork()\n"
-        "if worker: print(worker, flush=True)\n"
+        "if not worker: print(os.getpid(), flush=True)\n"  # it runs, and has forgotten the claim
         "time.sleep(60)"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)]

@@ -65,6 +65,7 @@ def test_set_beats_file_beats_default(tmp_path: Path) -> None:
         ("start.seed=-1", r"setting start.seed in --set: .*greater than or equal to 0"),
         ("pairs.seed=4294967296", r"setting pairs.seed in --set: .*less than 4294967296"),
         ("embed.seed=4294967296", r"setting embed.seed in --set: .*less than 4294967296"),
+        ("embed.views=4097", r"setting embed.views in --set: .*less than or equal to 4096, got 4097"),
         ("heads.count=2147483648", r"setting heads.count in --set: .*less than 2147483648"),
         ("clusters=3", r"not of the form section.key=value"),
         ("heads.clusters", r"not of the form section.key=value"),

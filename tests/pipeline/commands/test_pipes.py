@@ -32,7 +32,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=1800)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_end_of_a_pipe(run: Path) -> None:
     predict = f"{TEMI} predict {run} {run.parent / 'cache'}"
     full = shell(f"{predict} > /dev/full")
@@ -48,7 +48,7 @@ def test_the_end_of_a_pipe(run: Path) -> None:
         assert "Exception" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_whose_progress_nobody_reads_any_more_goes_on(run: Path, tmp_path: Path) -> None:
     command = f"{TEMI} train-heads {run.parent / 'cache'} --clusters 3 --out {tmp_path / 'run'} {' '.join(QUICK)}"
     closed = shell(f"{command} 2>&1 | head -1")

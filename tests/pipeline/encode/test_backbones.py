@@ -265,7 +265,7 @@ def test_a_device_that_is_not_there_is_one_sentence(dinov2):
         load_backbone(EmbedConfig(backbone=dinov2, device="cuda:77"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
     code = (
         "from temi.pipeline.encode.backbones import load_backbone\nfrom temi.pipeline.config import EmbedConfig\n"

@@ -13,6 +13,7 @@ import boto3
 import numpy as np
 import pytest
 from bucketing import Weather, new_machine
+from mixtures import mixture, write_cache
 from photos import COLORS, PhotoRun, photo, short
 
 from temi.cache import CacheError, EmbeddingCache, bucket
@@ -188,6 +189,7 @@ def test_a_killed_upload_is_finished_by_the_same_command(
     assert lasting(objects()) == lasting(on_disk(tmp_path / "whole"))
 
 
+@pytest.mark.long
 def test_a_cache_in_a_bucket_grows(weather: Weather, photo_run: PhotoRun, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     shutil.copytree(photo_run.photos, photos)
@@ -206,6 +208,7 @@ def test_a_cache_in_a_bucket_grows(weather: Weather, photo_run: PhotoRun, tmp_pa
         embed(str(photos), Path(URL), settings(photo_run), overwrite=True)
 
 
+@pytest.mark.long
 def test_slow_answers_and_a_damaged_object(weather: Weather, photo_run: PhotoRun) -> None:
     embed(str(photo_run.photos), Path(URL), settings(photo_run))
     shutil.rmtree(kept_folder())
@@ -219,6 +222,7 @@ def test_slow_answers_and_a_damaged_object(weather: Weather, photo_run: PhotoRun
         cache.embedding(10, 20)
 
 
+@pytest.mark.long
 def test_what_does_not_pass_is_one_sentence(weather: Weather, photo_run: PhotoRun) -> None:
     with pytest.raises(CacheError, match="no such bucket or object"):
         Bucket("s3://nothing-of-this-name/cache").sizes()
@@ -244,6 +248,7 @@ def test_a_url_that_was_made_a_path_of_is_still_one() -> None:
     assert isinstance(RemoteCache.place, property)
 
 
+@pytest.mark.long
 def test_a_cache_that_was_made_anew_is_not_taken_for_the_one_before(weather: Weather, photo_run: PhotoRun) -> None:
     """Its shards have the size of those that are kept here."""
     assert embed(str(photo_run.photos), Path(URL), settings(photo_run)) is not None
@@ -256,6 +261,23 @@ def test_a_cache_that_was_made_anew_is_not_taken_for_the_one_before(weather: Wea
     assert made is not None
     now = EmbeddingCache.open(URL).embedding()
     assert (before != now).any()
+
+
+@pytest.mark.parametrize("looked_at_between", [False, True])
+def test_a_shard_of_another_cache_is_not_taken_for_that_of_its_size(
+    weather: Weather, tmp_path: Path, looked_at_between: bool
+) -> None:
+    """Also where somebody looked while the bucket was empty, so that the sidecars of the first are gone from here."""
+    for seed in range(2):
+        rows = mixture(rows=30, seed=seed)[0]
+        for path in write_cache(tmp_path / f"cache {seed}", rows, shard_rows=10).folder.iterdir():
+            Bucket(URL).write(path.name, path.read_bytes())
+        assert np.array_equal(EmbeddingCache.open(URL).embedding(), rows)
+        for name in objects():
+            boto3.client("s3").delete_object(Bucket="photos", Key=f"cache/{name}")
+        if looked_at_between:
+            with pytest.raises(CacheError, match="is not an embedding cache"):
+                EmbeddingCache.open(URL)
 
 
 def test_settings_that_no_other_try_mends_are_one_sentence(

@@ -27,7 +27,7 @@ def config(tmp_path: Path) -> EmbedConfig:
     return EmbedConfig(backbone=str(tmp_path / "model"), views=0, batch_size=8, device="cpu", engine="torch", workers=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("default")  # the compiler's own
 def test_a_compiled_backbone_is_close_to_the_plain_one(config: EmbedConfig) -> None:

@@ -171,6 +171,7 @@ def test_bf16_is_torchs_where_the_processor_has_none(config, capsys):
     assert load_backbone(config.model_copy(update={"precision": "auto"})).arithmetic.startswith("fp32, openvino")
 
 
+@pytest.mark.long
 def test_a_signal_after_two_backbones_were_let_go_does_not_kill_the_process(folder, tmp_path):
     code = f"""
 import gc, os, signal

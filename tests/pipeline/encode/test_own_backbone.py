@@ -70,6 +70,7 @@ def test_a_changed_file_does_not_go_on_with_the_cache(
         embed("digits", tmp_path / "cache", config)
 
 
+@pytest.mark.long
 def test_predict_asks_for_the_plugin_of_the_run(plugin: Path, tmp_path: Path) -> None:
     config = EmbedConfig(backbone="mean-color", views=0, workers=0, device="cpu", engine="torch")
     load_plugin(plugin)

@@ -71,7 +71,7 @@ def lasting(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_in_a_plugin_on_a_node_says_where(cluster: Any, photo_run: PhotoRun, tmp_path: Path) -> None:
     process = start(
         photo_run.photos,
@@ -231,6 +231,17 @@ def test_a_cluster_that_is_none_is_one_sentence(photo_run: PhotoRun, tmp_path: P
     pytest.importorskip("ray", reason="ray is not installed: pip install ray")
     with pytest.raises(UserError, match=sentence):
         embed(str(photo_run.photos), tmp_path / "cache", EmbedConfig(), on=on)
+
+
+def test_a_cluster_that_fails_without_a_word_is_told_by_the_kind_of_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="ray is not installed: pip install ray")
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(UserError, match=r"no Ray cluster at .* \(RuntimeError\); start one"), ray_cluster.ray_cluster("ray"):
+        pass
 
 
 def test_where_something_else_listens_is_told_at_once(photo_run: PhotoRun, tmp_path: Path) -> None:

@@ -21,9 +21,12 @@ from temi.pipeline.evaluate.metrics import (
     purity,
 )
 from temi.pipeline.evaluate.tables import evaluate_run
+from temi.pipeline.evaluate.trials import evaluate_trials
+from temi.pipeline.results.compare import compare
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.records import Result, read_record
 from temi.pipeline.runs.train import train_heads
+from temi.pipeline.runs.trials import plan_trials, train_trials
 
 labelings = st.integers(2, 30).flatmap(
     lambda n: st.tuples(*(st.lists(st.integers(0, 3), min_size=n, max_size=n).map(np.array) for _ in range(2)))
@@ -104,6 +107,7 @@ def test_a_run_is_scored_on_training_rows_and_its_held_out_split(tmp_path: Path)
         rows = {row.method: row for row in part.rows}
         assert {"TEMI", "best head", "k-means", "20-NN on labels", "linear probe"} <= set(rows)
         assert rows["TEMI"].acc > 0.95
+        assert (rows["TEMI"].kind, rows["k-means"].kind) == ("clustering", "baseline")
     assert (tmp_path / "run/assignments.csv").read_text().count("\n") == 601
 
 
@@ -129,6 +133,32 @@ def test_a_run_is_scored_on_another_cache_of_the_same_backbone_only(tmp_path: Pa
     foreign = write_cache(tmp_path / "foreign", embedding, backbone="another")
     with pytest.raises(UserError, match=r'was embedded otherwise .* here "another", asked "made-up"'):
         evaluate_run(tmp_path / "run", foreign)
+
+
+def test_trials_of_other_splits_stand_in_tables_of_their_own_beside_their_own_baselines(tmp_path: Path) -> None:
+    embedding, label = mixture(rows=200)
+    cache = write_cache(tmp_path / "cache", embedding, label, splits={"a": (0, 40), "b": (40, 160), "c": (160, 200)})
+    train_trials(cache, plan_trials(None, ["train.split=a,b"], None, [*QUICK, "neighbors.k=10"]), tmp_path / "out")
+    parts = evaluate_trials(tmp_path / "out").parts
+    assert {part.name: part.images for part in parts} == {
+        "training rows, train.split=a": 40,
+        "held out: b, train.split=a": 120,
+        "held out: c, train.split=a": 40,
+        "training rows, train.split=b": 120,
+        "held out: a, train.split=b": 40,
+        "held out: c, train.split=b": 40,
+    }
+    for part in parts:
+        split = part.name[-1]
+        assert {row.method for row in part.rows} == {
+            f"trial-00{'ab'.index(split)} train.split={split}",
+            "k-means, 6 clusters",
+        }
+    trained = {split: {row.method: row for row in part.rows} for split, part in zip("ab", parts[::3], strict=True)}
+    choices = compare([tmp_path / "out"])
+    assert {choice.settings["train.split"]: choice.acc.mean for choice in choices} == {
+        split: next(row.acc for row in rows.values() if row.kind == "clustering") for split, rows in trained.items()
+    }
 
 
 def test_classes_of_another_cache_are_told_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.copies import exact_copies, near_copies
+from temi.pipeline.features.copies import SAME, cosine_distances, exact_copies, near_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
+from temi.pipeline.features.neighbors import find_neighbors
 from temi.pipeline.features.scaling import Moments, Scaling, scaled_width, signed_root
+from temi.pipeline.features.unit_rows import UnitRows
 from temi.pipeline.features.view_metric import RIDGE, view_directions
 
 
@@ -102,3 +104,22 @@ def test_near_copies_and_chains_of_them_are_one() -> None:
     first, group = near_copies(index, 1 - np.take_along_axis(near, index, 1))
     assert first.tolist() == list(range(12))
     np.testing.assert_array_equal(group[12:], [0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.1, 1e-2, 1e-3])
+def test_distances_of_tight_rows_are_told_apart(spread: float) -> None:
+    """Where half precision says 0 of all of them: distances, and who is a copy, as float64 has them."""
+    random = np.random.default_rng(0)
+    rows = np.ones(6) + spread * random.normal(size=(300, 6))
+    rows = np.concatenate([rows, rows[:20] + 1e-3 * spread]).astype(np.float32)
+    index, similarity, _ = find_neighbors(UnitRows(torch.from_numpy(rows)), 8)
+    u = rows.astype(np.float64) / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
+    expected = ((u[:, None] - u[index]) ** 2).sum(-1) / 2
+    found = cosine_distances(UnitRows(torch.from_numpy(rows)), index, similarity)
+    if spread == 1:
+        np.testing.assert_array_equal(found, 1 - similarity.astype(np.float32))  # half precision can tell these
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-4 * SAME * np.median(expected[:, -1]))
+    first, group = near_copies(index, found)
+    assert first.tolist() == list(range(300))
+    np.testing.assert_array_equal(group[300:], np.arange(20))

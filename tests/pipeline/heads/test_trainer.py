@@ -203,6 +203,12 @@ def test_a_small_folder_gets_the_floor_of_steps_and_a_large_one_its_epochs() -> 
     assert total_steps(config, rows=50_000) == 10_000
 
 
+@pytest.mark.parametrize(("rows", "batch", "steps"), [(600_000, 400_000, 7), (600_000, 60_000, 21), (500, 600, 7)])
+def test_an_epoch_has_a_step_however_large_the_batch(rows: int, batch: int, steps: int) -> None:
+    config = load_config(None, ["train.min_steps=1", "train.epochs=7", f"train.batch_size={batch}"])
+    assert total_steps(config, rows) == steps
+
+
 @pytest.mark.parametrize("setting", ["train.epochs=1e30", "train.min_steps=200000000"])
 def test_steps_that_would_never_end_are_refused(setting: str) -> None:
     with pytest.raises(UserError, match=r"train.epochs = .* steps; ask for at most 100,000,000"):

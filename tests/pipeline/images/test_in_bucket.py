@@ -4,7 +4,7 @@ import io
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import boto3
@@ -76,6 +76,22 @@ def test_a_tree_is_the_folder_that_it_would_be(weather: Weather, photo_run: Phot
     }
     there.prefetch(range(3))
     assert [there.data(row) for row in (0, 1, 2, 20)] == [here.data(row) for row in (0, 1, 2, 20)]
+
+
+def test_a_batch_that_another_thread_asks_for_takes_no_image_from_this_one(
+    weather: Weather, photo_run: PhotoRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here = source("s3://photos/album"), source(photo_run.photos)
+    prefetch, others = there.prefetch, [[5, 6], [7]]
+
+    def overtaken(rows: Sequence[int]) -> None:
+        prefetch(rows)
+        if others:
+            prefetch(others.pop())
+
+    monkeypatch.setattr(there, "prefetch", overtaken)
+    there.prefetch([0, 1])
+    assert [there.data(row) for row in (0, 1, 5)] == [here.data(row) for row in (0, 1, 5)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -184,6 +184,44 @@ def test_a_missing_value_is_an_unreadable_image(tmp_path):
     assert source.read(1).shape[0] == 3
 
 
+def test_a_row_group_that_another_thread_puts_in_its_place_is_not_read_for_ones_own(tmp_path):
+    source = open_(write_parquet(tmp_path / "a.parquet"))
+
+    class Interrupted(type(source)):
+        """Another thread reads the last row whenever this one has looked at what is kept, or has kept something."""
+
+        reading = False
+
+        def interrupt(self):
+            if not self.reading:
+                self.reading = True
+                self.data(4)
+                self.reading = False
+
+        @property
+        def _kept(self):
+            kept = self.__dict__["_kept"]
+            self.interrupt()
+            return kept
+
+        @_kept.setter
+        def _kept(self, value):
+            self.__dict__["_kept"] = value
+            self.interrupt()
+
+    source.__class__ = Interrupted
+    assert [source.data(row) for row in (0, 1, 4, 0)] == [PICTURES[NAMES[row]] for row in (0, 1, 4, 0)]
+
+
+def test_an_error_that_says_nothing_is_told_by_its_kind(tmp_path, monkeypatch):
+    def refuse(path):
+        raise OSError
+
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    with pytest.raises(UserError, match=r"a.parquet is not a Parquet file \(OSError\); give another one"):
+        open_(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize(
     ("write", "sentence"),
     [
@@ -269,6 +307,14 @@ def test_a_data_set_saved_to_disk(tmp_path, folder):
     assert_reads(source, NAMES + NAMES[:2])
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "again")
     assert open_(f"hf:{tmp_path / 'again'}").digest == source.digest
+
+
+def test_the_rows_of_a_data_set_without_splits_are_named_by_their_numbers(tmp_path, folder):
+    hub_data(folder).save_to_disk(tmp_path / "saved")
+    source = open_(f"hf:{tmp_path / 'saved'}")
+    assert source.keys == ["0", "1", "2", "3", "4"]
+    assert source.splits == {}
+    assert_reads(source)
 
 
 @pytest.mark.parametrize("scheme", ["hf", "hf-stream"])

@@ -217,7 +217,7 @@ def test_every_entry_of_a_tree_is_an_image_or_left_out_with_its_reason(entries: 
     check(entries)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(ENTRIES)
 @settings(max_examples=2000, **RELAXED)
 def test_two_thousand_trees(entries: list[Entry]) -> None:

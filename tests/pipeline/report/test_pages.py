@@ -23,7 +23,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.images import open_source
 from temi.pipeline.report import pages as module
 from temi.pipeline.report.cards import centers, nearest_clusters, typical_images
-from temi.pipeline.report.pages import confusion, figures, merge_tree, shown_images, write_report
+from temi.pipeline.report.pages import center_dendrogram, confusion, figures, shown_images, write_report
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import Correction, Merge, Move, Remove, Rename, Split, Undo
 from temi.pipeline.results.finished import FinishedRun
@@ -155,11 +155,11 @@ def test_confusion_is_aligned_and_leaves_unlabeled_images_out() -> None:
 
 def test_the_tree_joins_the_closest_first() -> None:
     center = np.array([[1, 0], [0.98, 0.2], [0, 0], [0, 1]], dtype=np.float32)
-    tree = merge_tree(center, np.array([0, 1, 3]))
+    tree = center_dendrogram(center, np.array([0, 1, 3]))
     assert tree is not None
     assert sorted(tree.leaves) == [0, 1, 3]
     assert tree.across[0][1] == pytest.approx(np.linalg.norm(center[0] - center[1]), abs=1e-3)
-    assert merge_tree(center, np.array([1, 1])) is None
+    assert center_dendrogram(center, np.array([1, 1])) is None
 
 
 def test_more_images_than_fit_are_sampled_with_all_of_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,6 +167,7 @@ def test_more_images_than_fit_are_sampled_with_all_of_the_cards(monkeypatch: pyt
     shown, place = shown_images(1000, [5, 999, 17])
     assert 100 <= len(shown) <= 103
     assert all(shown[place[i]] == i for i in (5, 17, 999))
+    assert shown_images(1000, [])[0].dtype == np.int64  # all removed: no card shows any
 
 
 @pytest.mark.skipif(not shutil.which("node"), reason="apt-get install nodejs")

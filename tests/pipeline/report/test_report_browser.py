@@ -281,6 +281,7 @@ def test_about_counts_what_was_corrected_and_says_what_is_as_trained(browser: An
     assert len(browser.find_elements("css selector", "#histogram svg")) == 1
 
 
+@pytest.mark.long
 def test_a_page_that_has_not_seen_every_correction_changes_nothing(photo_run: PhotoRun, tmp_path: Path) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
 
@@ -347,6 +348,7 @@ def test_print_has_a_page_for_each_cluster(browser: Any) -> None:
     assert browser.find_elements("css selector", "#print section") == []
 
 
+@pytest.mark.long
 def test_a_served_page_keeps_every_correction_through_a_kill(photo_run: PhotoRun, tmp_path: Path) -> None:
     run = shutil.copytree(photo_run.run, tmp_path / "run")
     with serving(run, "--backbone", photo_run.weights) as server, browsing(server.address) as browser:
@@ -390,6 +392,7 @@ def test_a_served_page_keeps_every_correction_through_a_kill(photo_run: PhotoRun
     assert json.loads((run / "corrections.jsonl").read_text().splitlines()[-1])["action"] == "redo"
 
 
+@pytest.mark.long
 def test_words_find_images_where_clip_made_the_cache(photo_run: PhotoRun, tmp_path: Path) -> None:
     weights = write_clip(tmp_path / "weights")
     settings = EmbedConfig(backbone=str(weights), views=0, batch_size=8, workers=0, device="cpu")

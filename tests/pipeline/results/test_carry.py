@@ -92,6 +92,7 @@ def test_the_number_of_a_cluster_is_no_name_to_take_along(corrected: Path, tmp_p
     assert later.names == ["", "", "twos", ""]
 
 
+@pytest.mark.long
 def test_the_command_says_what_it_kept_and_takes_no_other_corrections_up(corrected: Path, tmp_path: Path) -> None:
     arguments = [corrected / "cache", "--out", tmp_path / "run"]
     made = command(*arguments, "--corrections", corrected / "run" / CORRECTIONS)
@@ -214,6 +215,7 @@ def test_the_clusters_of_the_run_before_are_nobodys_wish(corrected: Path) -> Non
     assert clusters_left(told, config, asked, inherited=True) == asked
 
 
+@pytest.mark.long
 def test_a_continued_run_has_the_parts_that_were_made_and_counts_who_moved(corrected: Path, tmp_path: Path) -> None:
     run = FinishedRun(shutil.copytree(corrected / "run", tmp_path / "run"))
     gone = run.trained["key"][run.assignments["cluster"] == 2].tolist()[:20]

@@ -33,6 +33,7 @@ def run(photo_run: PhotoRun, tmp_path: Path) -> FinishedRun:
     return FinishedRun(shutil.copytree(photo_run.run, tmp_path / "run"))
 
 
+@pytest.mark.long
 def test_the_command_takes_all_or_nothing(run: FinishedRun, tmp_path: Path) -> None:
     file = tmp_path / "said.jsonl"
     good = [{"action": "rename", "names": {"1": "ones"}}, {"action": "merge", "clusters": [0, 1], "who": "ann"}]

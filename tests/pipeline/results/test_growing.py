@@ -234,6 +234,7 @@ def test_a_run_is_asked_for_new_rows_and_continued(grown: PhotoRun, tmp_path: Pa
     assert named == {number: ("first", "second", "third")[number] for number in record["kept"]}
 
 
+@pytest.mark.long
 def test_a_continued_run_says_what_of_the_corrections_it_leaves_behind(photo_run: PhotoRun, tmp_path: Path) -> None:
     before = FinishedRun(shutil.copytree(photo_run.run, tmp_path / "before"))
     keys = before.trained["key"].tolist()
@@ -283,6 +284,7 @@ def test_a_listing_is_what_was_embedded_or_none(grown: PhotoRun) -> None:
     assert read_listing(grown.cache, manifest) is None
 
 
+@pytest.mark.long
 def test_numbers_that_were_merged_away_are_no_empty_clusters_of_a_continued_run(
     photo_run: PhotoRun, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import REMOVED, Move, Remove
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import (
+    BLOCK_ROWS,
     duplicate_groups,
     evidence,
     full_cosines,
@@ -47,6 +48,21 @@ def test_copies_stand_together_and_relatives_do_not() -> None:
     assert len(set(found[:25])) == 25
     assert (np.delete(found, copies) >= 0).mean() < 0.01
     assert set(np.flatnonzero(exact >= 0)) == {*range(20, 25), *range(420, 425)}
+
+
+@pytest.mark.parametrize("length", [1e-4, 1.0, 300.0, 30_000.0])
+def test_cosines_of_rows_of_any_length_are_those_of_numpy(length: float) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.uniform(0.2, 1, (3 * BLOCK_ROWS, 4))
+    rows[1] = rows[0]
+    embedding = (length * rows).astype(np.float16)
+    neighbor = rng.integers(0, len(rows), (len(rows), 3)).astype(np.int32)
+    neighbor[0, 0] = 1
+    exact = embedding.astype(np.float64)
+    exact /= np.linalg.norm(exact, axis=1, keepdims=True)
+    found = full_cosines(embedding, neighbor)
+    np.testing.assert_allclose(found, np.einsum("nd,nkd->nk", exact, exact[neighbor]), atol=2**-11)  # half a float16
+    assert found[0, 0] == 1
 
 
 def test_groupings_join_where_either_is_whole() -> None:

@@ -81,6 +81,7 @@ def test_fiftyones_own_importer_opens_the_folder(run: FinishedRun, photo_run: Ph
         assert label.label == f"cluster {run.assignments['cluster'][run.place[key]]}"
 
 
+@pytest.mark.long
 def test_labels_and_tags_come_back_as_corrections(run: FinishedRun, tmp_path: Path) -> None:
     correct(run, [Rename(names={1: "ones"})])
     export_fiftyone(run, tmp_path / "out", "symlink")

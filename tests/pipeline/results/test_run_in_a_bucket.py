@@ -42,7 +42,7 @@ def objects(url: str = URL) -> dict[str, bytes]:
     return {e["Key"][len(prefix) :]: client.get_object(Bucket="photos", Key=e["Key"])["Body"].read() for e in found}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_in_a_bucket_is_that_of_a_disk(weather: Weather, photo_run: PhotoRun, tmp_path: Path) -> None:
     (tmp_path / "short.toml").write_text(dump_toml(short()))
     trained = temi("train-heads", photo_run.cache, "--out", URL, "--config", tmp_path / "short.toml")

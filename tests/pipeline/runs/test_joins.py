@@ -8,7 +8,7 @@ from mixtures import mixture, write_cache
 from typer.testing import CliRunner
 
 from temi.cli import app
-from temi.pipeline.commands.console import merge_tree as drawn
+from temi.pipeline.commands.console import printed_tree
 from temi.pipeline.config import load_config
 from temi.pipeline.runs.joins import joins, merge_tree
 from temi.pipeline.runs.records import Join, Level, MergeTree
@@ -91,5 +91,5 @@ def test_a_tree_of_too_many_clusters_is_left_to_the_report() -> None:
     finest = np.arange(2000) % 500
     levels = [Level(trial="trial-000", clusters=500), Level(trial="trial-001", clusters=250)]
     tree = merge_tree({"train.seed": 1}, levels, [finest, finest // 2])
-    assert len(drawn(tree).children) == 1
-    assert "train.seed=1" in str(drawn(tree).label)
+    assert len(printed_tree(tree).children) == 1
+    assert "train.seed=1" in str(printed_tree(tree).label)

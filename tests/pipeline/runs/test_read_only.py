@@ -55,6 +55,7 @@ def test_training_from_a_read_only_cache_keeps_what_trials_share_in_the_run(tmp_
     assert (tmp_path / "run/assignments.csv").exists()
 
 
+@pytest.mark.long
 def test_what_may_not_be_written_or_read_is_told_before_the_work(tmp_path: Path) -> None:
     cache, run = write_cache(tmp_path / "cache", *mixture(rows=60, dim=8, clusters=3)), tmp_path / "run"
     train_heads(cache, short("train.min_steps=20"), run)
@@ -88,6 +89,7 @@ def test_what_may_not_be_written_or_read_is_told_before_the_work(tmp_path: Path)
         )
 
 
+@pytest.mark.long
 def test_a_folder_that_may_not_be_entered_is_named_in_one_sentence(tmp_path: Path) -> None:
     outer = tmp_path / "outer"
     run, settings = outer / "run", tmp_path / "settings.toml"

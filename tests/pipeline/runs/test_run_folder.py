@@ -239,6 +239,18 @@ def test_one_process_at_a_time_trains_a_run(tmp_path: Path) -> None:
     assert not list(run.glob("*.lock"))
 
 
+def test_what_another_process_finishes_before_it_is_claimed_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, run = write_cache(tmp_path / "cache", mixture()[0]), tmp_path / "run"
+    train_heads(cache, settings(), run)
+    before, settled = model_bytes(run), iter([False])
+    monkeypatch.setattr(RunFolder, "settled", property(lambda folder: next(settled, True)))  # not yet, when first asked
+    train_heads(cache, settings(), run)
+    assert model_bytes(run) == before
+    assert not list(run.glob("*.lock"))
+
+
 def test_training_that_cannot_go_on_says_so(tmp_path: Path) -> None:
     cache = write_cache(tmp_path / "cache", mixture()[0])
     with pytest.raises(UserError, match=r"cannot go on: the last 20 steps before step 20"):

@@ -239,6 +239,7 @@ def test_trials_are_told_with_the_settings_that_their_objective_has(tmp_path: Pa
     assert all(("objective.debias" in one) == (one["objective.name"] == "icon") for one in found)
 
 
+@pytest.mark.long
 def test_the_command_that_follows_a_search_names_its_plugin(tmp_path: Path) -> None:
     file = Path(__file__).parents[3] / "examples/plugins/debiased_icon.py"
     (tmp_path / "space.toml").write_text('[search.space]\nobjective.name = ["icon"]')
@@ -318,6 +319,7 @@ def test_a_folder_that_is_removed_while_it_is_searched_is_one_sentence(
     assert not (study / BEST).exists()
 
 
+@pytest.mark.long
 def test_a_full_disk_is_no_damage(tmp_path: Path) -> None:
     small_cache(tmp_path)
     words = shlex.join(command(tmp_path, "--clusters", "4", "--trials", "3"))

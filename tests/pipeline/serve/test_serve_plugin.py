@@ -24,6 +24,7 @@ def temi(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.long
 def test_report_serve_and_suggestions_take_the_plugin_of_a_source(photo_run: PhotoRun, tmp_path: Path) -> None:
     plugin, archive, run = tmp_path / "zips.py", tmp_path / "a.zip", tmp_path / "run"
     plugin.write_text(PLUGIN)

@@ -36,6 +36,20 @@ def test_spreading_equals_a_dense_reference() -> None:
     np.testing.assert_array_equal(found, expected)
 
 
+def test_what_no_placed_row_reaches_lies_with_the_nearest_center() -> None:
+    """New images of an unknown kind, in a part of the graph of their own: cluster 0 is one like any other."""
+    random, label = np.random.default_rng(0), np.repeat(np.arange(5), 60)
+    centers = np.eye(5, 8) + 0.5 * (np.arange(5) == 4)[:, None] * np.eye(5, 8)[2]  # the new kind is like the third
+    embedding = centers[label] + 0.02 * random.normal(size=(300, 8))
+    left = np.where(label == 4, NOWHERE, label + 10)
+    none = np.zeros((0, 2), dtype=np.int64)
+    told = Constraints([str(row) for row in range(300)], left, label == 4, none, none)
+    start = Start(np.arange(300), 4, ("communities",), (label % 4)[None])
+    changed = honored(start, Features.of_array(embedding.astype(np.float32)), replace(told, said=label == 0))
+    assert changed.names == ("as corrected",)
+    np.testing.assert_array_equal(changed.cuts[0], np.where(label == 4, 2, label))
+
+
 def test_placed_rows_lie_with_the_cluster_they_were_put_into() -> None:
     embedding, label = mixture(rows=240, clusters=4, noise=0.3)
     features, rows = Features.of_array(embedding.astype(np.float32)), np.arange(240)

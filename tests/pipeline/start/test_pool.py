@@ -188,6 +188,18 @@ def test_a_lump_of_copies_counts_once(copies: int) -> None:
         assert np.median([hungarian_accuracy(label, cut[:600]) for cut in found.cuts]) > 0.95
 
 
+def test_rows_of_a_narrow_space_are_no_copies(random: np.random.Generator) -> None:
+    """In four dimensions rows are so near to their neighbors that half precision takes many of them for one."""
+    rows = blobs(random, (500, 500, 500, 500), width=4)[0]
+    distinct = find.distinct_sample(Features.of_array(rows), 4)
+    unit_rows = unit(Features.of_array(rows).scaled("whiten50").numpy().astype(np.float64))
+    distance = neighbors(unit_rows, max(neighbor_counts(2000, 4)))[1]
+    below = np.triu(1 - unit_rows @ unit_rows.T < np.median(distance[:, -1]) / 300, 1)
+    expected = 2000 - sp.csgraph.connected_components(below, directed=False)[0]
+    assert 2000 - len(distinct.features) == pytest.approx(expected, abs=2)
+    assert np.bincount(distinct.group).max() < 4
+
+
 def test_of_many_rows_a_sample_is_cut_and_heads_know_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     embedding, label = mixture(noise=0.6)
     features, config = Features.of_array(embedding), load_config(None, ["heads.clusters=6"])

@@ -72,3 +72,15 @@ def test_one_cluster_and_a_cluster_of_one_row_and_equal_rows() -> None:
     alone = np.where(np.arange(len(label)) == 5, 4, label)
     assert Folds(x).predictability(alone) < Folds(x).predictability(label)
     assert np.isfinite(Folds(np.zeros_like(x)).predictability(label))
+
+
+@pytest.mark.parametrize("rows", range(1, 2 * FOLDS))
+def test_a_few_rows_are_as_many_parts(rows: int) -> None:
+    x = np.random.default_rng(0).normal(size=(rows, 6)).astype(np.float32)
+    x -= x.mean(0)
+    folds = Folds(x)
+    assert (np.bincount(folds.part) > 0).all()
+    assert len(folds.moment) == len(np.bincount(folds.part)) == min(rows, FOLDS)
+    for label in (np.arange(rows), np.arange(rows) % 2, np.zeros(rows, dtype=np.int64)):
+        assert -1 <= folds.predictability(label) <= 1
+    assert reliance(x, [np.arange(rows), np.arange(rows) % 2]).sum() == pytest.approx(1)
