@@ -92,7 +92,7 @@ def _as_in_python() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        told = re.sub(r"--set (\w+\.\w+=[\w-]+)", r'settings=["\1"]', str(error))
+        told = re.sub(r"--set (\w+\.\w+=[\w.-]*[\w-])", r'settings=["\1"]', str(error))
         if told == str(error):
             raise  # with what caused it, such as an error in a plugin
         raise UserError(told) from None

@@ -59,7 +59,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         Cluster of each training row; clusters are numbered by falling size. With `corrections`, rows are where a
         person put them, also where training did not learn it; -1 where a person took a row out of all clusters.
     confidence_ : (n_samples,) float32
-        Probability of that cluster; 1 where a person's word and not training put the row.
+        Probability of that cluster; 1 for every row that a person placed or took out, also where training agrees.
     model_ : temi.pipeline.runs.model.ClusterModel
         The trained heads.
     n_features_in_ : int

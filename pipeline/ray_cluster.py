@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any, Self
 
-from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line
+from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line, kind_and_reason
 from temi.pipeline.extras import import_extra
 from temi.pipeline.limits import limit_cores
 from temi.pipeline.products import CHOICE, library
@@ -55,7 +55,7 @@ def ray_cluster(on: str) -> Iterator[None]:
         try:
             ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise UserError(_no_cluster(address, str(error).strip().splitlines()[0].rstrip("."))) from None
+            raise UserError(_no_cluster(address, kind_and_reason(error).rstrip("."))) from None
         try:
             with _watched():
                 yield

@@ -150,7 +150,7 @@ def failures(cache: "EmbeddingCache") -> str:
     return unread + (f", {gone} removed or changed since" if gone else "")
 
 
-def merge_tree(tree: "MergeTree") -> Tree:
+def printed_tree(tree: "MergeTree") -> Tree:
     """A merge tree to print, the coarsest clusters first; the finest share a line with those they join."""
     from temi.cache.words import counted
 

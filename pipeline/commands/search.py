@@ -114,9 +114,9 @@ def compare(
 ) -> None:
     """Compare runs, trials and searches: settings that differ, means over seeds, and what is more than the seed.
 
-    Choices of settings are compared with the best, seed by seed: "worse" where the 95 % interval of the difference is
-    on one side of zero, "even" where it is not, "?" where there is one seed (train with --seeds 5). ACC stands beside
-    it where `temi evaluate` found labels; it chooses nothing.
+    Choices of settings are compared with the best, seed by seed: "worse" where the 95 % interval of the best's lead
+    over them is above zero, "even" where it is not, "?" where there is one seed (train with --seeds 5). ACC stands
+    beside it where `temi evaluate` found labels; it chooses nothing.
     """
     with user_errors():
         from temi.cache.words import counted

@@ -16,7 +16,7 @@ from temi.pipeline.encode.backbone import DTYPES, Backbone, digest_files
 from temi.pipeline.encode.efficientnet import LITE, efficientnet_lite
 from temi.pipeline.encode.engines import with_engine
 from temi.pipeline.encode.hugging_face import hugging_face
-from temi.pipeline.errors import UserError
+from temi.pipeline.errors import UserError, kind_and_reason
 from temi.pipeline.plugins import plugin_of
 
 __all__ = ["DTYPES", "Backbone", "compiled", "digest_files", "load_backbone", "register_backbone"]
@@ -83,10 +83,9 @@ def compiled(encode: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         try:
             return fast(pixels)
         except torch._dynamo.exc.BackendCompilerFailed as error:
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"the backbone cannot be compiled ({reason}); install g++ (on a GPU also triton) or use "
-                "embed.compile=false"
+                f"the backbone cannot be compiled ({kind_and_reason(error)}); install g++ (on a GPU also triton) or "
+                "use embed.compile=false"
             ) from None
 
     return run

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from temi.pipeline.encode.backbone import Backbone
 from temi.pipeline.encode.conversions import Conversions, Identity
+from temi.pipeline.errors import kind_and_reason
 
 NAMES = {"fp32": "f32", "bf16": "bf16"}
 # Relative distance from torch that a conversion may have on an image of noise. In fp32, 1e-5 was the most seen.
@@ -84,7 +85,7 @@ def _import() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise CannotConvert(f"openvino cannot be imported ({_first_line(error)})") from None
+        raise CannotConvert(f"openvino cannot be imported ({kind_and_reason(error)})") from None
     return openvino
 
 
@@ -118,7 +119,7 @@ def _converted(ov: Any, core: Any, backbone: Backbone, version: str) -> Network:
         network = _compile(core, model, backbone)
         apart = _apart(network, backbone)
     except Exception as error:  # tracing runs the model's own code, and conversion has no error of its own
-        raise CannotConvert(f"the conversion failed ({_first_line(error)})") from None
+        raise CannotConvert(f"the conversion failed ({kind_and_reason(error)})") from None
     if not apart <= TOLERANCE[backbone.precision]:
         raise CannotConvert(f"the converted network differs from torch's by {apart:.1%} on a test image")
     Conversions().keep(_identity(backbone, version), lambda path: ov.save_model(model, path, compress_to_fp16=False))
@@ -175,8 +176,3 @@ def _identity(backbone: Backbone, version: str) -> Identity:
     made = backbone.preprocessing
     pixels = made.crop, made.rescale, made.mean, made.std
     return Identity(backbone.name, backbone.revision, backbone.pooling, pixels, (version, torch.__version__))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [" ".join(line.split()) for line in str(error).splitlines()]
-    return next(filter(None, lines), type(error).__name__)[:160]

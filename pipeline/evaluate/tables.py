@@ -33,6 +33,8 @@ from temi.pipeline.runs.records import RESULT, Result, ScoredPart, ScoreRow, Tra
 from temi.pipeline.runs.run_folder import RunFolder
 from temi.pipeline.runs.train import assign, write_assignments
 
+TRAINED = "training rows"  # how the names of parts begin that were trained on
+
 
 @dataclass(frozen=True)
 class Part:
@@ -115,7 +117,7 @@ def trained_split(run: RunFolder) -> str:
 
 def scored_parts(run: RunFolder, home: EmbeddingCache, other: EmbeddingCache | None, model: ClusterModel) -> list[Part]:
     rows = training_rows(home, trained_split(run))
-    parts = [_part("training rows", home, rows)]
+    parts = [_part(TRAINED, home, rows)]
     if other is not None:
         check_same_backbone(model, other)
         new = rows_since(home, other)
@@ -178,12 +180,17 @@ def _tables(model: ClusterModel, parts: list[Part], rivals: Sequence[Rival], sec
         rows = [
             score_row("TEMI", part, cluster, model.clusters, seconds=seconds, confidence=confidence),
             score_row("best head", part, single, model.clusters),
-            *(score_row(r.title, part, r.clusters[position], model.clusters, seconds=r.seconds) for r in rivals),
+            *(_rival_row(rival, position, part, model.clusters) for rival in rivals),
         ]
         if position > 0:
             rows = [row.model_copy(update={"seconds": None}) for row in rows]
         tables.append(rows + _ceilings(parts[0], part))
     return tables
+
+
+def _rival_row(rival: Rival, position: int, part: Part, clusters: int) -> ScoreRow:
+    found = rival.clusters[position]
+    return score_row(rival.title, part, found, clusters, kind="baseline", seconds=rival.seconds)
 
 
 def score_row(

@@ -1,6 +1,7 @@
-"""Many trials against the labels, beside baselines once for every number of clusters."""
+"""Many trials against the labels, beside baselines once for every split and number of clusters."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from temi.cache import EmbeddingCache
@@ -31,6 +32,7 @@ def evaluate_trials(
 ) -> Result:
     """Score every finished trial in `folder`; also written to ``result.json``, the best of every part first.
 
+    Trials of different splits share no table: they saw other rows, and others are held out from them.
     `leave_out` as for `evaluate_run`.
     """
     check_writable(folder)
@@ -38,18 +40,22 @@ def evaluate_trials(
     rows: dict[str, list[ScoreRow]] = {}
     compared: set[tuple[str, int]] = set()
     names: dict[str, list[str]] = {}
-    for trial in list_trained(folder):
-        run = RunFolder(folder / trial.trial)
+    trained = [(trial, RunFolder(folder / trial.trial)) for trial in list_trained(folder)]
+    splits = {trained_split(run) for _, run in trained}
+    for trial, run in trained:
+        split = trained_split(run)
         model = ClusterModel.load(run.model)
         home = open_training_cache(run, other)
         scored = scored_parts(run, home, None if other is None or other.digest == home.digest else other, model)
+        if len(splits) > 1:
+            scored = [replace(part, name=f"{part.name}, train.split={split}") for part in scored]
         for part in scored:
             parts.setdefault(part.name, part)
             own = score_row(trial.name, part, assign(model, part.embedding)[0], model.clusters)
             rows.setdefault(part.name, []).append(own)
-        if (scored[0].name, model.clusters) not in compared:
-            compared.add((scored[0].name, model.clusters))
-            if (split := trained_split(run)) not in names:
+        if (split, model.clusters) not in compared:
+            compared.add((split, model.clusters))
+            if split not in names:
                 names[split] = runnable(baselines, home, split, leave_out=leave_out)
             for rival in run_rivals(run, home, scored, names[split], model.clusters):
                 title = f"{rival.title}, {counted(model.clusters, 'cluster')}"

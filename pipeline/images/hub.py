@@ -19,7 +19,7 @@ from temi.pipeline.network import hub_answers
 
 
 class HubImages(ImageSource):
-    """All splits of data set `name`, one after the other; keys are SPLIT/ROW.
+    """All splits of data set `name`, one after the other; keys are SPLIT/ROW, or ROW where there are no splits.
 
     The image column is the first of type Image; the labels are the first ClassLabel column, or one called label.
 
@@ -48,7 +48,8 @@ class HubImages(ImageSource):
         self._starts = np.cumsum([0, *lengths]).tolist()
         if not self._starts[-1]:
             raise UserError(f"data set {name} has no row; give another one")
-        self.keys = [f"{split}/{row}" for split, length in zip(parts, lengths, strict=True) for row in range(length)]
+        named = zip(parts, lengths, strict=True)
+        self.keys = [f"{split}/{row}".lstrip("/") for split, length in named for row in range(length)]
         ranges = zip(self._starts[:-1], self._starts[1:], strict=True)
         self.splits = dict(zip(parts, ranges, strict=True)) if len(parts) > 1 else {}
         self.labels, self.classes = value_labels([None if value == -1 else value for part in values for value in part])

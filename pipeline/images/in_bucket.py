@@ -42,13 +42,17 @@ class BucketImages(ImageSource):
         self._opened: tuple[int, Bucket] | None = None  # process, and its connection
 
     def prefetch(self, rows: Sequence[int]) -> None:
+        self._ahead = self._fetched(rows)
+
+    def _fetched(self, rows: Sequence[int]) -> dict[int, bytes | None]:
         found = self._bucket().read_each(self.keys[row] for row in rows)
-        self._ahead = {row: found[self.keys[row]] for row in rows}
+        return {row: found[self.keys[row]] for row in rows}
 
     def data(self, row: int) -> bytes:
-        if row not in self._ahead:
-            self.prefetch([row])
-        data = self._ahead.pop(row)
+        try:
+            data = self._ahead.pop(row)
+        except KeyError:  # not told of, or another thread's batch took its place
+            data = self._fetched([row])[row]
         if data is None:
             raise UnreadableImage("no longer in the bucket")
         return data

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import UInt8
 from torch import Tensor
 
-from temi.pipeline.errors import UserError, in_a_line
+from temi.pipeline.errors import UserError, in_a_line, kind_and_reason
 from temi.pipeline.images.bucket_file import BucketFile
 from temi.pipeline.images.decode import decode_image
 from temi.pipeline.images.listing import digest, files_of, refuse_twins, value_labels
@@ -77,12 +77,13 @@ class ParquetImages(ImageSource):
         return decode_image(self.data(row), self.max_pixels)
 
     def _group(self, group: int) -> Any:
-        if self._kept is None or self._kept[0] != (os.getpid(), group):
+        kept = self._kept  # looked at once: another thread may put its own row group there
+        if kept is None or kept[0] != (os.getpid(), group):
             file, number, _ = self._groups[group]
             parquet = pq.ParquetFile(self.files[file])  # opened anew: a handle must not be shared by forked workers
             table = parquet.read_row_group(number, columns=[self._column], use_threads=False)
-            self._kept = (os.getpid(), group), table.column(self._column)
-        return self._kept[1]
+            self._kept = kept = (os.getpid(), group), table.column(self._column)
+        return kept[1]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": None}
@@ -94,7 +95,7 @@ def _open(path: Path | BucketFile) -> Any:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give an existing Parquet file") from None
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} is not a Parquet file ({str(error).splitlines()[0]}); give another one") from None
+        raise UserError(f"{path} is not a Parquet file ({kind_and_reason(error)}); give another one") from None
 
 
 def _first(schema: Any, names: tuple[str, ...]) -> str | None:

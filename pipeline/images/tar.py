@@ -91,12 +91,12 @@ class TarImages(ImageSource):
 
 
 def _members(path: Path | BucketFile, index: int) -> tuple[list[Member], list[Skipped]]:
-    """The images of one archive in natural order, and what else is in it, by its headers alone."""
+    """The images of one archive in natural order, and what else is in it, by its headers and labels alone."""
     try:
         with tarfile.open(path, "r:") as archive:
             entries = [entry for entry in archive if not entry.isdir()]
         files = [entry for entry in entries if entry.isreg() and not entry.issparse()]
-        labels = dict(label for file in files if (label := _label(path, file)))
+        labels, broken = _labels(path, files)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give an existing tar archive") from None
     except (tarfile.TarError, OSError, ValueError) as error:
@@ -109,7 +109,8 @@ def _members(path: Path | BucketFile, index: int) -> tuple[list[Member], list[Sk
         Member(file.name.removeprefix("./"), index, file.offset_data, file.size, labels.get(_sample(file.name)))
         for file in images
     ]
-    return members, [Skipped(escaped(entry.name), why) for entry, why in reasons if why]
+    left = [(entry.name, why or broken.get(entry.name)) for entry, why in reasons]
+    return members, [Skipped(escaped(name), why) for name, why in left if why]
 
 
 def _reason(entry: tarfile.TarInfo) -> str | None:
@@ -129,6 +130,18 @@ def _sample(name: str) -> str:
     """WebDataset's key of a file: the path up to the first dot of its last part."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.split(".", 1)[0]
+
+
+def _labels(path: Path | BucketFile, files: Sequence[tarfile.TarInfo]) -> tuple[dict[str, Label], dict[str, str]]:
+    """Label of each sample that has one; and why a member holds none, by its name, where it is broken."""
+    labels: dict[str, Label] = {}
+    broken: dict[str, str] = {}
+    for file in files:
+        try:
+            labels.update([found] if (found := _label(path, file)) else [])
+        except (ValueError, RecursionError):
+            broken[file.name] = "file whose label cannot be read"
+    return labels, broken
 
 
 def _label(path: Path | BucketFile, file: tarfile.TarInfo) -> tuple[str, Label] | None:

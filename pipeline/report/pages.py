@@ -176,7 +176,7 @@ def as_corrected(data: RunFigures, run: FinishedRun, shown: Int64[np.ndarray, " 
         base=replace(data.base, outside=_outside(run, shown)),
         entries=tuple(run.corrections),
         near=nearest_clusters(center, cluster[inside]),
-        tree=merge_tree(center, cluster[inside]),
+        tree=center_dendrogram(center, cluster[inside]),
         confusion=confusion(label[inside], cluster[inside], run.cache.classes, run.headings),
     )
 
@@ -195,7 +195,7 @@ def shown_images(count: int, on_cards: list[int]) -> tuple[Int64[np.ndarray, " s
     shown = np.arange(count)
     if count > POINTS:
         sample = np.random.default_rng(0).permutation(count)[:POINTS]
-        shown = np.unique(np.concatenate([sample, on_cards]))
+        shown = np.unique(np.concatenate([sample, np.array(on_cards, np.int64)]))  # no card: an empty list is float
     return shown, {int(image): place for place, image in enumerate(shown)}
 
 
@@ -228,7 +228,7 @@ def agreement(run: FinishedRun) -> list[list[float]]:
     return [rounded(row, 3) for row in mutual_information(labels[compared(len(labels))])]
 
 
-def merge_tree(center: Float32[np.ndarray, "C D"], cluster: Int64[np.ndarray, " n"]) -> Brackets | None:
+def center_dendrogram(center: Float32[np.ndarray, "C D"], cluster: Int64[np.ndarray, " n"]) -> Brackets | None:
     """Average-linkage tree over the distances of centers, as the corners of its brackets; None for one cluster."""
     used = np.unique(cluster)
     if len(used) < 2:

@@ -21,6 +21,7 @@ from scipy.special import stdtrit
 from temi.cache.words import counted
 from temi.pipeline.config import SEEDS, Config, recorded_config
 from temi.pipeline.errors import UserError
+from temi.pipeline.evaluate.tables import TRAINED
 from temi.pipeline.runs.records import (
     Record,
     SearchRecord,
@@ -251,7 +252,7 @@ def _plugins(run: Run) -> str:
 
 def _accuracy(folder: Path) -> dict[str, float]:
     """ACC on the training rows by method, as `temi evaluate` left it; nothing where it was not run or had no labels."""
-    rows = (row for part in read_comparison(folder)[:1] for row in part.rows)
+    rows = (row for part in read_comparison(folder) if part.name.startswith(TRAINED) for row in part.rows)
     return {row.method: row.acc for row in rows if row.kind == "clustering" and row.acc is not None}
 
 

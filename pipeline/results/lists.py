@@ -103,7 +103,9 @@ def full_cosines(
 ) -> Float16[np.ndarray, "n K"]:
     """Cosines of rows and their neighbors before any scaling, which leaves out what tells a copy from a relative."""
     found = np.empty(neighbor.shape, dtype=np.float16)
-    norm = np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True).astype(np.float32), 1e-12)
+    # float16 holds the squares of neither large nor small values; einsum widens a few at a time
+    square = np.einsum("nd,nd->n", embedding, embedding, dtype=np.float32)
+    norm = np.maximum(np.sqrt(square), 1e-12)[:, None]
     for start in range(0, len(embedding), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         unit = embedding[rows] / norm[rows]

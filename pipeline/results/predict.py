@@ -21,7 +21,7 @@ from jaxtyping import Float16, Int64
 from temi.cache import EmbeddingCache
 from temi.cache.bucket import bucket_url
 from temi.cache.convert.join import SPACES
-from temi.cache.files import os_errors
+from temi.cache.files import atomic_file, make_folder, os_errors
 from temi.cache.fingerprint import IMPORTED
 from temi.cache.schema import MANIFEST
 from temi.pipeline.config import EmbedConfig
@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
         "name": pa.string(),
         "confidence": pa.float32(),
         "similarity": pa.float32(),  # cosine to the fifth nearest training image
-        "typical": pa.float32(),  # p-value of similarity and confidence together, near 0 for a stranger
+        "typical": pa.float32(),  # p-value of similarity and doubt together (runs/novelty.py), near 0 for a stranger
         "novel": pa.bool_(),  # less typical than 95 % of the training images
         "error": pa.string(),  # why the image could not be read; else null
     }
@@ -264,12 +264,6 @@ def _writer(out: Path | None) -> Iterator[TableWriter]:
     kinds = {".parquet": pyarrow.parquet.ParquetWriter, ".csv": pyarrow.csv.CSVWriter}
     if out.suffix.lower() not in kinds:
         raise UserError(f"--out {out} must end in .parquet or .csv")
-    part = out.with_name(out.name + ".part")
-    with os_errors(out, "write"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file, kinds[out.suffix.lower()](file, SCHEMA) as writer:
-                yield writer
-            part.replace(out)
-        finally:
-            part.unlink(missing_ok=True)
+    make_folder(out.parent)
+    with atomic_file(out) as file, kinds[out.suffix.lower()](file, SCHEMA) as writer:
+        yield writer

@@ -240,7 +240,10 @@ def test_a_cluster_that_fails_without_a_word_is_told_by_the_kind_of_its_error(mo
         raise RuntimeError
 
     monkeypatch.setattr(ray, "init", fail)
-    with pytest.raises(UserError, match=r"no Ray cluster at .* \(RuntimeError\); start one"), ray_cluster.ray_cluster("ray"):
+    with (
+        pytest.raises(UserError, match=r"no Ray cluster at .* \(RuntimeError\); start one"),
+        ray_cluster.ray_cluster("ray"),
+    ):
         pass
 
 
