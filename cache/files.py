@@ -57,12 +57,13 @@ def _reason(error: OSError, action: str) -> str:
     return advice.get(error.errno or 0, f"{error.strerror or error}; check the disk and the path")
 
 
-def file_digest(path: Path) -> str:
-    """xxh3_128 of all bytes of a file, read in blocks."""
+def file_digest(*paths: Path) -> str:
+    """xxh3_128 of all bytes of a file, or of several one after another, read in blocks."""
     digest = xxhash.xxh3_128()
-    with os_errors(path, "read"), open(path, "rb") as file:
-        while block := file.read(1 << 21):
-            digest.update(block)
+    for path in paths:
+        with os_errors(path, "read"), open(path, "rb") as file:
+            while block := file.read(1 << 21):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """What a cache was made from."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,6 +12,8 @@ from pydantic import ConfigDict, Field
 from temi.cache.schema import MAX_VIEWS
 
 MEANING = ("backbone", "revision", "preprocessing", "pooling")
+SPACES = "spaces"  # entry of a joined cache's preprocessing: what each space is, in order
+JOINED = " + "  # between what its spaces are called, in the other fields
 IMPORTED = "imported"  # the pooling of embeddings made elsewhere: what pooled them is not known
 
 
@@ -50,11 +53,10 @@ class Fingerprint:
 
         How files are decoded is none of them: other decoding changes a few pictures, not what the numbers stand for.
         Nor is the revision of imported embeddings: it is the digest of their file, another for every new set of images.
+        Joined caches are compared space by space.
         """
-        imported = self.pooling == other.pooling == IMPORTED
-        names = [name for name in MEANING if not (imported and name == "revision")]
-        found = [text for name in names for text in _differences(name, getattr(self, name), getattr(other, name))]
-        return [text for text in found if not text.startswith("preprocessing.decoding:")]
+        here, there = (_meaning(asdict(made), iter(made.pooling.split(JOINED))) for made in (self, other))
+        return [text for name in MEANING for text in _differences(name, here.get(name), there.get(name))]
 
     def differences(self, other: "Fingerprint") -> list[str]:
         """Fields in which `other`, what is asked for, differs from what is here: ``field: here X, asked Y``."""
@@ -62,6 +64,19 @@ class Fingerprint:
         for field in fields(self):
             found += _differences(field.name, getattr(self, field.name), getattr(other, field.name))
         return found
+
+
+def _meaning(made: dict[str, Any], pooling: Iterator[str]) -> dict[str, Any]:
+    """The settings `made`, of a fingerprint or of a space, without those that say nothing of what the numbers mean.
+
+    `pooling` yields that of each space that was not joined, in order.
+    """
+    shown = {name: value for name, value in made["preprocessing"].items() if name != "decoding"}
+    if joined := SPACES in shown:
+        shown[SPACES] = {str(place): _meaning(space, pooling) for place, space in enumerate(shown[SPACES])}
+    # Spaces have revisions of their own; that of imported embeddings is the digest of a file.
+    nameless = joined or next(pooling, None) == IMPORTED
+    return {**made, "preprocessing": shown, "revision": None if nameless else made["revision"]}
 
 
 _ABSENT = object()

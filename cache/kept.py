@@ -26,6 +26,7 @@ from temi.cache.files import LOCK, Lock, make_folder, write_atomic
 Recipe = Mapping[str, str | int | float]
 Arrays = dict[str, npt.NDArray[Any]]
 HEADER = "temi"  # the one entry of a file's metadata: several would be written in a random order
+_UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError)  # what a damaged file raises
 _FILE = re.compile(r"[a-z-]+-[0-9a-f]{16}\.safetensors")
 
 
@@ -62,7 +63,7 @@ def load_kept(folder: Path, name: str, recipe: Recipe) -> Arrays | None:
             header = json.loads((file.metadata() or {})[HEADER])
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             intact = header["recipe"] == dict(recipe) and header["xxh3_128"] == _digest(arrays)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+    except _UNREADABLE:
         return None
     return arrays if intact else None
 
@@ -72,10 +73,10 @@ def list_kept(folder: Path) -> Iterator[Kept]:
     for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
         if not _FILE.fullmatch(path.name):
             continue
-        header: dict[str, Any] = {"name": path.name.rpartition("-")[0], "recipe": {}}
-        with suppress(OSError, SafetensorError, ValueError, KeyError), safe_open(path, framework="np") as file:
-            header = json.loads((file.metadata() or {})[HEADER])
-        yield Kept(path, header["name"], header["recipe"], path.stat().st_size)
+        recipe: dict[str, str | int | float] = {}
+        with suppress(*_UNREADABLE), safe_open(path, framework="np") as file:
+            recipe = dict(json.loads((file.metadata() or {})[HEADER])["recipe"])
+        yield Kept(path, path.name.rpartition("-")[0], recipe, path.stat().st_size)
 
 
 def _digest(arrays: Arrays) -> str:

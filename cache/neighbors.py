@@ -18,6 +18,7 @@ from temi.cache.kept import Kept
 from temi.cache.schema import MAX_ROWS, CacheError, Half
 
 _DIGEST = "xxh3_128"
+_UNREADABLE = (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError)  # what h5py raises of a damaged file
 _DTYPES = {"index": np.dtype("<i4"), "similarity": np.dtype("<f2")}
 
 Attribute = str | int | float
@@ -26,6 +27,12 @@ Attribute = str | int | float
 def selection_digest(rows: npt.NDArray[np.int64]) -> str:
     """16 hexadecimal digits that identify an ordered choice of rows."""
     return hashlib.sha256(np.ascontiguousarray(rows, dtype="<i8").tobytes()).hexdigest()[:16]
+
+
+def row_digests(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """xxh3 of the bits of every row, (n, 2), by which equal rows are found; -0 counts as 0."""
+    plain = np.ascontiguousarray(rows + 0)
+    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, plain)), np.uint64).reshape(-1, 2)
 
 
 def save_neighbors(
@@ -83,7 +90,7 @@ def list_neighbors(folder: Path) -> Iterator[Kept]:
     """Every neighbor graph in `folder`, by name; one that cannot be read has an empty recipe."""
     for path in sorted(folder.glob("*.h5")) if folder.is_dir() else ():
         recipe: dict[str, Attribute] = {}
-        with suppress(OSError, RuntimeError, CacheError), h5py.File(path, "r") as file:
+        with suppress(*_UNREADABLE, CacheError), h5py.File(path, "r") as file:
             if not _problem(file, path.stat().st_size):
                 recipe = {name: _loaded(file.attrs[name]) for name in file.attrs if name != _DIGEST}
         yield Kept(path, "neighbors", recipe, path.stat().st_size)
@@ -96,7 +103,7 @@ def _read(path: Path, raw: BinaryIO) -> tuple[dict[str, npt.NDArray[Any]], dict[
                 raise _damaged(path, problem)
             attributes = {name: _loaded(file.attrs[name]) for name in file.attrs}
             return {name: file[name][...] for name in _DTYPES}, attributes
-    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise _damaged(path, str(error)) from None
 
 

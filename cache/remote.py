@@ -54,8 +54,9 @@ def pull_index(bucket: Bucket, folder: Path) -> dict[str, int]:
                 path.unlink()
         for name, data in found.items():
             path = folder / name
-            if path.name.startswith(SHARD) and path.exists() and path.read_bytes() != data:
-                path.with_suffix(".h5").unlink(missing_ok=True)  # of a cache that was at this place before
+            if path.name.startswith(SHARD) and not (path.exists() and path.read_bytes() == data):
+                # Of a cache that was at this place before; its sidecar may have gone when that left the bucket.
+                path.with_suffix(".h5").unlink(missing_ok=True)
             write_atomic(path, data)
     return sizes
 

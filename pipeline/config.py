@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from temi.cache.files import first_problem
+from temi.cache.schema import MAX_VIEWS
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS, STARTS
@@ -52,7 +53,7 @@ class EmbedConfig(Section):
     image_size: Annotated[int, Field(ge=16)] | None = Field(
         None, description="side of the square that the encoder sees; empty: the encoder's own; small images want less"
     )
-    views: Annotated[int, Field(ge=0)] = Field(2, description="augmented views per image, V")
+    views: Annotated[int, Field(ge=0, le=MAX_VIEWS)] = Field(2, description="augmented views per image, V")
     crop_scale: tuple[Fraction, Fraction] = Field((0.25, 1.0), description="area of a view's random crop")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip of a view")
     turn: Fraction = Field(0.0, description="probability of a turn of a view by 90, 180 or 270 degrees")
@@ -158,7 +159,7 @@ class TrainConfig(Section):
 
     batch_size: Count = Field(512, description="pairs per step, B; at most N")
     epochs: NonNegative = Field(
-        10.0, description="passes over the rows, of more than 200,000 over so many; unless that is fewer than min_steps"
+        10.0, description="passes over the rows, of which a pass counts 200,000 at most; min_steps is the floor"
     )
     min_steps: Count = Field(200, description="floor: a small folder is trained as seriously as a large one")
     seed: Annotated[Seed, PER_TRIAL] = Field(0, description="of the initial heads")

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from temi.cache.files import PART, make_folder, os_errors, write_atomic
-from temi.cache.neighbors import load_neighbors, selection_digest
+from temi.cache.neighbors import load_neighbors, row_digests, selection_digest
 from temi.cache.schema import FAILURES, MANIFEST, NEIGHBORS, CacheError, Half, Progress, Shard, dataset_shapes, silent
 from temi.cache.store import EmbeddingCache
 
@@ -231,8 +231,7 @@ def _graph_rows(cache: EmbeddingCache, key: str, count: int, attributes: Mapping
 
 def _first_of_equals(values: Half) -> npt.NDArray[np.int64]:
     """Positions of the first of every distinct row, in order; -0 equals 0."""
-    bits = np.ascontiguousarray(values + np.float16(0)).view(np.uint16)
-    return np.sort(np.unique(bits, axis=0, return_index=True)[1]).astype(np.int64)
+    return np.sort(np.unique(row_digests(values), axis=0, return_index=True)[1]).astype(np.int64)
 
 
 def _atlas_neighbors(index: Any, similarity: Any) -> Any:

@@ -254,7 +254,8 @@ class _Lists:
         counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         self._stops = np.cumsum([0, *counts])
         self._kept: tuple[int, npt.NDArray[Any]] = (-1, np.empty((0, 0)))
-        first = self._group(0) if counts else np.empty((0, 1), np.float32)
+        filled = next((group for group, count in enumerate(counts) if count), None)
+        first = np.empty((0, 1), np.float32) if filled is None else self._group(filled)
         self.shape: tuple[int, ...] = (int(self._stops[-1]), first.shape[1])
         self.precision = str(first.dtype)
 

@@ -10,13 +10,11 @@ from jaxtyping import Float16
 
 from temi.cache.convert.importing import fill
 from temi.cache.convert.part import Part
-from temi.cache.fingerprint import IMPORTED, Fingerprint
+from temi.cache.fingerprint import IMPORTED, JOINED, SPACES, Fingerprint
 from temi.cache.manifest import Manifest
 from temi.cache.schema import CacheError, Progress, Shard, plan_shards, silent
 from temi.cache.store import EmbeddingCache
 from temi.cache.words import counted
-
-SPACES = "spaces"  # entry of a joined cache's preprocessing: what each space is, in order
 
 
 def join_caches(
@@ -125,10 +123,10 @@ def _fingerprint(caches: Sequence[EmbeddingCache]) -> Fingerprint:
 
     return replace(
         made[0],
-        backbone=" + ".join(one.backbone for one in made),
-        revision=" + ".join(one.revision for one in made),
-        pooling=" + ".join(one.pooling for one in made),
-        precision=" + ".join(one.precision for one in made),
+        backbone=JOINED.join(one.backbone for one in made),
+        revision=JOINED.join(one.revision for one in made),
+        pooling=JOINED.join(one.pooling for one in made),
+        precision=JOINED.join(one.precision for one in made),
         preprocessing={SPACES: spaces},
     )
 

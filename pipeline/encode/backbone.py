@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import xxhash
 from jaxtyping import Float
 from torch import Tensor
 
+from temi.cache.files import file_digest
 from temi.pipeline.encode.preprocessing import Preprocessing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -64,9 +64,4 @@ class Backbone:
 
 def digest_files(paths: list[Path]) -> str:
     """Of the bytes of `paths` in that order: the `revision` of weights that have no commit."""
-    digest = xxhash.xxh3_128()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return f"xxh3:{digest.hexdigest()}"
+    return f"xxh3:{file_digest(*paths)}"

@@ -2,12 +2,14 @@
 
 import numpy as np
 import scipy.sparse as sp
-import xxhash
-from jaxtyping import Float, Int, Int64, UInt64
+from jaxtyping import Float, Float16, Float32, Int, Int64
 
+from temi.cache.neighbors import row_digests
 from temi.pipeline.features.blocks import Embeddings, blocks_of
+from temi.pipeline.features.unit_rows import BLOCK_ROWS, UnitRows
 
 SAME = 1 / 300  # of the median distance to the last neighbor: two rows nearer than that are one
+ROUNDING = 2.0**-12  # distances that a cosine in float16 cannot tell from 0
 
 Groups = tuple[Int64[np.ndarray, " M"], Int64[np.ndarray, " N"]]
 
@@ -17,7 +19,7 @@ def exact_copies(embedding: Embeddings) -> Groups:
 
     Rows are compared by digests of 128 bits: two different ones of 10^12 share theirs with a probability of 10^-15.
     """
-    digests = [_row_digests(block.numpy(force=True)) for block in blocks_of(embedding)]
+    digests = [row_digests(block.numpy(force=True)) for block in blocks_of(embedding)]
     _, group = np.unique(np.concatenate(digests), axis=0, return_inverse=True)
     return in_order(group.ravel())
 
@@ -37,6 +39,25 @@ def near_copies(index: Int[np.ndarray, "N K"], distance: Float[np.ndarray, "N K"
     return in_order(sp.csgraph.connected_components(linked, directed=False)[1])
 
 
+def cosine_distances(
+    rows: UnitRows, index: Int[np.ndarray, "N K"], similarity: Float16[np.ndarray, "N K"]
+) -> Float32[np.ndarray, "N K"]:
+    """One minus the cosine to each neighbor, as `near_copies` needs it.
+
+    Rows may all be so near to one another, in a space of few dimensions, that SAME of their distance is below the
+    rounding of `similarity`. There it is |u - v|^2 / 2 of the unit rows themselves.
+    """
+    distance = 1 - similarity.astype(np.float32)
+    if SAME * np.median(distance[:, -1]) >= ROUNDING:
+        return distance
+    unit = rows.whole()
+    for first in range(0, len(unit), BLOCK_ROWS):
+        block = slice(first, first + BLOCK_ROWS)
+        for place in range(index.shape[1]):
+            distance[block, place] = np.square(unit[block] - unit[index[block, place]]).sum(1) / 2
+    return distance
+
+
 def in_order(group: Int64[np.ndarray, " N"]) -> Groups:
     """The first row of every group, rising, and for each row which of these stands for it."""
     _, first, label = np.unique(group, return_index=True, return_inverse=True)
@@ -44,9 +65,3 @@ def in_order(group: Int64[np.ndarray, " N"]) -> Groups:
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return first[order].astype(np.int64), rank[label].astype(np.int64)
-
-
-def _row_digests(block: np.ndarray) -> UInt64[np.ndarray, "n 2"]:
-    """xxh3 of the bits of every row; -0 counts as 0."""
-    rows = np.ascontiguousarray(block + 0)
-    return np.frombuffer(b"".join(map(xxhash.xxh3_128_digest, rows)), np.uint64).reshape(-1, 2)

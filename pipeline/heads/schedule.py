@@ -14,7 +14,9 @@ MOST_STEPS = 100_000_000  # their learning rates, in float64, are 0.8 GB
 
 
 def total_steps(config: Config, rows: int) -> int:
-    """Steps of a run: `epochs` passes over the rows, or over EPOCH_ROWS of them, and at least `min_steps`.
+    """Steps of a run: epochs * floor(min(rows, EPOCH_ROWS) / batch), rounded up, and at least `min_steps`.
+
+    A batch of more than EPOCH_ROWS is an epoch of one step.
 
     Raises
     ------
@@ -22,7 +24,7 @@ def total_steps(config: Config, rows: int) -> int:
         They are more than MOST_STEPS.
     """
     batch = min(config.train.batch_size, rows)
-    steps = max(config.train.min_steps, config.train.epochs * (min(rows, EPOCH_ROWS) // batch))
+    steps = max(config.train.min_steps, config.train.epochs * max(min(rows, EPOCH_ROWS) // batch, 1))
     if steps > MOST_STEPS:
         raise UserError(
             f"train.epochs = {config.train.epochs:g} and train.min_steps = {config.train.min_steps} make {steps:.3g} "
@@ -32,7 +34,8 @@ def total_steps(config: Config, rows: int) -> int:
 
 
 def learning_rate(config: OptimizerConfig, steps: int) -> Float[Tensor, " S"]:
-    """Rate of each step: linear warm-up from 0, then a cosine from `lr` to `min_lr`, or `lr` throughout."""
+    """Rate of each step: `lr` (s + 1) / W in the W steps s = 0, 1, ... of the warm-up, then a cosine from `lr` to
+    `min_lr`, or `lr` throughout."""
     step = torch.arange(steps, dtype=torch.float64)
     warmup = round(config.warmup * steps)
     progress = ((step - warmup) / max(steps - warmup - 1, 1)).clamp(0, 1)

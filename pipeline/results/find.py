@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float16, Float32, Int64, UInt8
 from torch import Tensor
 
-from temi.cache.convert.join import SPACES
+from temi.cache.fingerprint import SPACES
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.arrays import ArrayImages
 from temi.pipeline.images.decode import decode_image, picture

@@ -20,9 +20,8 @@ from jaxtyping import Float16, Int64
 
 from temi.cache import EmbeddingCache
 from temi.cache.bucket import bucket_url
-from temi.cache.convert.join import SPACES
 from temi.cache.files import atomic_file, make_folder, os_errors
-from temi.cache.fingerprint import IMPORTED
+from temi.cache.fingerprint import IMPORTED, SPACES
 from temi.cache.schema import MANIFEST
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.backbones import PLUGIN, Backbone, is_registered, load_backbone

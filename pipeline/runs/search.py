@@ -334,7 +334,7 @@ def write_results(
     """``search.json`` and ``best.toml`` of what the study holds now."""
     if study_file(out) is None:
         raise study_gone(out)
-    trials = sorted(study.get_trials(deepcopy=False), key=lambda trial: rank(trial, wanted.score))
+    trials = sorted(study.get_trials(deepcopy=False), key=rank)
     record = SearchRecord(
         score=wanted.score,
         cache=str(cache.folder.resolve()),

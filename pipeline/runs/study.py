@@ -152,7 +152,7 @@ def score_of(training: Training, name: str) -> float:
     return float(training.mean_confidence if value is None else value)
 
 
-def rank(trial: "optuna.trial.FrozenTrial", score: str) -> tuple[int, float]:
+def rank(trial: "optuna.trial.FrozenTrial") -> tuple[int, float]:
     """Trained trials before the others, the best first; of those given up the ones that came furthest."""
     if TRAINED in trial.user_attrs and trial.value is not None:
         return 0, -trial.value

@@ -124,6 +124,8 @@ def train_pass(
             claims.enter_context(run.claim())
             run.start(config, environment, overwrite, plugins)
         owed = [(config, run) for config, run in zip(configs, runs, strict=True) if not run.settled]
+        if not owed:  # another process finished them since
+            return
         configs, runs = zip(*owed, strict=True)
         footprint = check_memory(configs, cache, len(features), device)
         say(f"memory: about {footprint}")

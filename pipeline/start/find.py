@@ -20,10 +20,11 @@ from jaxtyping import Float64, Int64
 from temi.cache.kept import Arrays, Recipe
 from temi.pipeline.config import StartConfig
 from temi.pipeline.errors import UserError
-from temi.pipeline.features.copies import near_copies
+from temi.pipeline.features.copies import cosine_distances, near_copies
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.features.neighbors import search_bytes
+from temi.pipeline.features.unit_rows import UnitRows
 from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.registry import STARTS
 from temi.pipeline.start.communities import Labeling, cut_graphs, cutting_bytes
@@ -219,7 +220,8 @@ def distinct_sample(features: Features, clusters: int) -> Distinct:
     rows = sample(len(features))
     cut = features if len(rows) == len(features) else features.sample(rows).loaded()
     index, similarity = cut.neighbors(max(neighbor_counts(len(cut), clusters)), COPIES)
-    first, group = near_copies(index, 1 - similarity.astype(np.float32))
+    distance = cosine_distances(UnitRows(cut.embedding, cut.scaling(COPIES)), index, similarity)
+    first, group = near_copies(index, distance)
     if len(first) < clusters:
         first, group = np.arange(len(cut)), np.arange(len(cut))
     return Distinct(cut.sample(first), rows, group)

@@ -9,9 +9,11 @@ from scipy.optimize import linear_sum_assignment
 
 from temi.pipeline.features.constraints import NOWHERE, Constraints
 from temi.pipeline.features.features import Features
+from temi.pipeline.features.unit_rows import unit_rows
 from temi.pipeline.start.agreement import contingency
 from temi.pipeline.start.find import Start
-from temi.pipeline.start.spaces import largest_graphs
+from temi.pipeline.start.spaces import largest_graphs, spaces_of
+from temi.pipeline.start.taught import class_centers
 
 ROUNDS = 20  # of spreading along the graph
 HELD = 1.0  # weight of a row's own cut against all its neighbors
@@ -37,7 +39,7 @@ def honored(start: Start, features: Features, told: Constraints) -> Start:
         start = replace(start, names=("as corrected",), cuts=corrected[None])
     placed, walk = np.where(said, home[cluster], NOWHERE), _walk(features.sample(start.rows), start.clusters)
     changed = [spread_placed(cut, placed, walk, start.clusters) for cut in start.cuts]
-    return replace(start, cuts=np.stack(changed))
+    return replace(start, cuts=np.stack([at_nearest_center(cut, start.rows, features) for cut in changed]))
 
 
 def matched(cuts: list[Labeling], cluster: Labeling, clusters: int) -> Int64[np.ndarray, " B"]:
@@ -55,9 +57,10 @@ def spread_placed(cut: Labeling, placed: Labeling, walk: sp.csr_array, clusters:
     """Label propagation (Zhu and Ghahramani 2002) from rows that are `placed`, against the pull of a row's own cut.
 
     f <- (W f + HELD y) / (1 + HELD), y the cut as it was (zero where it is NOWHERE), with f clamped at placed rows.
+    What nothing reaches is NOWHERE.
     """
     rows = np.flatnonzero(placed != NOWHERE)
-    best, found = np.full(len(cut), -1.0, dtype=np.float32), np.zeros(len(cut), dtype=np.int64)
+    best, found = np.zeros(len(cut), dtype=np.float32), np.full(len(cut), NOWHERE, dtype=np.int64)
     for first in range(0, clusters, COLUMNS):
         columns = np.arange(first, min(first + COLUMNS, clusters))
         own, fixed = _one_hot(cut, columns), _one_hot(placed[rows], columns)
@@ -69,6 +72,21 @@ def spread_placed(cut: Labeling, placed: Labeling, walk: sp.csr_array, clusters:
         top = f.max(1)
         found = np.where(top > best, columns[f.argmax(1)], found)
         best = np.maximum(top, best)
+    return found
+
+
+def at_nearest_center(cut: Labeling, rows: Labeling, features: Features) -> Labeling:
+    """The cut of these rows in which those that are NOWHERE lie with the center of the highest cosine: heads learn a
+    cluster of every row, and the first is one that a person left."""
+    lost = cut == NOWHERE
+    if not lost.any():
+        return cut
+    seen, known = features.sample(rows), np.flatnonzero(~lost)
+    unit = unit_rows(seen.scaled(spaces_of(seen)[0]).numpy(force=True))
+    numbers, label, size = np.unique(cut[known], return_inverse=True, return_counts=True)
+    center = unit_rows(class_centers(unit, label, size, known))
+    found = cut.copy()
+    found[lost] = numbers[(unit[lost] @ center.T).argmax(1)]
     return found
 
 

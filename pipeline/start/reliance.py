@@ -22,7 +22,7 @@ Rows = Float32[np.ndarray, "N P"]
 
 
 def reliance(rows: Rows, labelings: Sequence[Labeling]) -> Float64[np.ndarray, " L"]:
-    """How much each labeling of these rows, of mean zero, counts, summing to one: 1 / (1 - kappa)^2.
+    """How much each labeling of these rows, of mean zero, counts, summing to one: (1 - kappa + 1 / N)^-2.
 
     As an inverse variance would, with the share of rows that are predicted wrong, beyond chance, in the place of the
     deviation. One row more counts as wrong, so that what is predicted without an error has a weight, too.
@@ -34,7 +34,7 @@ def reliance(rows: Rows, labelings: Sequence[Labeling]) -> Float64[np.ndarray, "
 
 
 class Folds:
-    """Rows in FOLDS random parts of equal size.
+    """Rows in FOLDS random parts of equal size; fewer rows are as many parts.
 
     Attributes
     ----------
@@ -45,8 +45,9 @@ class Folds:
 
     def __init__(self, rows: Rows):
         self.rows = rows
-        self.part = np.random.default_rng(0).permutation(len(rows)) % FOLDS
-        parts = [self.part == fold for fold in range(FOLDS)]
+        folds = min(FOLDS, len(rows))
+        self.part = np.random.default_rng(0).permutation(len(rows)) % folds
+        parts = [self.part == fold for fold in range(folds)]
         inside = [part.sum() * covariance(rows[part]) for part in parts]
         self.moment = [sum(inside) - own for own in inside]
 
@@ -68,9 +69,9 @@ class Folds:
         argmax_c of log(n_c / n) - (x - m_c)^T S^-1 (x - m_c) / 2, with S = (1 - s) S_w + s tr(S_w) / P I.
         """
         found = np.empty(len(label), dtype=np.int64)
-        for fold in range(FOLDS):
+        for fold, moment in enumerate(self.moment):
             asked, known = self.part == fold, np.flatnonzero(self.part != fold)
-            direction, offset = self._discriminants(label, known, self.moment[fold])
+            direction, offset = self._discriminants(label, known, moment)
             found[asked] = (product(torch.from_numpy(self.rows[asked]), direction).numpy() + offset).argmax(1)
         return found
 

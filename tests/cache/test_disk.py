@@ -13,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xxhash
 from synthetic import contents, make_manifest, write_cache
 
 from temi.cache import CacheError, EmbeddingCache, ShardWriter, save_neighbors
 from temi.cache.convert.export import export_cache
+from temi.cache.files import file_digest
 
 
 @pytest.fixture
@@ -144,3 +146,14 @@ def test_a_read_only_disk_can_be_read_and_says_so_when_written(small_disk: Path,
     save_neighbors(tmp_path / "run", "k", *graph, {})
     with pytest.raises(CacheError, match=r"read-only; choose another folder"):
         ShardWriter.open(small_disk / "cache", make_manifest(images="f" * 32), overwrite=True)
+
+
+def test_a_digest_is_of_the_bytes_of_all_files_in_their_order(tmp_path: Path) -> None:
+    parts = [np.random.default_rng(size).bytes(size) for size in (5_000_000, 0, 3)]  # more than a block, nothing, less
+    paths = [tmp_path / str(place) for place in range(3)]
+    for path, part in zip(paths, parts, strict=True):
+        path.write_bytes(part)
+    assert file_digest(*paths) == xxhash.xxh3_128_hexdigest(b"".join(parts))
+    assert file_digest(paths[0]) == xxhash.xxh3_128_hexdigest(parts[0])
+    with pytest.raises(CacheError, match=r"cannot read .*no such file"):
+        file_digest(paths[0], tmp_path / "none")

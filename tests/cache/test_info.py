@@ -58,7 +58,17 @@ def test_what_is_kept_can_be_dropped_by_name_also_where_it_is_damaged(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "header", ["{}", "[]", "3", "no JSON", '{"name": "heads"}', '{"name": 3, "recipe": {}}', '{"name": "x", "recipe": 3}']
+    "header",
+    [
+        "{}",
+        "[]",
+        "3",
+        "no JSON",
+        pytest.param(100_000 * "[", id="deep"),
+        '{"name": "heads"}',
+        '{"name": 3, "recipe": {}}',
+        '{"name": "heads", "recipe": 3}',
+    ],
 )
 def test_a_damaged_file_that_is_kept_is_named_after_its_file(tmp_path: Path, header: str) -> None:
     write_cache(tmp_path)
@@ -74,7 +84,7 @@ def test_a_damaged_file_that_is_kept_is_named_after_its_file(tmp_path: Path, hea
 def test_a_damaged_graph_that_is_kept_has_no_recipe(tmp_path: Path, damage: str) -> None:
     path = save_neighbors(tmp_path, "k5", np.zeros((20, 5), np.int32), np.zeros((20, 5), np.float16), {"scale": "root"})
     data = path.read_bytes()
-    old, new = {"attribute": (b"root", b"r\xff\xfft"), "link": (b"index\0", b"inde\xff\0")}[damage]
+    old, new = {"attribute": (b"root", b"r\xff\xfft"), "link": (b"index", b"inde\xff")}[damage]
     assert data.count(old) == 1
     path.write_bytes(data.replace(old, new))
     (kept,) = list_neighbors(tmp_path)

@@ -154,7 +154,8 @@ def test_joined_caches_mean_the_same_where_their_spaces_do(tmp_path: Path) -> No
     before = joined("before", "1" * 32, "rgb8")
     assert before.differences_in_meaning(joined("after", "2" * 32, "rgb8, deep gray by its range")) == []
     (difference,) = before.differences_in_meaning(joined("smaller", "2" * 32, "rgb8", crop=98))
-    assert difference == "preprocessing.spaces.0.preprocessing.spaces.0.preprocessing.crop: here [224, 224], asked [98, 98]"
+    first = "preprocessing.spaces.0"
+    assert difference == f"{first}.{first}.preprocessing.crop: here [224, 224], asked [98, 98]"
 
 
 def test_joined_caches_of_another_encoder_mean_something_else(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from temi.cache.convert.export import _first_of_equals
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.copies import SAME, cosine_distances, exact_copies, near_copies
 from temi.pipeline.features.features import Features
@@ -92,6 +93,7 @@ def test_copies_are_found_and_in_order(dtype: type) -> None:
     first, group = exact_copies(torch.from_numpy(x))
     assert first.tolist() == [0, 1, 3]
     np.testing.assert_array_equal(x[first][group], x)
+    np.testing.assert_array_equal(_first_of_equals(x), first)  # by which an export finds the rows of a graph
 
 
 def test_near_copies_and_chains_of_them_are_one() -> None:
