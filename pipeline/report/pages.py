@@ -16,6 +16,7 @@ from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -25,6 +26,7 @@ from scipy.optimize import linear_sum_assignment
 
 from temi.cache.files import check_writable, os_errors, write_atomic
 from temi.pipeline.config import recorded_config
+from temi.pipeline.errors import UserError
 from temi.pipeline.progress import say
 from temi.pipeline.report.cards import TYPICAL, centers, class_name, nearest_clusters, typical_images
 from temi.pipeline.report.columns import closeness, image_columns, rounded
@@ -39,6 +41,7 @@ from temi.pipeline.results.names import first_names
 from temi.pipeline.results.thumbnails import Thumbnail, oddities, run_thumbnails
 from temi.pipeline.runs.label_free import COMPARED_ROWS, compared
 from temi.pipeline.runs.records import Training, read_comparison, read_record
+from temi.pipeline.runs.run_folder import finite
 from temi.pipeline.start.agreement import contingency, mutual_information
 
 POINTS = 50_000  # images on the map; of more, a sample
@@ -283,11 +286,16 @@ def pictures_of(
 
 def _curves(run: FinishedRun) -> Curves | None:
     """At most CURVE_POINTS of the metrics of training."""
-    if not run.files.metrics.exists():
+    path = run.files.metrics
+    if not path.exists():
         return None
-    lines = [json.loads(line) for line in run.files.metrics.read_text(encoding="utf-8").splitlines()]
-    lines = lines[:: max(1, len(lines) // CURVE_POINTS)]
-    return Curves(**{part.name: [line.get(part.name) for line in lines] for part in fields(Curves)})
+    lines = path.read_bytes().splitlines()
+    try:
+        shown = [json.loads(line) for line in lines[:: max(1, len(lines) // CURVE_POINTS)]]
+        curves: dict[str, Any] = {part.name: [finite(line.get(part.name)) for line in shown] for part in fields(Curves)}
+        return Curves(**curves)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}); restore it, or delete it: the page then has no curves") from None
 
 
 def _settings(run: FinishedRun) -> dict[str, dict[str, JsonValue]]:

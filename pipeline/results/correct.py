@@ -31,6 +31,7 @@ from temi.pipeline.results.corrections import (
 from temi.pipeline.results.corrections_file import append_corrections, correction_lock, read_corrections
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.fitting import check_fits
+from temi.pipeline.results.names import check_new_name
 
 STARTS = 4  # of k-means in splitting a cluster
 
@@ -44,6 +45,7 @@ def correct(
 ) -> list[Correction]:
     """Check and complete the entries `asked`, write them to the run, and return them as written; all or none.
 
+    An entry that carries its time and that the run has already, as of a file given twice, is left out.
     `known` is how many entries of the run the one who asks has seen; None: no matter how many.
 
     Raises
@@ -60,6 +62,8 @@ def correct(
             raise ChangedElsewhere("the corrections changed elsewhere; reload the page")
         before, state = len(entries), run.replayed(entries)
         for number, entry in enumerate(asked, 1):
+            if _is_there(entry, entries[:before]):
+                continue
             try:
                 entry = _complete(run, entries, state, entry)
             except UserError as error:
@@ -88,6 +92,29 @@ def read_file(path: Path) -> list[Correction]:
     return [parse_correction(line, f"line {number} of {path}") for number, line in lines]
 
 
+def _is_there(entry: Correction, entries: Sequence[Correction]) -> bool:
+    """Whether `entry` is one of `entries`: by its time, by what it says, and by who said it if it says that, too."""
+    if not entry.when:
+        return False
+    same_time = (other for other in entries if other.when == entry.when)
+    return any(_asked(other) == _asked(entry) and entry.who in ("", other.who) for other in same_time)
+
+
+def _asked(entry: Correction) -> Correction:
+    """What was asked for, without who said it and what completed it."""
+    match entry:
+        case Split(cluster=cluster, parts=parts, when=when):
+            return Split(cluster=cluster, parts=parts, when=when)
+        case Rename():
+            entry = _shown(entry)
+    return entry.model_copy(update={"who": ""})
+
+
+def _shown(entry: Rename) -> Rename:
+    """`entry` with its names as they are kept."""
+    return entry.model_copy(update={"names": {c: visible_name(name) for c, name in entry.names.items()}})
+
+
 def _complete(run: FinishedRun, entries: list[Correction], state: Corrected, entry: Correction) -> Correction:
     """`entry` with all it leaves open filled in, applied to `state`; UserError where it does not fit that."""
     check_fits(state, entry)
@@ -97,7 +124,9 @@ def _complete(run: FinishedRun, entries: list[Correction], state: Corrected, ent
         case Split():
             entry = _split(run, state, entry)
         case Rename(names=names):
-            entry = entry.model_copy(update={"names": {c: visible_name(name) for c, name in names.items()}})
+            for cluster, name in names.items():
+                check_new_name(cluster, name, "names")
+            entry = _shown(entry)
         case Note(cluster=None, keys=[]):
             raise UserError("a note is on a cluster or on images; give it cluster or keys")
         case Note(keys=keys):

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from temi.cache.files import first_problem
 from temi.pipeline.errors import UserError
@@ -115,6 +116,27 @@ class Redo(Entry):
     action: Literal["redo"] = "redo"
 
 
+_CLUSTER = "the number of a cluster, 0 or more"
+_FIELDS = {  # what each field is, for who wrote a line by hand
+    "cluster": _CLUSTER,
+    "to": _CLUSTER,
+    "clusters": "a list of two or more numbers of clusters",
+    "keys": "a list of one or more names of images",
+    "names": f"an object of names by cluster, each of at most {MAX_LENGTH} characters",
+    "text": f"a note of 1 to {MAX_NOTE} characters",
+    "into": "a list of the numbers of the parts",
+    "centers": "a list of the centers of the parts",
+    "who": f"text of at most {MAX_LENGTH} characters",
+    "when": "text of at most 40 characters",
+}
+_KEYS = {  # what "keys" is where it is no such list
+    "same": "a list of the names of two images",
+    "different": "a list of the names of two images",
+    "note": "a list of names of images",
+    "split": "a list of the names of images of each part",
+}
+_ACTIONS = "merge, split, move, remove, same, different, rename, note, undo, redo"
+
 Correction = Merge | Split | Move | Remove | Same | Different | Rename | Note | Undo | Redo
 _READER: TypeAdapter[Correction] = TypeAdapter(Annotated[Correction, Field(discriminator="action")])
 
@@ -124,8 +146,26 @@ def parse_correction(line: str | bytes, where: object) -> Correction:
     try:
         return _READER.validate_json(line)
     except ValidationError as error:
-        place, problem = first_problem(error)
-        raise UserError(f"{where}: {f'{place}: ' if place else ''}{problem['msg']}; correct or remove it") from None
+        raise UserError(f"{where}: {_plainly(first_problem(error)[1])}; correct or remove it") from None
+
+
+def _plainly(problem: ErrorDetails) -> str:
+    """What is wrong with an entry, in words for a person."""
+    if problem["type"] == "json_invalid":
+        return "it is not whole JSON"
+    if problem["type"] == "union_tag_invalid":
+        return f"{problem['ctx']['tag']!r} is no action; they are {_ACTIONS}"
+    if problem["type"] == "union_tag_not_found":
+        return f"it needs an 'action'; they are {_ACTIONS}"
+    if len(problem["loc"]) < 2:
+        return "it is no JSON object"
+    action, name = map(str, problem["loc"][:2])
+    if problem["type"] == "extra_forbidden":
+        return f"{action} has no {name!r}"
+    if name == "parts":
+        return f"a cluster is split into 2 to {MAX_PARTS} parts"
+    words = _KEYS.get(action, _FIELDS["keys"]) if name == "keys" else _FIELDS[name]
+    return f"{action} needs {name!r}, {words}" if problem["type"] == "missing" else f"{name!r} is {words}"
 
 
 def signed(entry: Correction, who: str = "") -> Correction:

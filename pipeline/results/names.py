@@ -16,6 +16,7 @@ from temi.pipeline.results.corrections_file import append_corrections, correctio
 NAMES = "names.json"
 COLUMNS = ["cluster", "name"]
 HEADING = re.compile("cluster (0|[1-9][0-9]*)|removed")  # what `display_name` says where there is no name
+TAKEN = re.compile(HEADING.pattern, re.IGNORECASE)  # what no new name may be
 
 
 def first_names(run: Path, clusters: int) -> dict[int, str]:
@@ -71,11 +72,17 @@ def _seen(name: str) -> str:
     return visible_name(shown)
 
 
-def check_heading(cluster: int, name: str, where: object) -> None:
+def check_heading(cluster: int, name: str, where: object, taken: re.Pattern[str] = HEADING) -> None:
     """Refuse to call `cluster` what another is called without a name, or what images in no cluster are."""
-    if HEADING.fullmatch(name.strip()) and name.strip() != f"cluster {cluster}":
-        own = "images in no cluster are" if name.strip() == "removed" else "another cluster is"
+    said = name.strip().lower()
+    if taken.fullmatch(name.strip()) and said != f"cluster {cluster}":
+        own = "images in no cluster are" if said == "removed" else "another cluster is"
         raise UserError(f"{where}: cluster {cluster} cannot be called {name!r}, as {own}; choose another name")
+
+
+def check_new_name(cluster: int, name: str, where: object) -> None:
+    """Refuse a name that is given now and reads as a heading; one given in an earlier version stays."""
+    check_heading(cluster, _seen(name), where, TAKEN)
 
 
 def chosen_names(names: Mapping[int, str]) -> dict[int, str]:
@@ -108,7 +115,7 @@ def _read_table(path: Path, before: list[str]) -> dict[int, str]:
             raise UserError(f"{where} names cluster {cluster} again; keep one line per cluster")
         found[cluster] = check_name((row["name"] or "").strip(), where)
         if found[cluster] != before[cluster]:
-            check_heading(cluster, found[cluster], where)
+            check_new_name(cluster, found[cluster], where)
     return found
 
 

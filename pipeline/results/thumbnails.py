@@ -27,7 +27,7 @@ LARGE_SIDE, LARGE_QUALITY = 1600, 85  # of an image that is looked at alone
 THREADS = 4
 BLOCK = 256
 COLUMNS = ["webp", "brightness", "contrast", "sharpness"]
-BLANK_CONTRAST, BLACK_BRIGHTNESS = 6.0, 40.0  # of luminance from 0 to 255
+BLANK_CONTRAST, BLACK_BRIGHTNESS = 6.0, 40.0  # from 0 to 255
 BLURRED = 4.0  # robust deviations of the logarithm of the sharpness below its median
 
 
@@ -37,7 +37,8 @@ class Thumbnail:
 
     Attributes
     ----------
-    brightness, contrast : mean and standard deviation of the luminance, 0 to 255
+    brightness : mean of the strongest of red, green and blue, 0 to 255
+    contrast : standard deviation of the luminance, 0 to 255
     sharpness : mean absolute Laplacian of the luminance over its standard deviation
     """
 
@@ -82,7 +83,8 @@ def thumbnail(images: ImageSource, row: int) -> Thumbnail:
         return Thumbnail()
     gray = np.asarray(image.convert("L"), dtype=np.float32)
     contrast = float(gray.std())
-    return Thumbnail(_webp(image, QUALITY), float(gray.mean()), contrast, laplacian(gray) / max(contrast, 1.0))
+    brightness = float(np.asarray(image).max(-1).mean())  # the luminance of pure blue is as low as that of black
+    return Thumbnail(_webp(image, QUALITY), brightness, contrast, laplacian(gray) / max(contrast, 1.0))
 
 
 def large(images: ImageSource, row: int) -> bytes:

@@ -48,6 +48,28 @@ const charts = (() => {
     return shown;
   }
 
+  // A merge tree with the leaves that are `there` alone. Of two that meet, both come before the bracket that joins them.
+  function pruned({ across, along, leaves }, there) {
+    const waiting = [];
+    const ending = (x) => (waiting.length && Math.abs(waiting.at(-1).x - x) < 1 ? waiting.pop() : { x, leaf: leaves[Math.round((x - 5) / 10)] });
+    along.forEach((x, i) => {
+      const last = ending(x[3]), first = ending(x[0]);
+      waiting.push({ x: (x[0] + x[3]) / 2, height: across[i][1], parts: [first, last] });
+    });
+    const left = { across: [], along: [], leaves: [] };
+    // Lays out what is left below a node: where it stands and how high; null where nothing is left.
+    const lay = ({ leaf, height, parts }) => {
+      if (!parts) return there.has(leaf) ? { x: 10 * left.leaves.push(leaf) - 5, height: 0 } : null;
+      const [first, last] = parts.map(lay);
+      if (!first || !last) return first ?? last;
+      left.across.push([first.height, height, height, last.height]);
+      left.along.push([first.x, first.x, last.x, last.x]);
+      return { x: (first.x + last.x) / 2, height };
+    };
+    waiting.forEach(lay);
+    return left;
+  }
+
   // Brackets of a merge tree; beside each leaf its name and pictures.
   function tree({ across, along, leaves }, beside) {
     const step = 46, wide = 300, far = Math.max(...across.flat()) || 1;
@@ -56,5 +78,5 @@ const charts = (() => {
     return make("div", { className: "merge-tree" }, brackets, make("ul", {}, ...leaves.map((leaf) => make("li", {}, ...beside(leaf)))));
   }
 
-  return { bars, lines, heat, tree, percent };
+  return { bars, lines, heat, pruned, tree, percent };
 })();

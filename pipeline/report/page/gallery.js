@@ -5,6 +5,7 @@ const gallery = (() => {
   const { images } = store;
   const PAGE = 60;
   const selected = new Set();
+  const address = (cluster) => (cluster === store.REMOVED ? "#removed" : `#cluster-${cluster}`);
   let fading = 0;
   function said(text, problem = false, stays = problem) {
     byId("said").textContent = text;
@@ -80,10 +81,10 @@ const gallery = (() => {
     large.alt = images.key[image];
     large.src = served && !store.data.missing ? `image/${images.row[image]}` : source(image) || "data:,";
     byId("large-name").textContent = images.key[image];
-    const own = cluster[image], other = second[image];
-    const facts = [["cluster", [make("a", { href: `#cluster-${own}`, textContent: store.name(own), onclick: () => dialog.close() })]],
-      ["confidence", [store.state.byHand[image] ? "put here by a person" : percent(images.confidence[image], 1)]]];
-    if (other !== own && images.runner[image] > 0) facts.push(["second", [`${store.name(other)}, ${percent(images.runner[image], 1)}`]]);
+    const own = cluster[image], other = second[image], removed = own === store.REMOVED;
+    const facts = [["cluster", [make("a", { href: address(own), textContent: store.name(own), onclick: () => dialog.close() }), removed ? ": a person took it out of all clusters" : ""]]];
+    if (!removed) facts.push(["confidence", [store.state.byHand[image] ? "put here by a person" : percent(images.confidence[image], 1)]]);
+    if (!removed && other !== own && images.runner[image] > 0) facts.push(["second", [`${store.name(other)}, ${percent(images.runner[image], 1)}`]]);
     if (images.label.length) facts.push(["label", [images.label[image] < 0 ? "unknown" : store.data.classes[images.label[image]] ?? `class ${images.label[image]}`]]);
     if (store.data.odd[image]) facts.push(["pixels", [store.data.odd[image]]]);
     if (images.strange[image]) facts.push(["unusual", ["unlike the others"]]);
@@ -95,7 +96,7 @@ const gallery = (() => {
     byId("large-stack").textContent = stack.length > 1 ? ` with ${counted(stack.length - 1, "near-duplicate")}` : "";
     byId("large-place").textContent = around.length > 1 && at() >= 0 ? `${count(at() + 1)} of ${count(around.length)}` : "";
     byId("similar").replaceChildren();
-    if (served) views(image);
+    if (served && !removed) views(image);
     store.similar(image, 8).then((found) => {
       if (current !== image) return;
       byId("similar").replaceChildren(...found.map((other) => make("li", {}, make("button", { type: "button", className: "open", onclick: () => show(other) }, picture(other, images.key[other])))));
@@ -106,7 +107,8 @@ const gallery = (() => {
     const answer = await fetch(`views/${images.row[image]}`).catch(() => null);
     const { views: together } = answer?.ok ? await answer.json() : {};
     if (current !== image || together === undefined || together === null) return;
-    byId("facts").append(make("div", {}, make("dt", { textContent: "views" }), make("dd", { textContent: `${percent(together)} of its views in this cluster` })));
+    const where = store.state.cluster[image] === images.cluster[image] ? "in this cluster" : "in its cluster as trained";
+    byId("facts").append(make("div", {}, make("dt", { textContent: "views" }), make("dd", { textContent: `${percent(together)} of its views ${where}` })));
   }
 
   const at = () => around.findIndex(([image]) => image === current);
@@ -140,5 +142,5 @@ const gallery = (() => {
     event.preventDefault();
   });
 
-  return { grid, select, selected, view, said, current: () => current };
+  return { address, grid, select, selected, view, said, current: () => current };
 })();

@@ -171,7 +171,7 @@ const map = (() => {
     const [heading, key, confidence] = tip.querySelectorAll("b, span");
     heading.textContent = store.name(store.state.cluster[image]);
     key.textContent = images.key[image];
-    confidence.textContent = `confidence ${percent(store.confidence(image))}`;
+    confidence.textContent = store.state.cluster[image] === store.REMOVED ? "" : `confidence ${percent(store.confidence(image))}`;
     const shown = tip.querySelector("img"), address = source(image);
     shown.hidden = !address;
     shown.onload = () => pixelated(shown);

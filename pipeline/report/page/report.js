@@ -5,22 +5,30 @@
   const { images } = store;
   const { overview } = data;
   const TILE = 9, FOUND = 600;
-  const link = (cluster, words = store.name(cluster)) => make("a", { href: `#cluster-${cluster}`, textContent: words });
+  const link = (cluster, words = store.name(cluster)) => make("a", { href: gallery.address(cluster), textContent: words });
   const cells = store.single;
   const mean = (values) => values.reduce((a, b) => a + b, 0) / Math.max(1, values.length);
 
   // ---- where we are: the part of the address after #
   const views = [...document.querySelectorAll("section[data-view]")];
-  const fill = { clusters: arrange, cluster: showCluster, map: () => {}, tree: showTree, duplicates: showDuplicates, unsure: showUnsure, unusual: showUnusual, trials: showTrials, about: showAbout, like: showLike };
+  const fill = { clusters: arrange, cluster: showCluster, map: () => {}, tree: showTree, duplicates: showDuplicates, unsure: showUnsure, unusual: showUnusual, removed: showRemoved, trials: showTrials, about: showAbout, like: showLike };
   let current = "clusters", number = 0;
+
+  // Why there is nothing to show at an address; "" where there is something.
+  function nothing() {
+    if (current === "cluster" && !store.clusters().includes(number)) return `There is no cluster ${number}.`;
+    if (current === "removed" && !store.removed) return "No image is removed.";
+    return current === "like" && number >= store.count ? "There is no such image." : "";
+  }
 
   function go() {
     const [, view, id] = location.hash.match(/^#([a-z]+)(?:-(\d+))?$/) ?? [];
     if (location.hash === "#main") return;
-    current = view in fill ? view : "clusters";
+    current = Object.hasOwn(fill, view) ? view : "clusters";
     number = Number(id ?? 0);
-    if (current === "cluster" && !store.clusters().includes(number)) current = "clusters";
-    if (current === "like" && number >= store.count) current = "clusters";
+    const why = nothing();
+    if (why) { current = "clusters"; gallery.said(why); }
+    if (location.hash && (why || current !== view)) history.replaceState(null, "", "#clusters");
     views.forEach((section) => { section.hidden = section.dataset.view !== current; });
     const tab = { cluster: "clusters", like: "clusters" }[current] ?? current;
     document.querySelectorAll("#tabs a").forEach((a) => { a.ariaCurrent = a.hash === `#${tab}` ? "page" : null; });
@@ -73,13 +81,15 @@
     byId("mosaic").replaceChildren(...found.map((cluster) => tiles.get(cluster)));
     byId("found").textContent = found.length === all.length ? counted(all.length, "cluster") : `${found.length} of ${counted(all.length, "cluster")}`;
     const named = [];
+    const gone = asked && store.removed && "removed".startsWith(asked);
+    if (gone) byId("found").append(", ", link(store.REMOVED, `${count(store.removed)} removed`));
     if (asked) for (let i = 0; i < store.count && named.length < FOUND; i += 1) if (images.key[i].toLowerCase().includes(asked)) named.push(i);
     byId("named").hidden = !asked;
     byId("described").hidden = !(asked && data.words);
     byId("described").textContent = `Show images of “${asked}”`;
     if (!asked) return;
     byId("named-title").textContent = named.length ? `${named.length === FOUND ? "The first " : ""}${counted(named.length, "image")} of that name` : "No image of that name";
-    gallery.grid(byId("named-images"), cells(named), found.length ? "" : "Nothing fits; try part of a cluster's name, of a class or of a file's name.");
+    gallery.grid(byId("named-images"), cells(named), found.length || gone ? "" : "Nothing fits; try part of a cluster's name, of a class or of a file's name.");
   }
 
   function showCluster() {
@@ -121,7 +131,7 @@
       gallery.grid(host, cells(cut));
       const equal = list.every((i) => images.exact[i] >= 0 && images.exact[i] === images.exact[list[0]]);
       const apart = new Set(list.map((i) => store.state.cluster[i])).size;
-      const words = `${list.length} ${equal ? "equal" : "alike"}${apart > 1 ? `, in ${apart} clusters` : `, in ${store.name(store.state.cluster[list[0]])}`}`;
+      const words = `${list.length} ${equal ? "equal to the encoder" : "alike"}${apart > 1 ? `, in ${apart} clusters` : `, in ${store.name(store.state.cluster[list[0]])}`}`;
       const rest = make("button", { type: "button", textContent: "Select all but the first", onclick: () => gallery.select(list.slice(1)) });
       return make("li", {}, make("p", {}, words, " ", rest), host);
     });
@@ -136,6 +146,14 @@
     byId("unusual-text").textContent = `The 1 % of images least like others, and those that are black, blank or blurred${data.looked < store.count ? part + more : ""}.`;
     gallery.grid(byId("unusual-images"), cells(unusual()));
   }
+
+  function showRemoved() {
+    const taken = store.members(store.REMOVED);
+    const sample = taken.length < store.removed ? ` ${count(taken.length)} of them in this page.` : "";
+    byId("removed-text").textContent = `A person took ${counted(store.removed, "image")} out of all clusters.${sample} To put some back, select them and move them to a cluster.`;
+    gallery.grid(byId("removed-images"), cells(store.sorted(taken, "name")));
+  }
+  byId("all-removed").onclick = () => gallery.select(store.members(store.REMOVED));
 
   function tally() {
     byId("count-duplicates").textContent = groups().length || "";
@@ -177,7 +195,12 @@
     if (!data.tree) return;
     const beside = (cluster) => [link(cluster), make("span", { textContent: count(store.size(cluster)) }),
       make("div", { className: "strip" }, ...store.folded(store.sorted(store.members(cluster), "typical")).slice(0, 5).map(([image]) => picture(image, "")))];
-    byId("merge-tree").replaceChildren(charts.tree(data.tree, beside));
+    const all = store.clusters(), tree = charts.pruned(data.tree, new Set(all));
+    const since = all.filter((cluster) => !data.tree.leaves.includes(cluster));
+    byId("beside-tree").replaceChildren(...since.flatMap((cluster, i) => [i ? ", " : "Made since, and not in this tree: ", link(cluster), ` (${count(store.size(cluster))})`]),
+      since.length && served ? "; reload the page to draw the tree anew." : "");
+    const few = make("p", { className: "lead", textContent: `${["No", "Only one"][tree.leaves.length]} cluster of this tree is left.` });
+    byId("merge-tree").replaceChildren(tree.leaves.length > 1 ? charts.tree(tree, beside) : few);
   }
 
   function showTrials() {
@@ -237,11 +260,24 @@
   }
 
   // ---- corrections
+  // A name that was typed and could not be taken is still in its field after the page was loaded again.
+  function reload() {
+    const name = byId("name").value;
+    const typed = current === "cluster" && name !== (store.state.names.get(number) ?? "") ? { cluster: number, name } : null;
+    history.replaceState({ typed }, "");
+    location.reload();
+  }
+  function typeAgain() {
+    const typed = history.state?.typed;
+    if (typed && current === "cluster" && number === typed.cluster) byId("name").value = typed.name;
+    history.replaceState(null, "");
+  }
+
   async function edit(action, done) {
     const problem = await store.edit(action);
     if (problem === null) return false;
     gallery.said(problem || done, Boolean(problem));
-    if (problem && store.stale) byId("said").append(" ", make("button", { type: "button", textContent: "Reload", onclick: () => location.reload() }));
+    if (problem && store.stale) byId("said").append(" ", make("button", { type: "button", textContent: "Reload", onclick: reload }));
     return !problem;
   }
 
@@ -252,10 +288,12 @@
     if (images.length && (await edit({ ...action, keys: images }, done(counted(images.length, "image"))))) unselect();
   }
 
+  const TAKEN = /^(removed|cluster (0|[1-9]\d*))$/i;  // as pipeline/results/names.py
   byId("rename").onsubmit = (event) => {
     event.preventDefault();
     const name = byId("name").value.trim(), other = store.clusters().find((cluster) => cluster !== number && name && store.state.names.get(cluster) === name);
     if (other !== undefined) gallery.said(`Cluster ${other} has that name; merge the two, or choose another.`, true);
+    else if (TAKEN.test(name) && name.toLowerCase() !== `cluster ${number}`) gallery.said(`${name} cannot be the name of a cluster, as it says another place; choose another.`, true);
     else edit({ action: "rename", names: { [number]: name } }, name ? `Cluster ${number} is called ${name}.` : "The name is taken away.");
   };
   // Choosing does nothing yet: by the arrow keys, every cluster on the way is chosen for a moment.
@@ -269,7 +307,11 @@
     if (other !== undefined) edit({ action: "merge", clusters: [number, other] }, `${store.name(other)} is merged into ${store.name(number)}.`);
   };
   // The second click of a double click is none: the first may be answered before it.
-  byId("split").onclick = (event) => event.detail < 2 && edit({ action: "split", cluster: number, parts: Number(byId("parts").value) }, `${store.name(number)} is split.`);
+  byId("split").onclick = (event) => {
+    const parts = Number(byId("parts").value);
+    if (!Number.isInteger(parts) || parts < 2 || parts > 50) gallery.said("A cluster is split into 2 to 50 parts.", true);
+    else if (event.detail < 2) edit({ action: "split", cluster: number, parts }, `${store.name(number)} is split.`);
+  };
   byId("split").closest("span").hidden = !served;
   byId("note").onclick = () => { const text = prompt(`Note on ${store.name(number)}`); if (text) edit({ action: "note", cluster: number, text }, "Noted."); };
   byId("note-images").onclick = () => { const text = prompt("Note on the selected images"); if (text) withSelected({ action: "note", text }, (some) => `Noted on ${some}.`); };
@@ -312,6 +354,8 @@
     byId("redo").disabled = !store.state.canRedo;
     byId("save").hidden = served || !store.unsaved;
     byId("made").textContent = described();
+    byId("removed-tab").hidden = !store.removed;
+    byId("count-removed").textContent = count(store.removed);
     const two = gallery.selected.size === 2;
     byId("same").hidden = byId("different").hidden = !two;
     byId("move-to").replaceChildren(make("option", { value: "", textContent: "choose" }), make("option", { value: store.state.clusters, textContent: "a new cluster" }),
@@ -336,5 +380,6 @@
   addEventListener("hashchange", go);
   changed();
   go();
+  typeAgain();
   requestAnimationFrame(() => setTimeout(() => { tally(); document.documentElement.dataset.ready = "yes"; }));
 })();

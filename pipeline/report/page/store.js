@@ -10,7 +10,7 @@ const store = (() => {
   const listeners = [];
   let made = 0;  // entries of this page that neither a server nor a saved file has
   let asking = false, stale = false;
-  let state, groups, places;
+  let state, groups, taken, places;
 
   const place = (key) => {
     places ??= new Map(images.key.map((name, i) => [name, i]));
@@ -39,7 +39,8 @@ const store = (() => {
     state.canRedo = undone.length > 0;
     state.last = done.at(-1);
     groups = Array.from({ length: state.clusters }, () => []);
-    state.cluster.forEach((c, i) => { if (c !== REMOVED) groups[c].push(i); });
+    taken = [];
+    state.cluster.forEach((c, i) => (c === REMOVED ? taken : groups[c]).push(i));
   }
 
   function set(keys, cluster, byHand) {
@@ -100,7 +101,7 @@ const store = (() => {
       const problem = await send(action).finally(() => { asking = false; });
       if (problem) return problem;
     } else {
-      entries.push({ ...action, when: new Date().toISOString().replace(/\.\d+/, "") });
+      entries.push({ ...action, when: new Date().toISOString() });  // to the millisecond, which tells it from others
       made += 1;
     }
     replay();
@@ -150,11 +151,11 @@ const store = (() => {
     get unsaved() { return made; },
     get stale() { return stale; },
     get since() { return entries.length - data.entries.length; },  // entries since the page was loaded
-    get removed() { return [...state.cluster, ...state.outside.values()].filter((c) => c === REMOVED).length; },
+    get removed() { return taken.length + [...state.outside.values()].filter((c) => c === REMOVED).length; },
     lines: () => entries.slice(entries.length - made).map((entry) => JSON.stringify(entry)).join("\n") + "\n",
     saved: () => { made = 0; },
     onChange: (listen) => listeners.push(listen),
-    members: (cluster) => groups[cluster] ?? [],
+    members: (cluster) => (cluster === REMOVED ? taken : groups[cluster] ?? []),
     size: (cluster) => (groups[cluster]?.length ?? 0) + (state.absent[cluster] ?? 0),
     clusters: () => Array.from({ length: state.clusters }, (_, c) => c).filter((c) => !state.merged.has(c) && (groups[c].length || state.absent[c])),
     name: (cluster) => (cluster === REMOVED ? "removed" : state.names.get(cluster) || `cluster ${cluster}`),

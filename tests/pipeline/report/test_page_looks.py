@@ -1,7 +1,9 @@
 """What a person sees of the page in a real Chromium: buttons to read, a phone's width, stacks, counts in words."""
 
+import re
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from temi.cli import app
 from temi.pipeline.report.pages import write_report
 from temi.pipeline.report.trials import write_overview
 from temi.pipeline.results.correct import correct
-from temi.pipeline.results.corrections import Rename
+from temi.pipeline.results.corrections import Move, Rename
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.runs.trials import train_trials
 
@@ -153,6 +155,147 @@ def test_one_is_one_image(browser: Any) -> None:
         "2 images",
         "1,000 images",
     ]
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_what_was_removed_is_seen_and_put_back_and_the_tree_keeps_up(run: Path, tmp_path: Path, served: bool) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+    keys = FinishedRun(own).trained["key"].tolist()
+    correct(FinishedRun(own), [Move(keys=keys[:5], to=3), Move(keys=keys[5:9], to=4)])
+    with ExitStack() as open_now:
+        page = open_now.enter_context(serving(own)).address if served else write_report(FinishedRun(own))
+        browser = open_now.enter_context(browsing(page))
+        walk_through_the_removed(browser)
+        walk_through_the_tree(browser)
+
+
+def text(browser: Any, name: str) -> str:
+    return str(browser.find_element("id", name).text)
+
+
+def leaves(browser: Any) -> list[str]:
+    """What stands at the tips of the tree."""
+    visit(browser, "tree")
+    return [row.text for row in browser.find_elements("css selector", ".merge-tree li > a")]
+
+
+def walk_through_the_removed(browser: Any) -> None:
+    tab = browser.find_element("css selector", "#tabs a[href='#removed']")
+    assert not tab.is_displayed()
+    visit(browser, "cluster-3")
+    browser.execute_script("gallery.select(store.members(3)); shared.byId('remove').click()")
+    until(browser, "location.hash === '#clusters' && store.removed > 0")  # an empty cluster has no page
+    count = browser.execute_script("return store.removed")
+    assert tab.text == f"Removed {count}"
+    browser.find_element("id", "search").send_keys("remov")
+    browser.find_element("css selector", "#found a").click()
+    until(browser, "location.hash === '#removed'")
+    browser.execute_script("shared.byId('search').value = ''")
+    assert tab.get_attribute("aria-current") == "page"
+    assert f"A person took {count} images out of all clusters" in text(browser, "removed-text")
+    assert len(browser.find_elements("css selector", "#removed-images li")) == count
+    browser.find_element("css selector", "#removed-images .open").click()
+    until(browser, "document.querySelectorAll('#similar img').length")
+    assert text(browser, "facts").startswith("cluster\nremoved: a person took it out of all clusters")
+    assert not re.search("confidence|second|%", text(browser, "facts"))
+    place = text(browser, "large-place")
+    browser.find_element("id", "next").click()
+    assert text(browser, "large-place") != place == f"1 of {count}"
+    link = browser.find_element("css selector", "#facts a")
+    assert link.get_attribute("href").endswith("#removed")
+    link.click()
+    until(browser, "!viewer.open && location.hash === '#removed'")
+    browser.find_element("id", "all-removed").click()
+    browser.find_element("xpath", "//*[@id='move-to']/option[text()='a new cluster']").click()
+    browser.find_element("id", "move").click()
+    until(browser, f"store.size(5) === {count}")
+    assert not tab.is_displayed()
+    assert browser.execute_script("return location.hash") == "#clusters"
+
+
+def walk_through_the_tree(browser: Any) -> None:
+    whole = browser.execute_script("return store.data.tree.leaves.map(store.name)")
+    assert leaves(browser) == [name for name in whole if name != "cluster 3"]
+    assert text(browser, "beside-tree").startswith("Made since, and not in this tree: cluster 5 (")
+    browser.find_element("id", "undo").click()
+    browser.find_element("id", "undo").click()
+    until(browser, "store.removed === 0")
+    assert leaves(browser) == whole
+    assert text(browser, "beside-tree") == ""
+    visit(browser, "cluster-0")
+    browser.find_element("css selector", "#merge-with option[value='4']").click()
+    browser.find_element("id", "merge").click()
+    until(browser, "store.state.merged.has(4)")
+    assert leaves(browser) == [name for name in whole if name != "cluster 4"]
+    browser.execute_script("store.edit({ action: 'merge', clusters: store.clusters() })")
+    until(browser, "store.clusters().length === 1")
+    assert leaves(browser) == []
+    assert text(browser, "merge-tree") == "Only one cluster of this tree is left."
+
+
+def test_addresses_parts_and_names_that_cannot_be_are_said(run: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(run, tmp_path / "run"))
+
+    def said(words: str) -> None:
+        until(browser, f"said.innerText.includes({words!r})")
+
+    with serving(own) as server, browsing(f"{server.address}#cluster-99") as browser:
+        said("There is no cluster 99.")
+        for wrong, words in {
+            "cluster-98": "no cluster 98",
+            "cluster--1": "",
+            "constructor": "",
+            "removed": "No image is",
+        }.items():
+            visit(browser, wrong)
+            assert browser.execute_script("return location.hash") == "#clusters"
+            said(words)
+        visit(browser, "cluster-1")
+        parts = browser.find_element("id", "parts")
+        for many in ("1", "", "51", "2.5"):
+            parts.clear()
+            parts.send_keys(many)
+            browser.execute_script("shared.byId('said').textContent = ''")
+            browser.find_element("id", "split").click()
+            said("A cluster is split into 2 to 50 parts.")
+        name = browser.find_element("id", "name")
+        for wrong in ("Removed", "cluster 2"):
+            name.clear()
+            name.send_keys(wrong)
+            browser.execute_script("shared.byId('said').textContent = ''")
+            browser.find_element("css selector", "#rename button").click()
+            said("cannot be the name")
+        assert server.edit(action="note", cluster=0, text="elsewhere")[0] == 200
+        name.clear()
+        name.send_keys("tulips")
+        browser.find_element("css selector", "#rename button").click()
+        until(browser, "document.querySelector('#said button')")
+        browser.find_element("css selector", "#said button").click()
+        until(browser, "document.documentElement.dataset.ready && store.state.notes.length === 1")
+        browser.get_log("browser")  # that the answer was 409
+        assert browser.find_element("id", "name").get_attribute("value") == "tulips"
+        browser.find_element("css selector", "#rename button").click()
+        until(browser, "store.name(1) === 'tulips'")
+        browser.refresh()
+        until(browser, "document.documentElement.dataset.ready")
+        browser.get_log("browser")  # that the heading has the focus and not the viewer
+        assert browser.find_element("id", "name").get_attribute("value") == "tulips"
+
+
+def test_equal_means_equal_in_what_the_encoder_sees(browser: Any) -> None:
+    visit(browser, "duplicates")
+    lead = browser.find_element("css selector", "[data-view=duplicates] .lead").text
+    assert "equal in what the encoder sees, the middle of an image at one size" in lead
+    assert "edges and sizes may differ" in lead
+    fit = "return getComputedStyle(document.querySelector('#duplicate-groups .open img')).objectFit"
+    assert browser.execute_script(fit) == "contain"
+    browser.execute_script(
+        "const [a, b] = [...store.images.key.keys()]; store.images.group.fill(-1); store.images.exact.fill(-1);"
+        "store.images.group[a] = store.images.group[b] = store.images.exact[a] = store.images.exact[b] = 0;"
+    )
+    visit(browser, "unsure")
+    visit(browser, "duplicates")
+    assert "2 equal to the encoder, in " in browser.find_element("id", "duplicate-groups").text
 
 
 @pytest.mark.parametrize("labeled", [True, False])

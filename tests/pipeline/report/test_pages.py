@@ -24,6 +24,7 @@ from temi.pipeline.images import open_source
 from temi.pipeline.report import pages as module
 from temi.pipeline.report.cards import centers, nearest_clusters, typical_images
 from temi.pipeline.report.pages import center_dendrogram, confusion, figures, shown_images, write_report
+from temi.pipeline.report.records import Brackets
 from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import Correction, Merge, Move, Remove, Rename, Split, Undo
 from temi.pipeline.results.finished import FinishedRun
@@ -162,6 +163,56 @@ def test_the_tree_joins_the_closest_first() -> None:
     assert center_dendrogram(center, np.array([1, 1])) is None
 
 
+@pytest.mark.skipif(not shutil.which("node"), reason="apt-get install nodejs")
+def test_the_page_takes_clusters_out_of_the_tree_as_if_they_had_never_been_in_it() -> None:
+    rng = np.random.default_rng(0)
+    for leaves in (2, 3, 7, 40):
+        center = rng.standard_normal((leaves, 3)).astype(np.float32)
+        center[-1] = center[0]  # joined at a distance of 0, as leaves are
+        tree = center_dendrogram(center, np.arange(leaves))
+        assert tree is not None
+        whole = pruned_in_page(tree, tree.leaves)
+        assert whole["leaves"] == tree.leaves
+        np.testing.assert_allclose(whole["across"], tree.across)
+        np.testing.assert_allclose(whole["along"], tree.along, atol=0.1)
+        left = sorted(rng.permutation(leaves)[: leaves // 2].tolist())
+        some = pruned_in_page(tree, left)
+        assert some["leaves"] == [leaf for leaf in tree.leaves if leaf in left]
+        assert len(some["across"]) == len(left) - 1
+        for one in left:
+            for other in left:
+                assert met(some, one, other) == met(vars(tree), one, other)
+    assert pruned_in_page(tree, [])["leaves"] == []
+
+
+def pruned_in_page(tree: Brackets, there: list[int]) -> dict[str, Any]:
+    """`tree` with the clusters `there` alone, as page/charts.js makes it."""
+    charts = (files("temi.pipeline.report") / "page/charts.js").read_text(encoding="utf-8")
+    given = f"{json.dumps(vars(tree))}, new Set({json.dumps(there)})"
+    script = f"const shared = {{}};\n{charts}\nconsole.log(JSON.stringify(charts.pruned({given})));"
+    done = subprocess.run(["node", "-"], input=script, capture_output=True, text=True, check=True)
+    made: dict[str, Any] = json.loads(done.stdout)
+    return made
+
+
+def met(tree: dict[str, Any], one: int, other: int) -> float:
+    """How far apart two leaves meet: at the lowest bracket that spans both, which is the first that does."""
+    low, high = sorted(10 * tree["leaves"].index(cluster) + 5 for cluster in (one, other))
+    if low == high:
+        return 0.0
+    spans: list[tuple[float, float, float]] = []  # first and last leaf, middle
+    for across, along in zip(tree["across"], tree["along"], strict=True):
+        ends = []
+        for x, end in ((along[0], 0), (along[3], 1)):
+            inner = [span for span in spans if abs(span[2] - x) < 0.3]
+            ends.append(inner[-1][end] if inner else round(x))
+        if ends[0] <= low and high <= ends[1]:
+            return float(across[1])
+        spans = [span for span in spans if not ends[0] <= span[0] <= ends[1]]
+        spans.append((ends[0], ends[1], (along[0] + along[3]) / 2))
+    raise AssertionError("the tree does not join these")
+
+
 def test_more_images_than_fit_are_sampled_with_all_of_the_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POINTS", 100)
     shown, place = shown_images(1000, [5, 999, 17])
@@ -277,6 +328,22 @@ def test_black_blank_and_blurred_pixels_are_told() -> None:
     assert laplacian(np.ones((2, 5), np.float32)) == 0
 
 
+def test_a_plain_picture_of_a_dark_looking_color_is_blank_and_not_black(tmp_path: Path) -> None:
+    colors = {
+        "blue": (0, 0, 255),
+        "red": (255, 0, 0),
+        "white": (255, 255, 255),
+        "black": (0, 0, 0),
+        "night": (9, 9, 30),
+    }
+    for name, color in colors.items():
+        Image.new("RGB", (40, 30), color).save(tmp_path / f"{name}.png")
+    images = open_source(str(tmp_path), max_pixels=10**6)
+    odd = oddities({row: thumbnail(images, row) for row in range(len(images.keys))})
+    told = {Path(images.keys[row]).stem: what for row, what in odd.items()}
+    assert told == {"blue": "blank", "red": "blank", "white": "blank", "black": "black", "night": "black"}
+
+
 def test_an_image_that_could_not_be_read_is_not_called_black_and_is_tried_again(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -295,3 +362,19 @@ def test_a_damaged_map_is_made_anew(tmp_path: Path) -> None:
     position = run_atlas(tmp_path, scaled, np.arange(100))
     (tmp_path / ATLAS).write_bytes(b"damaged")
     np.testing.assert_array_equal(run_atlas(tmp_path, scaled, np.arange(100)), position)
+
+
+@pytest.mark.parametrize("line", ['{"step": 1', "null", "[]", "\0", '{"a":' * 100_000])
+def test_damaged_metrics_are_a_sentence(finished: FinishedRun, line: str) -> None:
+    finished.files.metrics.write_text(line + "\n")
+    with pytest.raises(
+        UserError, match=r"metrics.jsonl is damaged \(.*; restore it, or delete it: the page then has no"
+    ):
+        write_report(finished)
+
+
+def test_metrics_that_no_page_can_draw_are_left_out(finished: FinishedRun) -> None:
+    finished.files.metrics.write_text(
+        '{"step": 1, "loss": NaN}\n{"step": 2, "loss": 1e999}\n{"step": 3, "loss": 0.5}\n'
+    )
+    assert block(write_report(finished).read_text(encoding="utf-8"))["curves"]["loss"] == [None, None, 0.5]

@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from photos import PhotoRun
+from typer.testing import CliRunner
 
 from temi.cache.words import counted
+from temi.cli import app
 from temi.pipeline.errors import UserError
+from temi.pipeline.images.left_out import EXPORTED
 from temi.pipeline.registry import EXPORTS
 from temi.pipeline.results.constraints import read_constraints
 from temi.pipeline.results.correct import correct, read_file, split_rows
@@ -61,6 +64,38 @@ def test_the_command_takes_all_or_nothing(run: FinishedRun, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_a_file_that_is_taken_twice_counts_once(run: FinishedRun, tmp_path: Path) -> None:
+    keys = run.trained["key"].tolist()
+    said = [
+        Rename(names={1: " ones"}, when="2026-01-01T00:00:00.001Z"),
+        Note(text="look", cluster=0, when="2026-01-01T00:00:01.002Z"),
+        Split(cluster=0, parts=2, when="2026-01-01T00:00:02.003Z"),
+        Remove(keys=keys[:1], when="2026-01-01T00:00:03.004Z"),
+        Undo(when="2026-01-01T00:00:04.005Z"),
+        Undo(when="2026-01-01T00:00:04.005Z"),  # a fast hand: in one file, equal entries are several
+    ]
+    assert len(correct(run, said, "ann")) == 6
+    before = (run.folder / CORRECTIONS).read_bytes()
+    assert correct(run, said, "bob") == []
+    assert correct(run, read_file(run.folder / CORRECTIONS)) == []
+    assert (run.folder / CORRECTIONS).read_bytes() == before
+    more = [said[1], said[1].model_copy(update={"text": "again"}), Note(text="look", cluster=0)]
+    assert [entry.text for entry in correct(run, more) if isinstance(entry, Note)] == ["again", "look"]
+    timeless = [Note(text="look", cluster=0)]  # whoever says no time may say a thing twice
+    assert len(correct(run, timeless)) == 1
+
+
+def test_the_command_tells_what_the_run_had_already(run: FinishedRun, tmp_path: Path) -> None:
+    file = tmp_path / "said.jsonl"
+    when = "2026-01-01T00:00:00.001Z"
+    file.write_text(json.dumps({"action": "note", "cluster": 0, "text": "look", "when": when}))
+    first = CliRunner().invoke(app, ["correct", str(run.folder), str(file)])
+    assert "1 correction more\n" in first.output
+    second = CliRunner().invoke(app, ["correct", str(run.folder), str(file)])
+    assert "0 corrections more; 1 left out, which the run has from that very time\n" in second.output
+    assert len(read_corrections(run.folder)) == 1
+
+
 def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
     file = tmp_path / "said.jsonl"
     said = [{"action": "note", "cluster": 0, "text": "a\u2028b\x85c"}, {"action": "undo"}]
@@ -80,7 +115,9 @@ def test_exports_predictions_and_names_respect_them(run: FinishedRun, photo_run:
     assert not [row for row in rows.values() if row["cluster"] == "2"]
     assert rows[keys[0]]["confidence"] == "1.0000"
     assert export_folders(run, tmp_path / "out", "symlink") == 44
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0000 twos", "0001", "0003", "removed"]
+    marker, *folders = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert marker == EXPORTED
+    assert folders == ["0000 twos", "0001", "0003", "removed"]
     predict(run.folder, str(photo_run.cache), tmp_path / "p.parquet")
     found = pd.read_parquet(tmp_path / "p.parquet").dropna(subset=["cluster"])
     trained = run.trained["cluster"].replace(2, 0)

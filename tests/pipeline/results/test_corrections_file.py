@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.corrections import Merge, Move, Rename, Undo
+from temi.pipeline.results.corrections import Merge, Move, Rename, Undo, parse_correction
 from temi.pipeline.results.corrections_file import CORRECTIONS, append_corrections, read_corrections
 
 
@@ -94,3 +94,41 @@ def test_a_last_line_that_an_editor_left_open_counts(tmp_path: Path) -> None:
     append_corrections(tmp_path, [Undo()])
     assert read_corrections(tmp_path) == [Rename(names={0: "cats"}), Undo()]
     assert (tmp_path / CORRECTIONS).read_bytes().startswith(open_line + b"\n{")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"action": "split", "cluster": 0, "parts": 1}', "a cluster is split into 2 to 50 parts"),
+        ('{"action": "split", "cluster": 0, "parts": 51}', "a cluster is split into 2 to 50 parts"),
+        ('{"action": "split", "cluster": 0, "parts": 2.5}', "a cluster is split into 2 to 50 parts"),
+        ('{"action": "split", "cluster": 0, "parts": null}', "a cluster is split into 2 to 50 parts"),
+        ('{"action": "split", "cluster": "0"}', "'cluster' is the number of a cluster, 0 or more"),
+        ('{"action": "split"}', "split needs 'cluster', the number of a cluster, 0 or more"),
+        ('{"action": "merge", "clusters": [1]}', "'clusters' is a list of two or more numbers of clusters"),
+        ('{"action": "merge", "clusters": [1, -2]}', "'clusters' is a list of two or more numbers of clusters"),
+        ('{"action": "move", "keys": [], "to": 0}', "'keys' is a list of one or more names of images"),
+        ('{"action": "move", "keys": ["a"], "to": "b"}', "'to' is the number of a cluster, 0 or more"),
+        ('{"action": "same", "keys": ["a"]}', "'keys' is a list of the names of two images"),
+        ('{"action": "rename", "names": {"x": "a"}}', "'names' is an object of names by cluster, each of at most 120"),
+        ('{"action": "rename", "names": {"0": "' + 121 * "x" + '"}}', "'names' is an object of names by cluster, each"),
+        ('{"action": "note", "text": ""}', "'text' is a note of 1 to 2000 characters"),
+        ('{"action": "note", "text": "a", "keys": "b"}', "'keys' is a list of names of images"),
+        ('{"action": "undo", "who": 5}', "'who' is text of at most 120 characters"),
+        ('{"action": "undo", "when": "' + 41 * "x" + '"}', "'when' is text of at most 40 characters"),
+        ('{"action": "undo", "x": 1}', "undo has no 'x'"),
+        (
+            '{"action": "fly"}',
+            "'fly' is no action; they are merge, split, move, remove, same, different, rename, note,",
+        ),
+        ('{"keys": ["a"]}', "it needs an 'action'; they are merge, split,"),
+        ("[]", "it is no JSON object"),
+        ("{", "it is not whole JSON"),
+    ],
+)
+def test_what_is_wrong_with_a_line_is_said_plainly(line: str, sentence: str) -> None:
+    with pytest.raises(UserError) as refused:
+        parse_correction(line, "this correction")
+    assert str(refused.value).startswith(f"this correction: {sentence}")
+    assert str(refused.value).endswith("; correct or remove it")
+    assert "nput" not in str(refused.value)

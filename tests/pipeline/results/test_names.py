@@ -13,7 +13,9 @@ from temi.cache import EmbeddingCache
 from temi.cli import app
 from temi.pipeline.config import load_config
 from temi.pipeline.errors import UserError
-from temi.pipeline.results.corrections import Merge, Undo, replay_clusters
+from temi.pipeline.images.left_out import EXPORTED
+from temi.pipeline.results.correct import correct
+from temi.pipeline.results.corrections import Merge, Rename, Undo, replay_clusters
 from temi.pipeline.results.corrections_file import append_corrections, read_corrections
 from temi.pipeline.results.export import export_folders
 from temi.pipeline.results.finished import FinishedRun
@@ -68,6 +70,8 @@ def test_names_of_earlier_versions_are_kept(tmp_path: Path) -> None:
         ('cluster,name\n0,"a\nb"\n', "line break or control character"),
         ("cluster,name\n0,removed\n", "line 2 of .*: cluster 0 cannot be called 'removed', as images in no"),
         ("cluster,name\n0,cluster 2\n", "cluster 0 cannot be called 'cluster 2', as another cluster is"),
+        ("cluster,name\n0,Removed\n", "cluster 0 cannot be called 'Removed', as images in no cluster are"),
+        ("cluster,name\n0,Cluster 2\n", "cluster 0 cannot be called 'Cluster 2', as another cluster is"),
     ],
 )
 def test_a_table_that_does_not_fit_changes_nothing(tmp_path: Path, text: str, sentence: str) -> None:
@@ -79,6 +83,23 @@ def test_a_table_that_does_not_fit_changes_nothing(tmp_path: Path, text: str, se
 
 def test_a_cluster_may_be_called_by_its_own_number(tmp_path: Path) -> None:
     assert set_names(tmp_path, table(tmp_path, "cluster,name\n2,cluster 2\n0,cluster 07\n"), 3)[2] == "cluster 2"
+
+
+def test_names_of_today_that_are_headings_are_kept_and_not_given_again(photo_run: PhotoRun, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(photo_run.run, tmp_path / "run"))
+    append_corrections(folder, [Rename(names={1: "Cluster 0", 2: "Removed"})])  # which could be said before
+    run = FinishedRun(folder)
+    assert run.names == ["", "Cluster 0", "Removed"]
+    assert set(run.assignments["cluster"]) <= {0, 1, 2}
+    assert set_names(folder, table(tmp_path, "cluster,name\n0,red\n1,Cluster 0\n2,Removed\n"), 3) == [
+        "red",
+        "Cluster 0",
+        "Removed",
+    ]
+    for name in ("removed", "REMOVED", "removed\u200b", "CLUSTER 2"):
+        with pytest.raises(UserError, match="cluster 0 cannot be called"):
+            correct(run, [Rename(names={0: name})])
+    assert correct(run, [Rename(names={0: "7"})])  # of the digits
 
 
 def test_clusters_with_a_name_are_counted_among_those_that_are_left(photo_run: PhotoRun, tmp_path: Path) -> None:
@@ -128,4 +149,6 @@ def test_names_appear_in_predict_and_exports_and_survive_a_resume(photo_run: Pho
     found = pd.read_csv(tmp_path / "p.csv").dropna(subset=["cluster"])
     assert set(found.loc[found["cluster"] == 0, "name"]) == {"red <b>things</b> / ../"}
     export_folders(FinishedRun(run), tmp_path / "out", "symlink")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0000 red bthingsb", "0001", "0002"]
+    marker, *folders = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert marker == EXPORTED
+    assert folders == ["0000 red bthingsb", "0001", "0002"]
