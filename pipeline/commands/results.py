@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from temi.pipeline.commands.console import typed, typed_plugins, user_errors
+from temi.pipeline.commands.console import refuse_closed_output, typed, typed_plugins, user_errors
 from temi.pipeline.commands.options import RESULTS, Plugins, file_ending, on_this_machine, run_here
 
 commands = typer.Typer()
@@ -90,6 +90,8 @@ def predict(
         from temi.pipeline.plugins import load_plugins
         from temi.pipeline.results.predict import predict as run_predict
 
+        if out is None:
+            refuse_closed_output()
         load_plugins(plugin)
         counts = run_predict(run, images, out, backbone=backbone, device=device, new=new)
         unreadable = f", {counts.unreadable} unreadable" if counts.unreadable else ""
@@ -267,5 +269,7 @@ def correct(
         if told.strangers:
             print(f"passed over, as no images of {run}: {counted(told.strangers, 'sample')} of {tagged}")
         done = run_correct(finished, told.entries, who)
-        print(f"{run / CORRECTIONS}: {counted(len(done), 'correction')} more")
+        left_out = len(told.entries) - len(done)
+        known = f"; {left_out} left out, which the run has from that very time" if left_out else ""
+        print(f"{run / CORRECTIONS}: {counted(len(done), 'correction')} more{known}")
         print(f"next: temi report {typed(run)}, or temi export {typed(run)}")

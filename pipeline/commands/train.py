@@ -167,15 +167,17 @@ def _refuse_contradictions(
 def _open_before(from_: Path, corrections: Path | None) -> "Before":
     """The run to go on from; a note says what a person corrected there that `corrections` do not keep."""
     from temi.cache.words import counted
-    from temi.pipeline.results.continuing import corrections_left_behind, open_before
+    from temi.pipeline.results.continuing import corrections_left_behind, open_before, remarks_left_behind
     from temi.pipeline.runs.mirror import shown
 
-    before = open_before(from_)
-    if corrections is None and (left := corrections_left_behind(from_)):
+    before, left, remarks = open_before(from_), corrections_left_behind(from_), remarks_left_behind(from_)
+    if corrections is None and left + remarks:
+        told = [counted(remarks, "mark or note", "marks and notes")] if remarks else []
+        told += [counted(left, "merge, split, move or removal", "merges, splits, moves and removals")] if left else []
         print(
-            f"note: of what a person corrected in {shown(from_)}, "
-            f"{counted(left, 'merge, split, move or removal is', 'merges, splits, moves and removals are')} "
-            f"not kept by --from alone; add --corrections {typed(from_)} to train with them"
+            f"note: of what a person corrected in {shown(from_)}, {' and '.join(told)} "
+            f"{'is' if left + remarks == 1 else 'are'} not kept by --from alone; "
+            f"add --corrections {typed(from_)} to train with them"
         )
     return before
 
@@ -185,7 +187,7 @@ def _count_clusters(
 ) -> tuple[list[int], "ClusterCount | None"]:
     """The numbers that `--clusters` names, or the estimate it asks for, printed with its curve."""
     from temi.cache import EmbeddingCache
-    from temi.cache.schema import NEIGHBORS
+    from temi.cache.schema import NEIGHBOR_FOLDER
     from temi.cache.words import counted
     from temi.pipeline.config import load_config
     from temi.pipeline.device import pick_device
@@ -198,7 +200,7 @@ def _count_clusters(
         return asked, None
     settings, opened = load_config(config, overrides), EmbeddingCache.open(cache)
     rows, device = training_rows(opened, settings.train.split), pick_device(settings.train.device)
-    features = Features.of_cache(opened, rows, out / NEIGHBORS, device).distinct()
+    features = Features.of_cache(opened, rows, out / NEIGHBOR_FOLDER, device).distinct()
     count = estimate_clusters(features, settings.start, *asked)
     print_curves("clusters", [vars(score) for score in count.curve])
     print(f"{counted(count.clusters, 'cluster')}: {count.reason}")

@@ -214,8 +214,9 @@ def plan_cache(
     fingerprint = replace(encoding.fingerprint, images=grown.digest)
     if not grown.added and (grown.removed, grown.changed) == (there.removed, there.changed):
         return grown, replace(there, fingerprint=fingerprint), None
+    grows = "grows" if grown.added or grown.returned else "does not grow"
     print(
-        f"the cache grows: {describe(grown)} since it was made; "
+        f"the cache {grows}: {describe(grown)} since it was made; "
         f"its {counted(there.rows, 'row stays as it is', 'rows stay as they are')}",
         file=sys.stderr,
     )

@@ -13,7 +13,7 @@ from temi.cache import EmbeddingCache
 from temi.cache.bucket import bucket_url
 from temi.cache.files import check_writable
 from temi.cache.labels import renumbered
-from temi.cache.schema import MANIFEST, NEIGHBORS
+from temi.cache.schema import MANIFEST, NEIGHBOR_FOLDER
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.evaluate.metrics import (
@@ -64,8 +64,7 @@ def evaluate_run(
     than there are do not count; else they are a UserError.
     """
     run = RunFolder(folder)
-    if not run.finished:
-        raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
+    run.check_finished()
     check_writable(folder)
     model = ClusterModel.load(run.model)
     home = open_training_cache(run, other)
@@ -163,7 +162,7 @@ def run_rivals(
 ) -> list[Rival]:
     """Baselines fitted on the training rows of `run`, which are the first part and enough for each."""
     split, embeddings = trained_split(run), [part.embedding for part in parts]
-    scratch = run.folder / NEIGHBORS
+    scratch = run.folder / NEIGHBOR_FOLDER
     found = [run_rival(name, home, split, embeddings, clusters, scratch) for name in names]
     return [Rival(title_of(name), *clustered) for name, clustered in zip(names, found, strict=True)]
 

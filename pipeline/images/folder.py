@@ -11,7 +11,7 @@ from torch import Tensor
 from temi.pipeline.errors import UserError
 from temi.pipeline.images.decode import SUFFIXES, decode_image
 from temi.pipeline.images.file import read_file
-from temi.pipeline.images.left_out import left_out, not_read, unwanted
+from temi.pipeline.images.left_out import left_out, made_by_temi, not_read, unwanted
 from temi.pipeline.images.listing import digest, natural_key, printable, splits_and_labels
 from temi.pipeline.images.source import ImageSource, Skipped, SourceKind
 
@@ -20,9 +20,9 @@ class FolderImages(ImageSource):
     """Every image file below `folder`, in natural order of its path ("img2" before "img10"), on any machine the same.
 
     Keys are posix paths relative to the folder. Links to files are followed; so are links to folders, unless that
-    folder is read anyway or lies around this one. Every other entry is in `skipped`. Folders named train, val, test or
-    alike at the top become splits. If every image lies directly in a folder of the first level (below the split), and
-    there are two or more, those are the classes.
+    folder is read anyway or lies around this one. Every other entry is in `skipped`; a folder that temi made, such as
+    an export, is one entry. Folders named train, val, test or alike at the top become splits. If every image lies
+    directly in a folder of the first level (below the split), and there are two or more, those are the classes.
 
     Raises
     ------
@@ -34,7 +34,9 @@ class FolderImages(ImageSource):
         self.folder, self.max_pixels = folder, max_pixels
         if not folder.is_dir():
             what = "is a file, not a folder of images" if folder.exists() else "does not exist"
-            raise UserError(f"{folder} {what}; give a folder of images, a torchvision data set by name, or digits")
+            raise UserError(
+                f"{folder} {what}; give an image, a folder of images, a torchvision data set by name, or digits"
+            )
         walk = Walk(folder)
         self.skipped = _named(sorted(walk.skipped))
         self.remarks = [f"links that lead out of {folder} were followed: {walk.outside:,}"] if walk.outside else []
@@ -94,9 +96,13 @@ class Walk:
             name = pending.pop()
             try:
                 if self._is_new(name):
-                    with os.scandir(self.folder / name) as entries:
-                        for entry in entries:
-                            pending += self._take(entry, f"{name}/{entry.name}" if name else entry.name)
+                    with os.scandir(self.folder / name) as scan:
+                        entries = list(scan)
+                    if name and (reason := made_by_temi(entries)):  # the folder itself was asked for
+                        self._skip(name, reason)
+                        continue
+                    for entry in entries:
+                        pending += self._take(entry, f"{name}/{entry.name}" if name else entry.name)
             except OSError as error:
                 if name:
                     self._skip(name, _unlisted(error))

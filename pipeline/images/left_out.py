@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterable, Sequence
 
 from temi.cache.files import csv_bytes
+from temi.cache.schema import MANIFEST, NEIGHBOR_FOLDER
 from temi.pipeline.extras import install
-from temi.pipeline.images.decode import HEIF_SUFFIXES
+from temi.pipeline.images.decode import HEIF_SUFFIXES, SUFFIXES
 from temi.pipeline.images.source import ImageSource, Skipped
 
 HIDDEN = "hidden"
@@ -14,6 +15,8 @@ SYSTEM_FOLDERS = frozenset(
     {"@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "__MACOSX", "lost+found"}
 )
 LONGEST_SUFFIX = 8
+EXPORTED = ".temi-export.json"  # in every folder of image files that `temi export` makes
+INSIDE = frozenset({"checkpoints", "events", "plugins", "held-out", NEIGHBOR_FOLDER})  # folders of a run or a cache
 NOUNS = ("link", "folder", "file")  # first words of reasons that are counted
 
 
@@ -22,6 +25,24 @@ def unwanted(name: str) -> str | None:
     if name in SYSTEM_FOLDERS:
         return SYSTEM
     return HIDDEN if name.startswith(".") else None
+
+
+def made_by_temi(entries: Sequence[os.DirEntry[str]]) -> str | None:
+    """Why a folder that holds `entries` is passed by: temi made it; None where it may hold a person's own images.
+
+    Images in it are a person's, and so may be the folders beside a run: an --out may be the folder of a project.
+    """
+    names = {entry.name for entry in entries}
+    if any(os.path.splitext(name)[1].lower() in SUFFIXES for name in names):
+        return None
+    if EXPORTED in names:
+        return "folder that temi exported"
+    if any((e.is_symlink() or e.is_dir(follow_symlinks=False)) and e.name not in INSIDE for e in entries):
+        return None
+    if {"config.toml", "environment.json", "checkpoints"} <= names:
+        return "folder of a temi run"
+    shards = (name.startswith("shard-") and name.endswith(".h5") for name in names)
+    return "folder of a temi cache" if MANIFEST in names and any(shards) else None
 
 
 def not_read(name: str) -> str:

@@ -57,6 +57,12 @@ def open_images(cache: EmbeddingCache, source: str | None, max_pixels: int) -> I
     root, given = None, source is not None
     if source is None:
         source, root = _recorded(cache.folder)
+    place = Path(source)  # absolute where it is no name, and perhaps a pattern
+    if not given and place.is_absolute() and not (place.exists() or any(place.parent.glob(place.name))):
+        raise UserError(
+            f"{source}, where the images of {cache.folder} were, does not exist; if they moved, give their new place "
+            "by --images"
+        )
     images = open_source(source, root=root, max_pixels=max_pixels)
     if images.digest == list_digest(cache.manifest.fingerprint.images):
         return images
@@ -79,11 +85,11 @@ def _recorded(cache: Path) -> tuple[str, Path | None]:
     try:
         origin = json.loads((cache / ORIGIN).read_text(encoding="utf-8"))
         source, root = str(origin["source"]), Path(origin["root"]) if origin["root"] else None
-        kind = origin.get("kind")
+        kind = str(origin.get("kind") or "")
     except FileNotFoundError:
         raise UserError(f"{cache} does not say where its images are; give them by --images") from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError):
         raise UserError(f"{cache / ORIGIN} cannot be read; delete it and give the images by --images") from None
-    if kind is not None and kind not in {known.name for known in KINDS}:
+    if kind and kind not in {known.name for known in KINDS}:
         raise UserError(f"the images of {cache} come through the source {kind!r} of a plugin; name it by --plugin FILE")
     return source, root

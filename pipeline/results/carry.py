@@ -1,7 +1,7 @@
 """What a person said of one run, taken along into the run that learned it: names, marks, notes, images not kept."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -26,7 +26,7 @@ from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import chosen_names
 from temi.pipeline.start.agreement import contingency
 
-NAMED = 5  # pairs that do not hold; more are counted
+NAMED = 5  # pairs that do not hold, or images that are not there; more are counted
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,9 @@ class Carried:
     lost : names whose cluster is spread over several
     broken : pairs marked as the same or as different that do not hold
     adrift : notes on clusters that hold no image any more
+    others : of what else a person said, how much went along: removed images, marks, notes
+    absent : images that a person spoke of and that the new run does not have
+    lost_with : what was said of these, counted by its kind
     """
 
     placed: int
@@ -49,6 +52,9 @@ class Carried:
     lost: Sequence[str]
     broken: Sequence[str]
     adrift: Sequence[str] = ()
+    others: Mapping[str, int] = field(default_factory=dict)
+    absent: Sequence[str] = ()
+    lost_with: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"corrections: of {counted(self.placed, 'image')} placed by hand training put {self.learned} there"]
@@ -56,18 +62,35 @@ class Carried:
             lines[0] += f", {self.placed - self.learned} were moved"
         if self.names:
             lines.append(f"names: {self.names} taken along")
+        if others := _counts(self.others):
+            lines.append(f"taken along, too: {others}")
+        if self.absent:
+            count = counted(len(self.absent), "image that a person corrected is", "images that a person corrected are")
+            lost = f"; lost with that: {counts}" if (counts := _counts(self.lost_with)) else ""
+            lines.append(
+                f"note: {count} not in this run: {_first(self.absent, ', ')}{lost}"
+                "; an image is known by its path, so a renamed file is another image"
+            )
         if self.lost:
             lines.append(f"note: no cluster holds most of {', '.join(self.lost)}; name it anew")
         if self.broken:
-            rest = len(self.broken) - NAMED
-            more = f", and {rest} more" if rest > 0 else ""
             lines.append(
                 f"note: marks that training follows only as far as the images let it, and that do not hold: "
-                f"{'; '.join(self.broken[:NAMED])}{more}; where a mark is right, move one of the two (temi serve RUN)"
+                f"{_first(self.broken, '; ')}; where a mark is right, move one of the two (temi serve RUN)"
             )
         if self.adrift:
             lines.append(f"note: no cluster is left for what was noted on one: {'; '.join(self.adrift)}")
         return "\n".join(lines)
+
+
+def _first(texts: Sequence[str], between: str) -> str:
+    """The first of `texts`, and how many more there are."""
+    rest = len(texts) - NAMED
+    return between.join(texts[:NAMED]) + (f", and {rest:,} more" if rest > 0 else "")
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(counted(number, noun) for noun, number in counts.items() if number)
 
 
 @dataclass(frozen=True)
@@ -146,7 +169,26 @@ def carry_over(earlier: FinishedRun, run: FinishedRun) -> Carried:
         run.forget_corrections()
     placed = kept.by_hand & (kept.then != REMOVED)
     learned = placed & (left == kept.now)
-    return Carried(int(placed.sum()), int(learned.sum()), len(names), lost, _broken(run), adrift)
+    others = {"removed image": int((kept.by_hand & ~placed).sum()), "mark": len(marks), "note": len(notes)}
+    absent, lost_with = _absent(earlier, run, len(marks), len(notes) + len(adrift))
+    return Carried(
+        int(placed.sum()), int(learned.sum()), len(names), lost, _broken(run), adrift, others, absent, lost_with
+    )
+
+
+def _absent(earlier: FinishedRun, run: FinishedRun, marks: int, notes: int) -> tuple[list[str], dict[str, int]]:
+    """Images of `earlier` that a person spoke of and `run` lacks, and how much was said of them, by its kind.
+
+    `marks` and `notes` are those that are accounted for.
+    """
+    state, said = earlier.corrected, [e for e in in_force(earlier.corrections) if isinstance(e, Same | Different)]
+    there = earlier.trained["key"].isin(run.trained["key"]).to_numpy()
+    moved, removed = (state.by_hand & ~there & ((state.cluster == REMOVED) == out) for out in (False, True))
+    keys = earlier.trained["key"][moved | removed].tolist()
+    keys += [key for entry in [*said, *state.notes] for key in entry.keys if key not in run.place]
+    lost = {"placement": int(moved.sum()), "removal": int(removed.sum())}
+    lost |= {"mark": len(said) - marks, "note": len(state.notes) - notes}
+    return list(dict.fromkeys(keys)), lost
 
 
 def _names(names: dict[int, str], shared: Int64[np.ndarray, "B C"]) -> tuple[dict[int, str], list[str]]:

@@ -5,10 +5,13 @@ from pathlib import Path
 
 from temi.pipeline.results.corrections import (
     REMOVED,
+    Different,
     Merge,
     Move,
+    Note,
     Remove,
     Rename,
+    Same,
     Split,
     in_force,
     signed,
@@ -37,6 +40,11 @@ def keep_removed(before: Before, corrected: FinishedRun) -> Before:
 def corrections_left_behind(folder: Path) -> int:
     """How many merges, splits, moves and removals of the run in `folder` one that continues it does not have."""
     return sum(isinstance(entry, Merge | Split | Move | Remove) for entry in in_force(read_corrections(folder)))
+
+
+def remarks_left_behind(folder: Path) -> int:
+    """How many marks and notes of the run in `folder` one that continues it does not have."""
+    return sum(isinstance(entry, Same | Different | Note) for entry in in_force(read_corrections(folder)))
 
 
 def hand_on_names(before: Path, run: Path) -> Continued:

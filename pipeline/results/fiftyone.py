@@ -9,7 +9,7 @@ An id is the row of the image, because FiftyOne takes the suffix off a name and 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.errors import UserError
 from temi.pipeline.results.corrections import REMOVED, Correction, Move, Note, Remove, Rename
-from temi.pipeline.results.export import linkable, new_folder, put_images
+from temi.pipeline.results.export import new_folder, open_to_export, put_images, say_missing
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import display_name
 
@@ -26,25 +26,26 @@ GONE = "removed"  # the tag of an image that belongs to no cluster
 
 
 def export_fiftyone(run: FinishedRun, out: Path, link: str, source: str | None = None) -> int:
-    """Write the folder `out`; what was interrupted goes on.
+    """Write the folder `out`, without images that are no longer there; what was interrupted goes on.
 
     Raises
     ------
     UserError
-        `out` holds something else, the images cannot be found, or cannot be linked.
+        `out` holds something else, no image can be found, or they cannot be linked.
     """
-    images, rows = linkable(run, source, link), run.trained["row"].tolist()
+    images, rows = open_to_export(run, source, link), run.trained["row"].tolist()
     targets = [out / "data" / (_id(row) + (path.suffix if (path := images.path(row)) else "")) for row in rows]
     with new_folder(out, run, f"fiftyone, {link}"):
-        put_images(images, rows, targets, link)
+        missing = put_images(images, rows, targets, link)
         with os_errors(out, "write to"):
-            write_atomic(out / "labels.json", json.dumps(_labels(run), indent=0).encode())
-    return len(rows)
+            write_atomic(out / "labels.json", json.dumps(_labels(run, missing), indent=0).encode())
+    say_missing(images, missing)
+    return len(rows) - len(missing)
 
 
-def _labels(run: FinishedRun) -> dict[str, Any]:
-    labels = {}
-    for key, row, cluster, confidence in run.assignments.itertuples(index=False, name=None):
+def _labels(run: FinishedRun, missing: Sequence[int]) -> dict[str, Any]:
+    labels, table = {}, run.assignments
+    for key, row, cluster, confidence in table[~table["row"].isin(missing)].itertuples(index=False, name=None):
         name = display_name(cluster, run.names)
         labels[_id(row)] = {
             "label": name,

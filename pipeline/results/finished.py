@@ -24,7 +24,7 @@ from temi.pipeline.results.mosaic import mosaic
 from temi.pipeline.results.names import display_name, first_names
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.run_folder import RunFolder
-from temi.pipeline.runs.train import reading_assignments, written_again
+from temi.pipeline.runs.train import read_assignments, written_again
 from temi.pipeline.runs.trials import choose_among, is_trials
 
 COLUMNS = ["key", "row", "cluster", "confidence"]
@@ -41,8 +41,7 @@ class FinishedRun:
         self.files = RunFolder(folder)
         if is_trials(folder):
             raise UserError(f"{folder} holds {choose_among(folder)}")
-        if not self.files.finished:
-            raise UserError(f"{folder} is not a finished run; run (or resume) `temi train-heads CACHE --out {folder}`")
+        self.files.check_finished()
 
     @cached_property
     def shared(self) -> Path:
@@ -193,8 +192,7 @@ class FinishedRun:
     @cached_property
     def trained(self) -> pd.DataFrame:
         """The assignments as the heads made them."""
-        with reading_assignments(self.folder) as path:
-            table = pd.read_parquet(path)
+        table = read_assignments(self.folder).to_pandas()
         if not set(COLUMNS) <= set(table.columns) or not table["cluster"].isin(range(self.model.clusters)).all():
-            raise UserError(f"{path} does not fit the run; {written_again(self.folder)}")
+            raise UserError(f"{self.folder}/assignments.parquet does not fit the run; {written_again(self.folder)}")
         return table[COLUMNS]

@@ -65,8 +65,9 @@ def format_of(out: Path, asked: str | None) -> str:
 
 def _assigned(run: FinishedRun, out: Path, images: int) -> str:
     there, removed = run.clusters - len(run.gone), int((run.assignments["cluster"] == REMOVED).sum())
-    empty = there - run.clusters_left
-    told = f"{counted(images - removed, 'image')} in {counted(there, 'cluster')}"
+    empty, total = there - run.clusters_left, len(run.trained)
+    count = counted(total - removed, "image") if images == total else f"{images:,} of {counted(total, 'image')}"
+    told = f"{count} in {counted(there, 'cluster')}"
     without = f", {empty} of them empty" if empty else ""
     return f"{out}: {told}{without}{f'; {removed:,} removed from all' if removed else ''}"
 

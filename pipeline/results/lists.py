@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.cluster import KMeans
 
 from temi.cache.files import csv_bytes, nameless_memory, os_errors, write_atomic
-from temi.cache.schema import NEIGHBORS
+from temi.cache.schema import NEIGHBOR_FOLDER
 from temi.cache.words import counted
 from temi.pipeline.config import recorded_config
 from temi.pipeline.errors import UserError
@@ -70,7 +70,7 @@ def evidence(run: FinishedRun) -> Evidence:
     rows = run.trained["row"].to_numpy("int64")
     settings = recorded_config(run.files.config).neighbors
     k = min(settings.k, len(rows) - 1)
-    features = Features.of_cache(run.cache, rows, run.folder / NEIGHBORS)
+    features = Features.of_cache(run.cache, rows, run.folder / NEIGHBOR_FOLDER)
     neighbor, similarity = features.neighbors(k, settings.scale)
     second, second_confidence = runner_up(run, features.embedding)
     mapped = on_disk(features.embedding, run.folder if os.access(run.folder, os.W_OK) else None)

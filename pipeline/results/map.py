@@ -16,8 +16,8 @@ from temi.pipeline.runs.model import load_tensors, save_tensors
 from temi.pipeline.start.graph import fuzzy_graph
 
 ATLAS = "atlas.safetensors"
-NEIGHBORS = 15
-FEW = 4 * NEIGHBORS  # with fewer rows the map shows principal components: a graph says little
+MAP_NEIGHBORS = 15
+FEW = 4 * MAP_NEIGHBORS  # with fewer rows the map shows principal components: a graph says little
 
 
 Graph = tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]
@@ -31,8 +31,8 @@ def atlas(scaled: Float32[np.ndarray, "n D"], neighbors: Graph | None = None) ->
     start = _principal(scaled)
     if len(scaled) < FEW:
         return _fitted(start)
-    index, similarity = neighbors or find_neighbors(UnitRows(torch.from_numpy(scaled)), NEIGHBORS)[:2]
-    index, similarity = index[:, :NEIGHBORS], similarity[:, :NEIGHBORS]
+    index, similarity = neighbors or find_neighbors(UnitRows(torch.from_numpy(scaled)), MAP_NEIGHBORS)[:2]
+    index, similarity = index[:, :MAP_NEIGHBORS], similarity[:, :MAP_NEIGHBORS]
     graph = fuzzy_graph(index, 1 - similarity.astype(np.float32))
     return _fitted(layout(graph, start))
 

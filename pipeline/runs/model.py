@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from jaxtyping import Float, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -24,6 +25,7 @@ BLOCK_ROWS = 8192  # rows per forward pass
 BLOCK_BYTES = 2**22  # largest activation of a forward pass
 ASSIGNED_COPIES = 5  # of the widest activation
 FORMAT = "temi-heads-3"
+DIGEST = "xxh3_128"  # entry of the metadata
 GIVEN_UP = -1  # in place of an output
 
 
@@ -204,16 +206,30 @@ def assigning_bytes(rows: int, heads: int, widest: int) -> int:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file so that a crash leaves the old file or the new one, never half of it."""
+    sealed = metadata | {DIGEST: _digest(tensors, metadata)}
     # One entry, because safetensors writes several in a random order and equal models should be equal files.
-    packed = {"temi": json.dumps(metadata, sort_keys=True)}
+    packed = {"temi": json.dumps(sealed, sort_keys=True)}
     write_atomic(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, packed))
 
 
 def load_tensors(path: Path, device: torch.device | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; a UserError where there is none or it is damaged."""
-    with _opened(path, device) as file:
+    """Tensors and metadata of a file that `save_tensors` wrote; a UserError where there is none or it is damaged."""
+    with _opened(path) as file:
         metadata = json.loads((file.metadata() or {}).get("temi", "{}"))
-        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        written = metadata.pop(DIGEST, None)  # version 0.1 wrote none
+    if written is not None and written != _digest(tensors, metadata):
+        raise UserError(f"{path} is damaged (its checksum does not match); restore it, or delete it and train again")
+    return {name: tensor.to(device or "cpu") for name, tensor in tensors.items()}, metadata
+
+
+def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """xxh3_128 of the metadata, and of the name, type, shape and bytes of every tensor."""
+    digest = xxhash.xxh3_128(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_metadata(path: Path) -> dict[str, str]:
@@ -224,14 +240,14 @@ def load_metadata(path: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _opened(path: Path, device: torch.device | None = None) -> Iterator[Any]:
+def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(path, framework="pt", device=str(device or "cpu")) as file:
+        with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except FileNotFoundError:
         with os_errors(path, "read"):  # safetensors says so, too, of a file that may not be read
             if path.exists():
                 path.open("rb").close()
         raise UserError(f"{path} does not exist; train with `temi train-heads CACHE --out {path.parent}`") from None
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+    except (SafetensorError, ValueError, AttributeError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete it and train again") from None

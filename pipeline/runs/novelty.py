@@ -27,7 +27,7 @@ from temi.pipeline.runs.model import ClusterModel, load_tensors, save_tensors
 NOVELTY = "novelty.safetensors"
 SAMPLE = 8192  # training rows kept: at D = 768 they are 13 MB, and the run folder needs no cache to predict
 NEIGHBOR = 5  # the fifth nearest: one stray duplicate does not make an image familiar
-NEIGHBORS = 10  # that an image is put together with, or not
+COMPARED_WITH = 10  # that an image is put together with, or not
 NOVEL_SHARE = 0.05  # of training images that are less typical than the threshold
 UNLIKE_SHARE = 0.01  # of training rows that are unlike the others
 NOTHING = np.zeros((0, 0), np.float16)
@@ -40,7 +40,7 @@ class Novelty:
     Attributes
     ----------
     rows : (M, D) scaled training embeddings
-    near : (M, K) the nearest of the others, NEIGHBORS of them or all
+    near : (M, K) the nearest of the others, COMPARED_WITH of them or all
     familiar : (M,) cosine of each to the fifth nearest of the others
     probability : (M, C) of the clusters of each; of none where no model was asked, or the run is older
     """
@@ -72,7 +72,7 @@ class Novelty:
 
     @classmethod
     def _of_rows(cls, rows: Float[np.ndarray, "M D"]) -> "Novelty":
-        near, similarity = exact_neighbors(rows, min(NEIGHBORS, len(rows) - 1))
+        near, similarity = exact_neighbors(rows, min(COMPARED_WITH, len(rows) - 1))
         return cls(rows, near, fifth(similarity), NOTHING)
 
     def asked(self, model: ClusterModel) -> "Novelty":

@@ -16,18 +16,20 @@
     RUN/continued.json        how the run differs from the one that it continues
     RUN/training.json         steps, seconds, skipped steps, losses, label-free scores
     RUN/assignments.parquet   key, row, cluster, confidence of every readable image; .csv beside it
-    RUN/corrections.jsonl     what a person put right afterwards
+    RUN/corrections.jsonl     what a person put right afterwards; corrections-N.jsonl: of a run that was overwritten
     RUN/run.lock              while a process trains
 """
 
 import json
 import math
 import platform
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,12 @@ import torch
 from temi.cache import EmbeddingCache, Fingerprint, Manifest
 from temi.cache.files import Lock, make_folder, os_errors, parse, write_atomic
 from temi.cache.schema import MANIFEST, CacheError
+from temi.cache.words import counted
 from temi.pipeline.config import Config, dump_toml, recorded_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import Plugin
 from temi.pipeline.products import arithmetic
+from temi.pipeline.progress import say
 from temi.pipeline.runs.mirror import TRAINS, mirror_of, shown
 from temi.pipeline.runs.model import load_metadata
 
@@ -95,6 +99,12 @@ class TrainedCache:
     rows: int = 0
     generation: int = 0
 
+    def __post_init__(self) -> None:
+        # By hand, as a path whose bytes are not UTF-8 is no text to pydantic.
+        for name, kind in (("folder", str), ("digest", str), ("rows", int), ("generation", int)):
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"cache.{name} is {getattr(self, name)!r}")
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -135,6 +145,22 @@ class RunFolder:
     def finished(self) -> bool:
         """Whether training ran to its end."""
         return self.training.exists()
+
+    def check_finished(self) -> None:
+        """Raise a UserError that says what is in the folder, where that is not a finished run."""
+        if self.finished:
+            return
+        place = shlex.quote(shown(self.folder))  # what hints name can be pasted
+        if self.config.exists():
+            told = f"is not a finished run; run (or resume) `temi train-heads CACHE --out {place}`"
+        elif _is_cache(self.folder):
+            told = (
+                f"is not a finished run but an embedding cache; train one on it: `temi train-heads {place} --out RUN`"
+            )
+        else:
+            missing = "" if self.folder.exists() else ", as it does not exist"
+            told = f"is not a finished run{missing}; give the --out of a finished `temi train-heads`"
+        raise UserError(f"{self.folder} {told}")
 
     @property
     def stopped(self) -> str | None:
@@ -223,9 +249,10 @@ class RunFolder:
         return lock
 
     def remove(self) -> None:
-        """Delete the run that is there, and nothing else that lies in its folder."""
+        """Delete the run that is there, and nothing else that lies in its folder; a person's corrections are kept."""
         if not (self.config.exists() and self.environment.exists()):
             return
+        self._put_corrections_aside()
         for name in OWN:
             path = self.folder / name
             with os_errors(path, "delete"):
@@ -233,6 +260,18 @@ class RunFolder:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
+
+    def _put_corrections_aside(self) -> None:
+        """Keep ``corrections.jsonl``, hours of a person's work, under the first free name, and say so."""
+        path = self.folder / "corrections.jsonl"
+        if not path.is_file():
+            return
+        names = (path.with_name(f"corrections-{number}.jsonl") for number in count(1))
+        kept = next(name for name in names if not name.exists())
+        with os_errors(path, "move"):
+            lines = sum(1 for line in path.read_bytes().splitlines() if line.strip())
+            path.rename(kept)
+        say(f"note: {counted(lines, 'correction')} of the run that is overwritten: kept in {kept}")
 
     def _check_same(self, config: Config, environment: Environment) -> None:
         before = recorded_config(self.config)
@@ -323,7 +362,7 @@ def read_json(path: Path) -> Any:
         data = path.read_bytes()
     try:
         return json.loads(data.decode())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); restore it or train again") from None
 
 

@@ -64,9 +64,12 @@ class ClusterCount:
 
 def parse_clusters(text: str) -> list[int] | tuple[int, int | None]:
     """Numbers of clusters; for ``auto[:LOW-HIGH]`` the range to search, None where the rows decide its end."""
-    numbers = text.split(",")
-    if all(number.isdecimal() and int(number) > 0 for number in numbers):
-        return [int(number) for number in numbers]
+    given_numbers = text.split(",")
+    if all(number.isdecimal() and int(number) > 0 for number in given_numbers):
+        numbers = [int(number) for number in given_numbers]
+        if twice := next((number for number in numbers if numbers.count(number) > 1), None):
+            raise UserError(f"--clusters names {twice} twice; name each once")
+        return numbers
     if text == "auto":
         return LOWEST, None
     given = re.fullmatch(r"auto:(\d+)-(\d+)", text)

@@ -299,3 +299,34 @@ def test_duckdb_reads_a_table_back_as_it_was(tmp_path_factory: pytest.TempPathFa
         f"SELECT key FROM read_csv('{path}', header=true, delim=',', quote='\"', escape='\"', all_varchar=true)"
     )
     assert [row[0] for row in rows.fetchall()] == names
+
+
+def test_what_temi_made_is_passed_by_as_one_entry_unless_images_may_be_in_it(tmp_path: Path) -> None:
+    def made(folder: str, *names: str) -> None:
+        for name in names:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_bytes(b"")
+
+    picture(tmp_path / "a.png")
+    made("cache", "manifest.json", "shard-00000.h5", "shard-00000.json", "neighbors/k.npy")
+    made("runs/1", "config.toml", "environment.json", "checkpoints/latest.safetensors", "training.json")
+    made("project", "config.toml", "environment.json", "checkpoints/latest.safetensors")
+    picture(tmp_path / "project/photos/b.png")
+    made("extension", "manifest.json", "shard-of-glass.txt")
+    picture(tmp_path / "mine/c.png")
+    made("mine", "manifest.json", "shard-00000.h5")
+    images = open_(tmp_path)
+    assert images.keys == ["a.png", "mine/c.png", "project/photos/b.png"]
+    found = reasons(images)
+    assert found["cache"] == "folder of a temi cache"
+    assert found["runs/1"] == "folder of a temi run"
+    assert not any(name.startswith(("cache/", "runs/1/")) for name in found)
+    assert found["extension/manifest.json"] == ".json"
+    assert found["project/config.toml"] == ".toml"
+    with pytest.raises(UserError, match="holds no image"):  # and none is made up for who asks for it by name
+        open_(tmp_path / "cache")
+
+
+def test_a_file_that_is_not_there_may_have_been_meant_as_an_image(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothere.jpg does not exist; give an image, a folder of images"):
+        open_(tmp_path / "nothere.jpg")

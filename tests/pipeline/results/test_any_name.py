@@ -15,6 +15,7 @@ from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import open_source
+from temi.pipeline.images.left_out import EXPORTED
 from temi.pipeline.report.pages import write_report
 from temi.pipeline.results.export import LINKS, export_datasets, export_folders, export_table
 from temi.pipeline.results.finished import FinishedRun
@@ -49,8 +50,8 @@ def test_an_export_that_stopped_goes_on(
         export_datasets(finished, out)
     assert export_folders(finished, out, link) == 44
     files = [path for path in out.rglob("*") if not path.is_dir()]
-    assert len(files) == 44
-    assert not any(path.name.startswith(".") for path in files)
+    assert len(files) == 44 + 1
+    assert [path.name for path in files if path.name.startswith(".")] == [EXPORTED]
     with pytest.raises(UserError, match="is not empty"):
         export_folders(finished, out, link)
 

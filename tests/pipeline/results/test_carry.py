@@ -202,6 +202,41 @@ def test_a_note_is_carried_to_where_its_cluster_is(corrected: Path, tmp_path: Pa
     assert "no cluster is left for what was noted on one: gone" in str(carried)
 
 
+def test_what_was_said_of_images_that_are_not_there_is_lost_in_no_silence(corrected: Path, tmp_path: Path) -> None:
+    earlier, later = bare(corrected, tmp_path)
+    keys = earlier.trained["key"][earlier.trained["cluster"] == 0].tolist()
+    asked = [
+        Move(keys=keys[:6], to=1),
+        Remove(keys=keys[6:10]),
+        Note(text="blurred", keys=keys[:1]),
+        Note(text="sharp", keys=keys[11:12]),
+        Same(keys=keys[10:12]),
+        Different(keys=[keys[11], keys[13]]),
+    ]
+    correct(earlier, asked)
+    table = later.trained
+    gone = [*keys[:4], *keys[6:9], keys[10]]
+    table.loc[table["key"].isin(gone), "key"] = [f"renamed/{key}" for key in gone]
+    table.to_parquet(later.folder / "assignments.parquet", index=False)
+    later = FinishedRun(later.folder)
+    said = str(carry_over(earlier, later)).splitlines()
+    assert said[0].startswith("corrections: of 2 images placed by hand")
+    assert said[1] == "taken along, too: 1 removed image, 1 mark, 1 note"
+    assert said[2] == (
+        f"note: 8 images that a person corrected are not in this run: {', '.join(gone[:5])}, and 3 more; lost with "
+        "that: 4 placements, 3 removals, 1 mark, 1 note; an image is known by its path, so a renamed file is another "
+        "image"
+    )
+
+
+def test_where_every_image_is_there_nothing_is_said_to_be_lost(corrected: Path, tmp_path: Path) -> None:
+    earlier, later = (FinishedRun(shutil.copytree(corrected / "run", tmp_path / name)) for name in ("a", "b"))
+    (later.folder / CORRECTIONS).unlink()
+    said = str(carry_over(earlier, later))
+    assert "taken along, too: 1 removed image, 2 marks" in said
+    assert "not in this run" not in said
+
+
 def home(run: FinishedRun) -> np.ndarray:
     return run.corrected.cluster == 0
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +18,17 @@ from photos import HOSTILE, PhotoRun, short
 from typer.testing import CliRunner
 
 from temi.cli import app
+from temi.pipeline.config import EmbedConfig
+from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
+from temi.pipeline.images import open_source
+from temi.pipeline.images.grown import GrownImages
+from temi.pipeline.images.left_out import EXPORTED
+from temi.pipeline.registry import EXPORTS
 from temi.pipeline.results.export import export_datasets, export_folders, export_table, folder_name, inside
+from temi.pipeline.results.fiftyone import export_fiftyone
 from temi.pipeline.results.finished import FinishedRun
+from temi.pipeline.results.formats import Wanted
 from temi.pipeline.runs.train import train_heads
 
 
@@ -47,8 +58,65 @@ def test_folders_hold_every_image_once(finished: FinishedRun, photo_run: PhotoRu
         assert copy.read_bytes() == original.read_bytes()
         assert copy.is_symlink() == (link == "symlink")
         assert os.path.samefile(copy, original) == (link != "copy")
-    assert sum(path.is_file() for path in (tmp_path / "out").rglob("*")) == 44
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) == 44 + 1  # and what tells `temi embed` that temi made the folder
+    assert [path.name for path in files if path.name.startswith(".")] == [EXPORTED]
     assert {path: path.read_bytes() for path in photo_run.photos.rglob("*.jpg")} == before
+
+
+@pytest.fixture
+def thinned(photo_run: PhotoRun, finished: FinishedRun, tmp_path: Path) -> FinishedRun:
+    """The run beside a copy of its photos and cache where the first photo was deleted, which `temi embed` has seen."""
+    shutil.copytree(photo_run.photos, tmp_path / "photos")
+    shutil.copytree(finished.cache.folder, tmp_path / "cache")
+    run = FinishedRun(photo_run.run, tmp_path / "cache")
+    assert run.trained["row"].iloc[0] == 0
+    (tmp_path / "photos" / run.trained["key"].iloc[0]).unlink()
+    settings = {"backbone": str(photo_run.weights), "views": 0, "batch_size": 8, "workers": 0, "device": "cpu"}
+    embed(str(tmp_path / "photos"), tmp_path / "cache", EmbedConfig.model_validate(settings))
+    return run
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hardlink", "copy", "datasets", "fiftyone"])
+def test_an_image_that_is_no_longer_there_is_left_out_and_named(
+    thinned: FinishedRun, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, gone = tmp_path / "out", thinned.trained["key"].iloc[0]
+    if kind == "datasets":
+        assert export_datasets(thinned, out) == 43
+        assert gone not in set(pd.read_parquet(out)["key"])
+    elif kind == "fiftyone":
+        assert export_fiftyone(thinned, out, "symlink") == 43
+        assert len(json.loads((out / "labels.json").read_text())["labels"]) == 43
+    else:
+        assert export_folders(thinned, out, kind) == 43
+        assert sum(path.suffix == ".jpg" and path.exists() for path in out.rglob("*")) == 43
+    said = f"left out: 1 image that is no longer there or cannot be read: {gone}"
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert "43 of 44 images in 3 clusters" in EXPORTS["folders"](thinned, tmp_path / "more", Wanted())
+
+
+@pytest.mark.parametrize("export", [export_datasets, partial(export_folders, link="symlink")])
+def test_where_no_image_is_left_nothing_is_written(
+    thinned: FinishedRun, tmp_path: Path, export: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GrownImages, "path", lambda images, row: tmp_path / "nowhere.jpg")
+    with pytest.raises(UserError, match=r"none of the 44 images of .* can be read any more; restore them"):
+        export(thinned, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_into_the_photos_is_not_embedded(thinned: FinishedRun, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    export_folders(thinned, photos / "sorted", "copy")
+    export_fiftyone(thinned, photos / "blue/fiftyone", "copy")
+    images = open_source(str(photos), max_pixels=10**6)
+    assert len(images.keys) == 44  # one of them is broken
+    assert set(images.skipped) == {(name, "folder that temi exported") for name in ("sorted", "blue/fiftyone")}
+    with pytest.raises(UserError, match="is not empty; give a new folder"):
+        export_folders(thinned, photos / "sorted", "copy")
+    (photos / "sorted/mine.jpg").write_bytes((photos / "red/1.jpg").read_bytes())  # a person uses the folder
+    assert len(open_source(str(photos), max_pixels=10**6).keys) > 44
 
 
 def test_a_folder_in_use_or_other_images_are_refused(finished: FinishedRun, tmp_path: Path) -> None:
@@ -60,6 +128,13 @@ def test_a_folder_in_use_or_other_images_are_refused(finished: FinishedRun, tmp_
         export_folders(finished, tmp_path / "out", "copy", "digits")
     with pytest.raises(UserError, match="does not exist"):
         export_folders(finished, tmp_path / "out", "copy", str(tmp_path / "gone"))
+
+
+def test_photos_that_moved_are_asked_for(thinned: FinishedRun, tmp_path: Path) -> None:
+    (tmp_path / "photos").rename(tmp_path / "pictures")
+    with pytest.raises(UserError, match=r"photos, where .* were, does not exist; if they moved, give .* by --images"):
+        export_folders(thinned, tmp_path / "out", "copy")
+    assert export_folders(thinned, tmp_path / "out", "copy", str(tmp_path / "pictures")) == 43
 
 
 def test_a_cache_from_elsewhere_asks_for_its_images(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from photos import COLORS, PhotoRun, photo, short
 from temi.cache import CacheError, EmbeddingCache, Manifest
 from temi.cache.info import summarize
 from temi.pipeline.commands.console import failures
+from temi.pipeline.commands.train import _open_before
 from temi.pipeline.config import EmbedConfig
 from temi.pipeline.encode.embed import embed
 from temi.pipeline.errors import UserError
@@ -24,7 +25,7 @@ from temi.pipeline.images.recorded import open_images
 from temi.pipeline.report.pages import overview
 from temi.pipeline.results.continuing import corrections_left_behind
 from temi.pipeline.results.correct import correct
-from temi.pipeline.results.corrections import Merge, Move, Remove, Rename, Split
+from temi.pipeline.results.corrections import Merge, Move, Note, Remove, Rename, Same, Split
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import set_names
 from temi.pipeline.results.predict import predict
@@ -100,6 +101,7 @@ def test_a_photo_that_comes_back_gets_its_row_back(grown: PhotoRun, capsys: pyte
     photo_bytes = (grown.photos / "red/2.jpg").read_bytes()
     (grown.photos / "red/2.jpg").unlink()
     missing = embed(str(grown.photos), grown.cache, settings(grown))
+    assert "the cache grows: 7 new, 2 removed, 1 changed since" in capsys.readouterr().err
     (grown.photos / "red/2.jpg").write_bytes(photo_bytes)
     back = embed(str(grown.photos), grown.cache, settings(grown))
     assert missing is not None
@@ -111,6 +113,14 @@ def test_a_photo_that_comes_back_gets_its_row_back(grown: PhotoRun, capsys: pyte
     assert row in missing.gone
     assert row not in back.gone
     assert (back.rows, back.manifest.generation) == (missing.rows, 2)
+
+
+def test_a_cache_that_only_lost_images_does_not_grow(grown: PhotoRun, capsys: pytest.CaptureFixture[str]) -> None:
+    embed(str(grown.photos), grown.cache, settings(grown))
+    (grown.photos / "red/2.jpg").unlink()
+    capsys.readouterr()
+    embed(str(grown.photos), grown.cache, settings(grown))
+    assert "the cache does not grow: 2 removed, 1 changed since it was made" in capsys.readouterr().err
 
 
 def test_rows_of_photos_that_came_back_are_predicted_as_new(grown: PhotoRun, tmp_path: Path) -> None:
@@ -247,6 +257,22 @@ def test_a_continued_run_says_what_of_the_corrections_it_leaves_behind(photo_run
     )
     record = json.loads((tmp_path / "next/continued.json").read_text())
     assert (record["known"], record["new"]) == (len(keys), 0)  # what was removed is not new
+
+
+def test_marks_and_notes_are_left_behind_too_and_said(
+    photo_run: PhotoRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = FinishedRun(shutil.copytree(photo_run.run, tmp_path / "my before"))
+    keys = before.trained["key"].tolist()
+    correct(before, [Same(keys=keys[:2]), Note(text="look", keys=keys[:1])])
+    _open_before(before.folder, None)
+    said = f"2 marks and notes are not kept by --from alone; add --corrections '{before.folder}' to train with them\n"
+    assert capsys.readouterr().out.endswith(f", {said}")
+    correct(before, [Merge(clusters=[0, 2]), Rename(names={0: "first"})])
+    _open_before(before.folder, None)
+    assert "2 marks and notes and 1 merge, split, move or removal are not kept" in capsys.readouterr().out
+    _open_before(before.folder, before.folder)
+    assert capsys.readouterr().out == ""
 
 
 def cluster_of(run: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import CachedRows
 from temi.pipeline.runs import train as run_module
 from temi.pipeline.runs.model import ClusterModel
-from temi.pipeline.runs.run_folder import OWN, RunFolder, describe_environment, write_json
+from temi.pipeline.runs.run_folder import OWN, RunFolder, describe_environment, read_json, write_json
 from temi.pipeline.runs.train import train_heads
 
 
@@ -183,6 +184,41 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert not stale.exists()
 
 
+def test_corrections_of_a_run_that_is_overwritten_are_kept_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    for number in (1, 2):
+        run.folder.mkdir(exist_ok=True)
+        for name in ("config.toml", "environment.json"):
+            (run.folder / name).write_text("")
+        (run.folder / "corrections.jsonl").write_text('{"action":"undo"}\n' * number)
+        run.remove()
+        kept = run.folder / f"corrections-{number}.jsonl"
+        assert kept.read_text() == '{"action":"undo"}\n' * number
+        noun = "1 correction" if number == 1 else "2 corrections"
+        assert capsys.readouterr().err == f"note: {noun} of the run that is overwritten: kept in {kept}\n"
+    assert {path.name for path in run.folder.iterdir()} == {"corrections-1.jsonl", "corrections-2.jsonl"}
+
+
+def test_what_is_no_finished_run_is_told_by_what_it_is(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path / "my cache", mixture(rows=20)[0]).folder
+    begun = tmp_path / "my run"
+    begun.mkdir()
+    (begun / "config.toml").write_text("")
+    for folder, sentence in {
+        cache: f"but an embedding cache; train one on it: `temi train-heads '{cache}' --out RUN`",
+        begun: f"; run (or resume) `temi train-heads CACHE --out '{begun}'`",
+        tmp_path: "; give the --out of a finished `temi train-heads`",
+        tmp_path / "no": ", as it does not exist; give the --out of a finished `temi train-heads`",
+    }.items():
+        with pytest.raises(UserError) as told:
+            RunFolder(folder).check_finished()
+        assert str(told.value).replace(" is not a finished run ", " is not a finished run") in (
+            f"{folder} is not a finished run{sentence}"
+        )
+
+
 def test_a_mistake_before_the_first_checkpoint_does_not_stand_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,3 +327,20 @@ def test_a_damaged_model_file_is_a_sentence(tmp_path: Path) -> None:
     os.remove(path)
     with pytest.raises(UserError, match="does not exist"):
         ClusterModel.load(path)
+
+
+@pytest.mark.parametrize("value", [None, 7, [], {}, True])
+def test_an_environment_of_other_types_is_damaged(tmp_path: Path, value: object) -> None:
+    cache = write_cache(tmp_path / "cache", mixture(rows=60, dim=8, clusters=3)[0])
+    train_heads(cache, settings("train.min_steps=20"), tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    environment = json.loads(run.environment.read_text())
+    run.environment.write_text(json.dumps(environment | {"cache": environment["cache"] | {"folder": value}}))
+    with pytest.raises(UserError, match=rf"environment.json is damaged \(cache.folder is {re.escape(repr(value))}\)"):
+        run.begun_with()
+
+
+def test_json_that_nests_without_end_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text('{"a":' * 100_000)
+    with pytest.raises(UserError, match=r"training.json cannot be read \(maximum recursion depth"):
+        read_json(tmp_path / "training.json")

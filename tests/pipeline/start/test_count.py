@@ -110,6 +110,8 @@ def test_what_the_option_understands() -> None:
     for text in ("0", "-3", "many", "auto:9-5", "auto:1-5", "auto:", "20,", "20,auto"):
         with pytest.raises(UserError, match="neither a number, nor several such as 20,50,100, nor auto"):
             parse_clusters(text)
+    with pytest.raises(UserError, match="--clusters names 8 twice; name each once"):
+        parse_clusters("4,8,08,16")
 
 
 def test_too_few_images_are_a_sentence() -> None:
