@@ -1,13 +1,29 @@
 """The command line: `temi`, or `python cli.py`. Every verb is in pipeline/commands; this puts them together."""
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from temi.pipeline.commands import cache, embed, evaluate, first, results, search, train
-from temi.pipeline.commands.console import EXIT_CODES
+from temi.pipeline.commands.console import EXIT_CODES, open_closed_outputs, output_errors
+
+
+class Temi(TyperGroup):
+    """All verbs. An output may be full or closed also for what no verb prints, such as --help."""
+
+    def main(self, *words: Any, **named: Any) -> Any:
+        open_closed_outputs()
+        with output_errors():
+            try:
+                return super().main(*words, **named)
+            finally:
+                sys.stdout.flush()
+
 
 app = typer.Typer(
+    cls=Temi,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

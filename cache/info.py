@@ -11,7 +11,7 @@ from temi.cache.kept import Kept, list_kept
 from temi.cache.manifest import Manifest
 from temi.cache.neighbors import list_neighbors
 from temi.cache.remote import Index
-from temi.cache.schema import NEIGHBORS, CacheError
+from temi.cache.schema import NEIGHBOR_FOLDER, CacheError
 from temi.cache.shard import Sidecar, unreadable
 
 
@@ -77,8 +77,8 @@ def _here(place: Path) -> Path:
 
 def list_made(folder: Path) -> list[Kept]:
     """What was computed from the embeddings of the cache in `folder` and is kept in it, so that it is made once."""
-    with os_errors(folder / NEIGHBORS, "read"):
-        return [*list_neighbors(folder / NEIGHBORS), *list_kept(folder / NEIGHBORS)]
+    with os_errors(folder / NEIGHBOR_FOLDER, "read"):
+        return [*list_neighbors(folder / NEIGHBOR_FOLDER), *list_kept(folder / NEIGHBOR_FOLDER)]
 
 
 def prune(folder: Path, only: str = "") -> list[Kept]:

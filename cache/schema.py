@@ -19,7 +19,7 @@ FAILURES = "failures.csv"
 ORIGIN = "source.json"  # a note of where the images were, kept by whoever fills a cache and not read here
 SKIPPED = "skipped.csv"  # what stage one found beside the images and left out; optional, and not read here
 LISTING = "listing"  # listing-00000.parquet: names and sizes of the images, kept by whoever fills a cache; optional
-NEIGHBORS = "neighbors"
+NEIGHBOR_FOLDER = "neighbors"
 
 # In the order of their bytes in a shard. Embeddings come right after the header: systems read ahead best from the start
 # of a file, which makes loading them from disk about 30 % faster than from its middle.

@@ -9,7 +9,7 @@ import numpy as np
 from temi.cache.files import LOCK, file_digest
 from temi.cache.manifest import Manifest
 from temi.cache.neighbors import load_neighbors
-from temi.cache.schema import FAILURES, NEIGHBORS, CacheError, Progress, Shard, silent
+from temi.cache.schema import FAILURES, NEIGHBOR_FOLDER, CacheError, Progress, Shard, silent
 from temi.cache.shard import Failure, ShardFile, Sidecar, failures_csv, unreadable
 
 
@@ -100,7 +100,7 @@ def _failures_problem(folder: Path, failures: list[Failure]) -> Iterator[str]:
 
 
 def _neighbor_problems(folder: Path) -> Iterator[str]:
-    for path in sorted((folder / NEIGHBORS).glob("*.h5")):
+    for path in sorted((folder / NEIGHBOR_FOLDER).glob("*.h5")):
         try:
             load_neighbors(path.parent, path.stem)
         except (CacheError, ValueError) as error:

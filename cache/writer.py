@@ -16,7 +16,7 @@ from temi.cache.schema import (
     FAILURES,
     LISTING,
     MANIFEST,
-    NEIGHBORS,
+    NEIGHBOR_FOLDER,
     ORIGIN,
     SKIPPED,
     CacheError,
@@ -250,7 +250,7 @@ def _refuse_foreign_files(folder: Path) -> None:
     with os_errors(folder, "read"):
         names = sorted(path.name for path in folder.iterdir())
     for name in names:
-        if not (OWN_FILES.fullmatch(name) or name == NEIGHBORS or name.startswith(".")):
+        if not (OWN_FILES.fullmatch(name) or name == NEIGHBOR_FOLDER or name.startswith(".")):
             raise CacheError(f"{folder} holds {name}, which is no part of a cache; choose a new folder")
 
 
@@ -269,7 +269,7 @@ def _delete_cache(folder: Path) -> None:
         _lock(path).release()  # held: somebody is writing, so refuse
     # Without a manifest the rest is no cache any more, so an interruption here leaves nothing half valid.
     doomed = [folder / MANIFEST, *(path for path in folder.iterdir() if OWN_FILES.fullmatch(path.name))]
-    doomed += (path for ending in ("h5", "safetensors") for path in (folder / NEIGHBORS).glob(f"*.{ending}"))
+    doomed += (path for ending in ("h5", "safetensors") for path in (folder / NEIGHBOR_FOLDER).glob(f"*.{ending}"))
     for path in doomed:
         if path.name != f"manifest{LOCK}":
             path.unlink(missing_ok=True)

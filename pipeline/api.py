@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from temi.cache import EmbeddingCache
-from temi.pipeline.config import load_config
+from temi.pipeline.config import load_config, texts_of
 from temi.pipeline.encode.embed import embed as embed_images
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import load_plugins
@@ -40,7 +40,7 @@ def embed(
     place = Path(root) if root else None
     with _as_in_python():
         loaded = load_plugins(plugins)
-        chosen = load_config(Path(config) if config else None, settings).embed
+        chosen = load_config(Path(config) if config else None, texts_of(settings)).embed
         made = embed_images(str(source), Path(out), chosen, root=place, overwrite=overwrite, plugins=loaded)
     if made is None:
         raise UserError(f"{out} is being filled by several processes; open it with temi.open_cache when all are done")
@@ -76,7 +76,7 @@ def train_heads(
         earlier, told = read_constraints(Path(corrections)) if corrections else (None, None)
         loaded = load_plugins(plugins)
         base = Path(config) if config else None
-        overrides = [*settings, *([] if clusters is None else [f"heads.clusters={clusters}"])]
+        overrides = [*texts_of(settings), *([] if clusters is None else [f"heads.clusters={clusters}"])]
         chosen = load_config(base, overrides if told is None else clusters_left(told, base, overrides))
         opened = cache if isinstance(cache, EmbeddingCache) else open_cache(cache)
         train(opened, chosen, Path(out), overwrite=overwrite, plugins=loaded, told=told)

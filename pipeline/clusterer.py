@@ -1,5 +1,6 @@
 """Stage two as a scikit-learn estimator on embeddings: the functions behind the command line, and no others."""
 
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from temi.cache import EmbeddingCache
 from temi.cache.convert.importing import import_embeddings
 from temi.cache.files import make_folder
 from temi.cache.halves import to_halves
-from temi.pipeline.config import SEEDS, Config, asked, load_config
+from temi.pipeline.config import SEEDS, Config, asked, load_config, texts_of
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.copies import exact_copies
 from temi.pipeline.features.features import Features
@@ -102,7 +103,9 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             Not two or more rows of finite numbers, more clusters than different rows, a setting that does not exist or
             that a parameter or an array rules out, or a `run` that is no folder.
         """
-        embedding = validate_data(self, X, dtype=np.float32, ensure_min_samples=2)
+        embedding = self._embedding(X, ensure_min_samples=2)
+        for name in ("run", "corrections"):
+            _check_path(name, getattr(self, name))
         distinct = exact_copies(torch.from_numpy(to_halves(embedding, ROW)))[0]
         config = self._config(len(distinct))
         earlier, told = read_constraints(Path(self.corrections)) if self.corrections else (None, None)
@@ -122,7 +125,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     def predict_proba(self, X: Any) -> Float32[np.ndarray, "n C"]:
         """Probability of every cluster for each row of `X`."""
         check_is_fitted(self)
-        embedding = validate_data(self, X, dtype=np.float32, reset=False)
+        embedding = self._embedding(X, reset=False)
         to_halves(embedding, ROW)
         probability: Float32[np.ndarray, "n C"] = self.model_.predict_proba(torch.from_numpy(embedding)).numpy(
             force=True
@@ -133,6 +136,10 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         """Cluster of each row of `X`."""
         cluster: Int32[np.ndarray, " n"] = self.predict_proba(X).argmax(1).astype(np.int32)
         return cluster
+
+    def _embedding(self, X: Any, **how: Any) -> Float32[np.ndarray, "n D"]:
+        """`X` as torch takes it: finite, row after row, and without a lock."""
+        return _without_lock(validate_data(self, X, dtype=np.float32, order="C", **how))
 
     def _keep_said(self, earlier: FinishedRun) -> None:
         """Put rows where a person put them; the same in the run that is kept."""
@@ -150,7 +157,7 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(MAX_SEED)
-        settings = self.settings or ()
+        settings = texts_of(() if self.settings is None else self.settings)
         for name in asked(settings):
             if name in PARAMETERS:
                 raise UserError(f"settings has {name}; give {PARAMETERS[name]} instead, which sets it")
@@ -163,6 +170,24 @@ class TemiClusterer(ClusterMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         if "k" not in given.neighbors.model_fields_set and given.neighbors.k >= rows:
             own.append(f"neighbors.k={max(1, rows - 1)}")
         return load_config(None, [*settings, *own])
+
+
+class _Memory:
+    """The memory of an array, as NumPy takes it from another library."""
+
+    def __init__(self, array: Float32[np.ndarray, "n D"]) -> None:
+        self.array, self.__array_interface__ = array, {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def _without_lock(array: Float32[np.ndarray, "n D"]) -> Float32[np.ndarray, "n D"]:
+    """The same memory as an array that may be written to, else torch warns the user; nothing here writes to it."""
+    return array if array.flags.writeable else np.asarray(_Memory(array))
+
+
+def _check_path(name: str, given: object) -> None:
+    """Raise a UserError, with the parameter's name, where a path is none."""
+    if given is not None and not isinstance(given, str | os.PathLike):
+        raise UserError(f"{name} is a path, got {given!r}")
 
 
 def write_cache(embedding: Float32[np.ndarray, "n D"], folder: Path) -> EmbeddingCache:

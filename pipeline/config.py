@@ -5,12 +5,13 @@ Precedence: the defaults below < ``--config FILE`` < ``--set section.key=value``
 
 import math
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from temi.cache.files import first_problem
 from temi.cache.schema import MAX_VIEWS
@@ -19,11 +20,27 @@ from temi.pipeline.features.kinds import Kind
 from temi.pipeline.registry import OBJECTIVES, REGULARIZERS, STARTS
 
 LARGEST = 3e38  # that float32 holds: heads compute in it
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0, le=LARGEST, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]  # as NumPy and scikit-learn take it; torch is given a million times that
+
+
+class Word(str):
+    """What stands without quotes behind ``--set section.key=``, such as ``.5``: a number where one is needed."""
+
+
+def _number(value: object) -> object:
+    """Refuse what pydantic would make a number of: true and false, and a text in quotes."""
+    if isinstance(value, bool) or (isinstance(value, str) and not isinstance(value, Word)):
+        raise PydanticCustomError("number", "Input should be a number")
+    return value
+
+
+NUMBER = BeforeValidator(_number)  # behind what bounds a number, which pydantic then tells of in its own words
+Fraction = Annotated[float, Field(ge=0.0, le=1.0), NUMBER]
+Positive = Annotated[float, Field(gt=0.0, le=LARGEST, allow_inf_nan=False), NUMBER]
+NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST, allow_inf_nan=False), NUMBER]
+Count = Annotated[int, Field(ge=1, lt=2**31), NUMBER]
+CountOrZero = Annotated[int, Field(ge=0), NUMBER]
+# As NumPy and scikit-learn take it; torch is given a million times that.
+Seed = Annotated[int, Field(ge=0, lt=2**32), NUMBER]
 SEEDS = ("train.seed", "start.seed", "pairs.seed")  # of stage two
 
 
@@ -50,10 +67,10 @@ class EmbedConfig(Section):
     )
     revision: str | None = Field(None, description="Hugging Face revision; empty: the newest, resolved to a commit")
     pooling: Literal["cls", "mean", "cls+mean"] = Field("cls", description="how tokens become one vector")
-    image_size: Annotated[int, Field(ge=16)] | None = Field(
+    image_size: Annotated[int, Field(ge=16), NUMBER] | None = Field(
         None, description="side of the square that the encoder sees; empty: the encoder's own; small images want less"
     )
-    views: Annotated[int, Field(ge=0, le=MAX_VIEWS)] = Field(2, description="augmented views per image, V")
+    views: Annotated[int, Field(ge=0, le=MAX_VIEWS), NUMBER] = Field(2, description="augmented views per image, V")
     crop_scale: tuple[Fraction, Fraction] = Field((0.25, 1.0), description="area of a view's random crop")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip of a view")
     turn: Fraction = Field(0.0, description="probability of a turn of a view by 90, 180 or 270 degrees")
@@ -66,7 +83,7 @@ class EmbedConfig(Section):
     compile: bool = Field(False, description="run the encoder through torch.compile; needs a C++ compiler")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     batch_size: Literal["auto"] | Count = Field("auto", description="images per forward pass; auto: by device")
-    workers: Literal["auto"] | Annotated[int, Field(ge=0)] = Field(
+    workers: Literal["auto"] | CountOrZero = Field(
         "auto", description="processes that decode images; 0: none; auto: by device and cores"
     )
     shard_rows: Count = Field(4096, description="rows per shard, the unit of resume")
@@ -92,7 +109,7 @@ class HeadConfig(Section):
     scale: Kind = Field("whiten50", description="of the embedding that heads read; see pipeline/features/scaling.py")
     hidden: Count = Field(512, description="width of the first hidden layer (published, mlp-bn)")
     bottleneck: Count = Field(256, description="width of the second hidden layer (published)")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.1, description="of mlp-bn")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0), NUMBER] = Field(0.1, description="of mlp-bn")
 
 
 class ObjectiveConfig(Section):
@@ -171,7 +188,7 @@ class TrainConfig(Section):
     )
     log_every: Count = Field(50, description="steps between lines of metrics.jsonl")
     checkpoint_every: Count = Field(200, description="steps between checkpoints (latest, best)")
-    keep_every: Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints that are kept; 0: none")
+    keep_every: CountOrZero = Field(0, description="steps between checkpoints that are kept; 0: none")
     max_skipped: Count = Field(100, description="non-finite steps in a row after which training stops")
     tensorboard: bool = Field(True, description="write TensorBoard events")
     mlflow: str = Field("", description="MLflow store, e.g. sqlite:///mlflow.db or http://host:5000; empty: none")
@@ -275,7 +292,7 @@ def _validated(path: Path | None, overrides: Iterable[str]) -> Config:
 def read_toml(file: Path, what: str, option: str) -> dict[str, Any]:
     """The table in `file`, `what` the user gave by `option`; UserError where it cannot be read."""
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))  # editors on Windows write a mark first
     except FileNotFoundError:
         raise UserError(f"{what} {file} does not exist; give {option} an existing TOML file") from None
     except OSError as error:
@@ -283,6 +300,14 @@ def read_toml(file: Path, what: str, option: str) -> dict[str, Any]:
         raise UserError(f"{what} {file} cannot be read: {reason}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{what} {file} is not valid TOML: {error}") from None
+
+
+def texts_of(settings: object) -> list[str]:
+    """The `settings` of a call in Python, of which a single text would be read letter by letter."""
+    texts = list(settings) if isinstance(settings, Iterable) and not isinstance(settings, str | Mapping) else None
+    if texts is None or not all(isinstance(text, str) for text in texts):
+        raise UserError(f'settings is a list of texts such as ["heads.count=3"], got {settings!r}')
+    return texts
 
 
 def asked(overrides: Iterable[str]) -> list[str]:
@@ -298,7 +323,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
     try:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string: --set heads.kind=linear
+        value = Word(text.strip())  # such as --set heads.kind=linear
     target = table.setdefault(section, {})
     if not isinstance(target, dict):
         raise UserError(f"--set {override!r}: {section} is not a section of settings")

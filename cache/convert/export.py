@@ -14,7 +14,17 @@ import numpy.typing as npt
 
 from temi.cache.files import PART, make_folder, os_errors, write_atomic
 from temi.cache.neighbors import load_neighbors, row_digests, selection_digest
-from temi.cache.schema import FAILURES, MANIFEST, NEIGHBORS, CacheError, Half, Progress, Shard, dataset_shapes, silent
+from temi.cache.schema import (
+    FAILURES,
+    MANIFEST,
+    NEIGHBOR_FOLDER,
+    CacheError,
+    Half,
+    Progress,
+    Shard,
+    dataset_shapes,
+    silent,
+)
 from temi.cache.store import EmbeddingCache
 
 MANIFEST_KEY = "temi.manifest"
@@ -195,9 +205,9 @@ def _neighbor_rows(cache: EmbeddingCache, key: str) -> tuple[Any, Any]:
 
     A graph is that of the rows that were trained on. Other rows have no neighbors: -1, of similarity 0.
     """
-    found = load_neighbors(cache.folder / NEIGHBORS, key)
+    found = load_neighbors(cache.folder / NEIGHBOR_FOLDER, key)
     if found is None:
-        keys = sorted(path.stem for path in (cache.folder / NEIGHBORS).glob("*.h5"))
+        keys = sorted(path.stem for path in (cache.folder / NEIGHBOR_FOLDER).glob("*.h5"))
         raise CacheError(
             f"{cache.folder} has no neighbors {key!r}, only {keys}; train on it first, or name one of these"
         )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_CODES = "Exit codes: 0 done; 1 something was found to be wrong; 2 a mistake, told in one sentence; 130 Ctrl-C."
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+NO_MEMORY = ("failed to map segment", "cannot allocate memory")  # in what the loader says of a library
 NAMED_CLASSES = 6  # of those found by `temi embed`; more are counted
 PRINTED_CLUSTERS = 200  # of the finest trial; a larger tree is for the report
 
@@ -28,15 +29,15 @@ PRINTED_CLUSTERS = 200  # of the finest trial; a larger tree is for the report
 def user_errors() -> Iterator[None]:
     """A user's mistake is one sentence on stderr and exit code 2; Ctrl-C says how to go on.
 
-    A full output is such a mistake, and a place that may not be read or written; a closed output, as behind `| head`,
-    ends quietly.
+    A full output is such a mistake, and a place that may not be read or written.
     """
     _refuse_deleted_folder()
     try:
         _accept_any_name()
-        with _plugin_errors():
-            yield
-        sys.stdout.flush()
+        with output_errors():
+            with _plugin_errors():
+                yield
+            sys.stdout.flush()
     except ValueError as error:
         from temi.pipeline.errors import USER_ERRORS  # not before it is needed: it brings numpy and pydantic
 
@@ -46,9 +47,16 @@ def user_errors() -> Iterator[None]:
 
         print(f"temi: {with_urls(str(error))}", file=sys.stderr)
         raise typer.Exit(2) from None
-    except BrokenPipeError:
-        _close_output()
-        raise typer.Exit(0) from None
+    except ImportError as error:
+        reason = next((line for line in str(error).splitlines() if any(told in line.lower() for told in NO_MEMORY)), "")
+        if not reason:
+            raise
+        print(
+            f"temi: a library cannot be loaded ({reason.strip()}): the memory that a process may have here "
+            "(`ulimit -v`) is too little; raise the limit, and rerun",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2) from None
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             name = max(Path(str(error.filename)).parts, key=len)
@@ -61,14 +69,41 @@ def user_errors() -> Iterator[None]:
                 file=sys.stderr,
             )
             raise typer.Exit(2) from None
+        raise
+    except KeyboardInterrupt:
+        print("temi: stopped; run the same command again to go on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def output_errors() -> Iterator[None]:
+    """A full output is one sentence and exit code 2; a closed one, as behind `| head`, ends quietly."""
+    try:
+        yield
+    except BrokenPipeError:
+        _close_output()
+        sys.exit(0)
+    except OSError as error:
         if error.filename is not None or error.errno not in FULL:
             raise
         _close_output()
         print(f"temi: cannot write the output: {error.strerror}; write it to another place", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        print("temi: stopped; run the same command again to go on from here", file=sys.stderr)
-        raise typer.Exit(130) from None
+        sys.exit(2)
+
+
+def open_closed_outputs() -> None:
+    """What is printed goes nowhere where the shell closed an output by `>&-`: the work is asked for all the same."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # until the program ends
+
+
+def refuse_closed_output() -> None:
+    """Raise a UserError where nothing could read what a command is asked to print."""
+    from temi.pipeline.errors import UserError
+
+    if getattr(sys.stdout, "name", None) == os.devnull:  # what `open_closed_outputs` put there
+        raise UserError("cannot write the output: it is closed; give --out, or leave it open")
 
 
 @contextmanager
@@ -111,7 +146,8 @@ def typed(path: Path | str) -> str:
     """A path as a shell takes it, for hints that can be pasted; the URL, where a folder stands for one."""
     from temi.pipeline.runs.mirror import shown
 
-    return shlex.quote(shown(path))
+    words = shown(path)
+    return shlex.quote(f"./{words}" if words.startswith("-") else words)  # else it would be read as an option
 
 
 def typed_plugins(files: Sequence[Path] | None) -> str:

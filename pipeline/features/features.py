@@ -16,7 +16,7 @@ from torch import Tensor
 from temi.cache import EmbeddingCache
 from temi.cache.kept import Arrays, Recipe
 from temi.cache.neighbors import Attribute, selection_digest
-from temi.cache.schema import NEIGHBORS
+from temi.cache.schema import NEIGHBOR_FOLDER
 from temi.pipeline.features.blocks import CachedRows, Embeddings, blocks_of, collect
 from temi.pipeline.features.copies import Groups, exact_copies
 from temi.pipeline.features.kinds import Kind
@@ -54,7 +54,7 @@ class Features:
     ) -> Self:
         """These rows of a cache, read block by block. Results are kept beside it, else in `scratch`, else in memory."""
         views = CachedRows(cache, rows, device, views=True) if cache.views else None
-        folders = cache.folder / NEIGHBORS, *([scratch] if scratch else [])
+        folders = cache.folder / NEIGHBOR_FOLDER, *([scratch] if scratch else [])
         memory = Memory(f"{cache.digest}-{selection_digest(rows)}", folders)
         return cls(CachedRows(cache, rows, device), views, memory)
 

@@ -48,7 +48,7 @@ def bank_bytes(rows: int, views: int, width: int, k: int) -> int:
     return rows * (1 + views) * width * torch.float32.itemsize + rows * k * torch.int32.itemsize
 
 
-class Ahead:
+class Prefetch:
     """Rows of a bank that is not on the training device, gathered in a thread: those of a batch during the one before.
 
     On a GPU they pass through pinned memory and a stream of their own, so that neither host nor device waits. From a

@@ -12,7 +12,7 @@ from torch import Tensor
 from temi.pipeline.config import Config, PairConfig
 from temi.pipeline.features.features import Features
 from temi.pipeline.features.scaling import Scaling
-from temi.pipeline.heads.bank import Ahead, Place, empty_bank
+from temi.pipeline.heads.bank import Place, Prefetch, empty_bank
 
 WINDOW = 2**19  # rows whose pairs are drawn at once
 
@@ -27,14 +27,14 @@ class TrainingSet:
     views : V held in the bank; 0 where pairs do not use them
     neighbors : (N, K) positions of rows; (N, 0) where pairs do not use them
     scaling : how embeddings became the bank's rows; on the training device
-    ahead : what gathers batches where `bank` and `neighbors` are not on the training device; see pipeline/heads/bank.py
+    prefetch : what gathers batches where `bank` and `neighbors` are not on the training device; see bank.py
     """
 
     bank: Float[Tensor, "NV D"]
     views: int
     neighbors: Int32[Tensor, "N K"]
     scaling: Scaling
-    ahead: Ahead | None = None
+    prefetch: Prefetch | None = None
 
     def __len__(self) -> int:
         return len(self.neighbors)
@@ -46,15 +46,15 @@ class TrainingSet:
 
     def ask(self, rows: Int64[Tensor, " M"]) -> None:
         """Say that these rows of the bank will be gathered after those asked for before."""
-        if self.ahead is not None:
-            self.ahead.ask(rows)
+        if self.prefetch is not None:
+            self.prefetch.ask(rows)
 
     def gather(self, rows: Int64[Tensor, " M"], out: Float[Tensor, "M D"]) -> None:
         """Copy these rows of the bank into `out`, on the training device."""
-        if self.ahead is None:
+        if self.prefetch is None:
             torch.index_select(self.bank, 0, rows, out=out)
         else:
-            out.copy_(self.ahead.take(rows))
+            out.copy_(self.prefetch.take(rows))
 
     @property
     def originals(self) -> Float[Tensor, "N D"]:
@@ -80,8 +80,8 @@ def load_training_set(
     scaling(features.embedding, out=by_image[:, 0])
     if views and features.views is not None:
         scaling(features.views, out=by_image[:, 1:])
-    ahead = None if place == "device" else Ahead(bank, device, file)
-    return TrainingSet(bank, views, torch.from_numpy(neighbors).to(bank.device), scaling, ahead)
+    prefetch = None if place == "device" else Prefetch(bank, device, file)
+    return TrainingSet(bank, views, torch.from_numpy(neighbors).to(bank.device), scaling, prefetch)
 
 
 class Batches:

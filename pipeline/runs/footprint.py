@@ -78,7 +78,7 @@ class Footprint:
         return f"{self.total / GIGABYTE:.2f} GB ({parts})"
 
 
-def predict(
+def footprint_of(
     configs: Sequence[Config],
     rows: int,
     dim: int,
@@ -116,7 +116,7 @@ def check_memory(configs: Sequence[Config], cache: EmbeddingCache, rows: int, de
     UserError
         Even without the bank it is more than `device` has free; the sentence names the setting to lower.
     """
-    footprint = predict(configs, rows, cache.dim, cache.views, device, cache.manifest.shards[0].rows)
+    footprint = footprint_of(configs, rows, cache.dim, cache.views, device, cache.manifest.shards[0].rows)
     free, on_host = free_memory(device), free_memory(torch.device("cpu"))
     if budget := configs[0].train.memory:
         on_host = min(on_host, int(budget * GIGABYTE))

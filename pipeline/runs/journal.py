@@ -7,6 +7,8 @@ from typing import Any
 
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from temi.cache.files import os_errors
+
 
 class WholeLines(JournalFileBackend):
     """Optuna's journal, without a last line that was not written to its end.
@@ -24,7 +26,8 @@ class WholeLines(JournalFileBackend):
         """Write `logs` behind the last whole line."""
         if not self._ends_a_line():
             self._drop_torn_line()
-        super().append_logs(logs)
+        with os_errors(self._path, "write"):
+            super().append_logs(logs)
 
     def _ends_a_line(self) -> bool:
         with self._path.open("rb") as file:

@@ -14,7 +14,7 @@ import xxhash
 
 from temi.cache.bucket import Bucket
 from temi.cache.files import LOCK, PART, Lock, make_folder, user_cache, write_atomic
-from temi.cache.schema import NEIGHBORS, CacheError
+from temi.cache.schema import NEIGHBOR_FOLDER, CacheError
 from temi.cache.words import counted
 
 FIRST = ("config.toml", "environment.json")  # without these the rest of a run is nothing that could go on
@@ -144,7 +144,7 @@ def _turn(name: str) -> tuple[bool, bool, str]:
 
 def _goes_along(name: PurePosixPath) -> bool:
     """Whether an object is a file of a run: what is kept to be made once stays here, and no name leads out."""
-    own = name.parts[0] != NEIGHBORS and name.suffix not in (LOCK, PART)
+    own = name.parts[0] != NEIGHBOR_FOLDER and name.suffix not in (LOCK, PART)
     return own and ".." not in name.parts and not name.is_absolute()
 
 

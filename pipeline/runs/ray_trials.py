@@ -14,7 +14,7 @@ from pathlib import Path
 from temi.cache import EmbeddingCache
 from temi.cache.bucket import bucket_url
 from temi.cache.files import make_folder
-from temi.cache.schema import NEIGHBORS
+from temi.cache.schema import NEIGHBOR_FOLDER
 from temi.pipeline.config import Config
 from temi.pipeline.features.constraints import Constraints
 from temi.pipeline.plugins import Plugin, load_text
@@ -81,7 +81,7 @@ class Trainer:
             url = bucket_url(self._job.out)
             mirrors = [Mirror.open(f"{url}/{name}") for name in pack.folders] if url else []
             folders = [mirror.folder for mirror in mirrors] or [Path(self._job.out, name) for name in pack.folders]
-            runs, kept = [RunFolder(folder) for folder in folders], folders[0].parent / NEIGHBORS
+            runs, kept = [RunFolder(folder) for folder in folders], folders[0].parent / NEIGHBOR_FOLDER
             train_pass(cache, pack.configs, runs, kept, overwrite=False, plugins=plugins, told=self._told)
             for mirror in mirrors:
                 mirror.push()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from temi.cache import EmbeddingCache
 from temi.cache.files import LOCK, Lock, make_folder, write_atomic
-from temi.cache.schema import NEIGHBORS
+from temi.cache.schema import NEIGHBOR_FOLDER
 from temi.pipeline.config import Config, dump_toml
 from temi.pipeline.device import pick_device
 from temi.pipeline.errors import UserError
@@ -23,7 +23,7 @@ from temi.pipeline.features.features import Features
 from temi.pipeline.plugins import Plugin
 from temi.pipeline.progress import Progress, quiet
 from temi.pipeline.runs.checks import check_settings, training_rows
-from temi.pipeline.runs.memory import check_memory
+from temi.pipeline.runs.footprint import check_memory
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Setting, Training, write_record
 from temi.pipeline.runs.run_folder import SEARCH
@@ -134,7 +134,7 @@ def search(
             search_on_nodes(on, Job.of(cache, out, plugins), wanted, lambda: finished(study))
             with study_lock(out):
                 return write_results(study, cache, wanted, out, plugins)
-        scratch = out / NEIGHBORS
+        scratch = out / NEIGHBOR_FOLDER
         everything = Features.of_cache(cache, rows, scratch, device)
         with (
             Progress("search", max(0, wanted.trials - finished(study)), "trial") as progress,

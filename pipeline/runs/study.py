@@ -9,6 +9,7 @@
 """
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from temi.cache.files import LOCK, Lock
-from temi.cache.schema import NEIGHBORS
+from temi.cache.schema import NEIGHBOR_FOLDER
 from temi.cache.words import counted
 from temi.pipeline.errors import USER_ERRORS, UserError, in_a_line
 from temi.pipeline.extras import import_extra
+from temi.pipeline.limits import largest_file
 from temi.pipeline.runs.records import Setting, Training, TrialRecord
 from temi.pipeline.runs.run_folder import SEARCH, STORAGES, STUDY, refuse_cache, refuse_single_run
 from temi.pipeline.runs.trials import TRIALS
@@ -32,6 +34,7 @@ TRAINED, FAILED = "trained", "failed"  # attributes of a trial in the study
 GIVEN_UP, WAITS = "given up", "not trained"  # how a trial without a score is said to have ended; else it failed
 REASONS = 3  # that are told of failed trials; search.json has all
 FULL = ("disk is full", "disk I/O error", "No space left")  # in what SQLite and Optuna say
+TOO_LARGE = "disk I/O error"  # what SQLite says of a file at the limit, too
 BUSY = 60  # seconds that a process waits for others to write to an SQLite study
 
 
@@ -48,7 +51,7 @@ def remove_study(out: Path) -> None:
     refuse_run(out)
     for name in (*STUDY, BEST):
         (out / name).unlink(missing_ok=True)
-    for folder in (out / "workers", out / NEIGHBORS):
+    for folder in (out / "workers", out / NEIGHBOR_FOLDER):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -122,6 +125,11 @@ def study_errors(out: Path, any_error: bool = False) -> Iterator[None]:
             raise study_gone(out) from None
         reason = in_a_line(error.__cause__ or error)
         if any(told in reason for told in FULL):
+            if TOO_LARGE in reason and largest_file() < math.inf:
+                raise UserError(
+                    f"cannot write {study_file(out)}: the file would be larger than allowed here (`ulimit -f`); raise "
+                    "the limit, and rerun"
+                ) from None
             raise UserError(
                 f"cannot write {study_file(out)} ({reason}); make room, and rerun the same command"
             ) from None
@@ -143,7 +151,17 @@ def _storage(kind: str, path: Path) -> Any:
         from temi.pipeline.runs.journal import WholeLines
 
         return JournalStorage(WholeLines(path))
-    return RDBStorage(f"sqlite:///{path.resolve()}", engine_kwargs={"connect_args": {"timeout": BUSY}})
+    return RDBStorage(_url(path.resolve()), engine_kwargs={"connect_args": {"timeout": BUSY}})
+
+
+def _url(path: Path) -> str:
+    """A path as Optuna takes it, which fills in a template, and SQLAlchemy, which unquotes it from version 2.1 on."""
+    from sqlalchemy.engine import make_url
+
+    name = str(path)
+    if make_url("sqlite:///%25").database == "%":
+        name = name.replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{name}".replace("{", "{{").replace("}", "}}")
 
 
 def score_of(training: Training, name: str) -> float:

@@ -2,8 +2,8 @@
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from jaxtyping import Float, Int32
 
 from temi.cache import EmbeddingCache
 from temi.cache.files import atomic_file, csv_bytes
-from temi.cache.schema import NEIGHBORS
+from temi.cache.schema import NEIGHBOR_FOLDER
 from temi.pipeline.config import Config
 from temi.pipeline.device import keep_freed_memory, pick_device, return_freed_memory
 from temi.pipeline.errors import UserError
@@ -32,9 +32,9 @@ from temi.pipeline.runs.checks import check_settings, training_rows
 from temi.pipeline.runs.continued import CONTINUED, Before
 from temi.pipeline.runs.csv_table import lines_csv
 from temi.pipeline.runs.fit import begin_heads, build_model, told_of_distinct
+from temi.pipeline.runs.footprint import check_memory
 from temi.pipeline.runs.label_free import label_free_scores
 from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
-from temi.pipeline.runs.memory import check_memory
 from temi.pipeline.runs.mirror import shown
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
@@ -70,7 +70,9 @@ def train_heads(
         that cannot go on.
     """
     run = RunFolder(out)
-    train_pass(cache, [config], [run], out / NEIGHBORS, overwrite=overwrite, plugins=plugins, before=before, told=told)
+    train_pass(
+        cache, [config], [run], out / NEIGHBOR_FOLDER, overwrite=overwrite, plugins=plugins, before=before, told=told
+    )
     if run.stopped:
         raise UserError(run.stopped)
     return ClusterModel.load(run.model, pick_device(config.train.device))
@@ -218,12 +220,11 @@ def assign(model: ClusterModel, embedding: Float[np.ndarray, "n D"] | Embeddings
     return cluster.cpu().numpy().astype(np.int32), confidence.cpu().numpy()
 
 
-@contextmanager
-def reading_assignments(folder: Path) -> Iterator[Path]:
-    """Inside, the assignments in a run folder are read; UserError where they are gone or damaged."""
+def read_assignments(folder: Path) -> pa.Table:
+    """What `write_assignments` left in a run folder, its pages checked; UserError where it is gone or damaged."""
     path = folder / "assignments.parquet"
     try:
-        yield path
+        return pq.read_table(path, page_checksum_verification=True)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; {written_again(folder)}") from None
     except (OSError, pa.ArrowException) as error:
@@ -247,7 +248,7 @@ def write_assignments(
     with ExitStack() as files:
         csv = files.enter_context(atomic_file(folder / "assignments.csv"))
         file = files.enter_context(atomic_file(folder / "assignments.parquet"))
-        parquet = files.enter_context(pq.ParquetWriter(file, ASSIGNMENTS))
+        parquet = files.enter_context(pq.ParquetWriter(file, ASSIGNMENTS, write_page_checksum=True))
         csv.write(csv_bytes([ASSIGNMENTS.names]))
         for shard, keys in zip(cache.manifest.shards, cache.keys_by_shard(), strict=True):
             own = slice(*np.searchsorted(rows, (shard.start, shard.stop)))

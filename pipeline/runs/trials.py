@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Int64
 
 from temi.cache import EmbeddingCache
-from temi.cache.schema import NEIGHBORS
+from temi.cache.schema import NEIGHBOR_FOLDER
 from temi.cache.words import counted
 from temi.pipeline.config import Config, asked, flatten, load_config, per_trial, read_toml
 from temi.pipeline.errors import UserError
@@ -44,7 +43,7 @@ from temi.pipeline.runs.records import (
     write_trials,
 )
 from temi.pipeline.runs.run_folder import STUDY, RunFolder, refuse_single_run
-from temi.pipeline.runs.train import reading_assignments, train_pass
+from temi.pipeline.runs.train import read_assignments, train_pass
 
 TRIALS, MERGES = "trials.json", "merge.json"
 LISTED = 6  # trials named where one is to be chosen
@@ -112,7 +111,7 @@ def _mistake(base: Path | None, overrides: Sequence[str]) -> str:
 
 def as_overrides(file: Path) -> list[str]:
     """The settings in a TOML file, as ``--set`` takes them."""
-    pairs = flatten(tomllib.loads(file.read_text(encoding="utf-8")))
+    pairs = flatten(tomllib.loads(file.read_text(encoding="utf-8-sig")))
     return [_override(name, value, f"in {file}") for name, value in pairs]
 
 
@@ -230,7 +229,7 @@ def train_trials(
     else:
         for group in groups:
             chosen = [configs[i] for i in group], [runs[i] for i in group]
-            train_pass(cache, *chosen, out / NEIGHBORS, overwrite=overwrite, plugins=plugins, told=told)
+            train_pass(cache, *chosen, out / NEIGHBOR_FOLDER, overwrite=overwrite, plugins=plugins, told=told)
     trials = [
         TrialRecord(
             trial=run.folder.name,
@@ -264,8 +263,7 @@ def merge_trees(folder: Path, trials: Sequence[TrialRecord]) -> list[MergeTree]:
 
 
 def _clusters(trial: Path) -> Int64[np.ndarray, " n"]:
-    with reading_assignments(trial) as path:
-        cluster: Int64[np.ndarray, " n"] = pq.read_table(path)["cluster"].to_numpy().astype("int64")
+    cluster: Int64[np.ndarray, " n"] = read_assignments(trial)["cluster"].to_numpy().astype("int64")
     return cluster
 
 

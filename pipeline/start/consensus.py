@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from scipy.sparse.csgraph import connected_components
 
 MOST = 2_000  # parts that are merged, or as many as clusters; smaller ones join the cluster they share most with
-COPIES = 3  # of the similarity of parts, while it is summed and while they are merged
+SIMILARITY_COPIES = 3  # of the similarity of parts, while it is summed and while they are merged
 
 Labeling = Int64[np.ndarray, " N"]
 Similarity = Float64[np.ndarray, "A A"]
@@ -35,8 +35,8 @@ def consensus(labelings: Sequence[Labeling], weight: Float64[np.ndarray, " L"], 
     cuts = [label[first] for label in labelings]
     known = np.sort(np.argsort(-size, kind="stable")[: max(MOST, clusters)])
     similarity = np.zeros((len(known), len(known)))
-    for cut, counts in zip(cuts, share, strict=True):
-        similarity += counts * (cut[known, None] == cut[known])
+    for cut, own in zip(cuts, share, strict=True):
+        similarity += own * (cut[known, None] == cut[known])
     label = np.empty(len(size), dtype=np.int64)
     label[known] = average_linkage(similarity, size[known], clusters)
     if len(known) < len(size):
@@ -55,8 +55,8 @@ def _join_rest(
     """Parts that are not `known` join, in place, the cluster whose rows theirs are most similar to in the mean."""
     inside = np.bincount(label[known], size[known])
     near = []  # similarity of the rows of each id to those of each cluster, by each labeling
-    for cut, counts in zip(cuts, share, strict=True):
-        mean = counts * size[known] / inside[label[known]]
+    for cut, own in zip(cuts, share, strict=True):
+        mean = own * size[known] / inside[label[known]]
         near.append(sp.csr_array((mean, (cut[known], label[known])), shape=(int(cut.max()) + 1, len(inside))))
     others = np.delete(np.arange(len(size)), known)
     for begin in range(0, len(others), MOST):
@@ -104,4 +104,4 @@ def average_linkage(similarity: Similarity, size: Int64[np.ndarray, " A"], clust
 def consensus_bytes(rows: int, clusters: int) -> int:
     """Memory of `consensus`, at most, beside the labelings."""
     parts = min(rows, max(MOST, clusters))
-    return COPIES * parts**2 * np.dtype(np.float64).itemsize
+    return SIMILARITY_COPIES * parts**2 * np.dtype(np.float64).itemsize

@@ -30,7 +30,7 @@ from temi.pipeline.registry import STARTS
 from temi.pipeline.start.communities import Labeling, cut_graphs, cutting_bytes
 from temi.pipeline.start.consensus import consensus, consensus_bytes
 from temi.pipeline.start.reliance import reliance
-from temi.pipeline.start.spaces import EDGE, NEIGHBORS, neighbor_counts, space_graphs, spaces_of
+from temi.pipeline.start.spaces import EDGE, GRAPH_NEIGHBORS, neighbor_counts, space_graphs, spaces_of
 from temi.pipeline.start.taught import (
     ROUNDS,
     SMALL,
@@ -48,7 +48,7 @@ REPEATS = 3  # cuts of every graph: they differ by chance, and their vote errs l
 TURNS = 6  # of it all, where rows are few and a turn takes half a second: the vote of their consensuses errs less again
 FEW = 5_000
 APART = 10_000  # between the seeds of turns
-COPIES: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both
+COPY_SPACE: Kind = "whiten50"  # near-copies are looked for where pairs are, too: one search serves both
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def pool_start(features: Features, clusters: int, config: StartConfig) -> Start:
     space = spaces_of(features)[0]
     recipe: Recipe = {
         "space": space,
-        "graphs": " ".join(map(str, NEIGHBORS)),
+        "graphs": " ".join(map(str, GRAPH_NEIGHBORS)),
         "repeats": REPEATS,
         "taught": ROUNDS,
         "small": " ".join(map(str, SMALL)),
@@ -186,7 +186,7 @@ def _name(space: Kind, neighbors: list[int], small: list[int], weight: list[floa
         f"communities {space} {of} taught by small ones",
         f"communities of {sizes} {space} merged",
     )
-    return "consensus: " + "; ".join(f"{counts:.0%} {way}" for way, counts in zip(ways, weight, strict=False))
+    return "consensus: " + "; ".join(f"{share:.0%} {way}" for way, share in zip(ways, weight, strict=False))
 
 
 def first_cuts(graphs: list[sp.csr_array], clusters: int, seed: int) -> list[Labeling]:
@@ -219,8 +219,8 @@ def distinct_sample(features: Features, clusters: int) -> Distinct:
     """Rows, at most LARGEST, that near-copies do not decide; all count where fewer than `clusters` differ."""
     rows = sample(len(features))
     cut = features if len(rows) == len(features) else features.sample(rows).loaded()
-    index, similarity = cut.neighbors(max(neighbor_counts(len(cut), clusters)), COPIES)
-    distance = cosine_distances(UnitRows(cut.embedding, cut.scaling(COPIES)), index, similarity)
+    index, similarity = cut.neighbors(max(neighbor_counts(len(cut), clusters)), COPY_SPACE)
+    distance = cosine_distances(UnitRows(cut.embedding, cut.scaling(COPY_SPACE)), index, similarity)
     first, group = near_copies(index, distance)
     if len(first) < clusters:
         first, group = np.arange(len(cut)), np.arange(len(cut))
@@ -238,8 +238,10 @@ def start_bytes(counts: Sequence[int], rows: int, dim: int, device: str) -> int:
     """Memory of `pool_start` for these numbers of clusters."""
     loaded = LARGEST * dim * np.dtype(np.float16).itemsize if rows > LARGEST else 0
     cut = min(rows, LARGEST)
-    graphs = sum(NEIGHBORS) * cut * EDGE + cutting_bytes(REPEATS * len(NEIGHBORS), cut, max(NEIGHBORS))
-    finding = max(graphs, search_bytes(cut, dim, max(NEIGHBORS), device))
+    graphs = sum(GRAPH_NEIGHBORS) * cut * EDGE + cutting_bytes(
+        REPEATS * len(GRAPH_NEIGHBORS), cut, max(GRAPH_NEIGHBORS)
+    )
+    finding = max(graphs, search_bytes(cut, dim, max(GRAPH_NEIGHBORS), device))
     # While near-copies are taken out of the sample it is there twice.
     agreeing = consensus_bytes(cut, max(counts))
     return loaded + max(loaded, finding, taught_bytes(cut, max(counts), device), agreeing)

@@ -8,7 +8,7 @@ from temi.pipeline.features.features import Features
 from temi.pipeline.features.kinds import Kind
 from temi.pipeline.start.graph import graphs_of
 
-NEIGHBORS = (15, 12, 10)  # of the graphs that are cut: cuts of graphs that differ err in different places
+GRAPH_NEIGHBORS = (15, 12, 10)  # of the graphs that are cut: cuts of graphs that differ err in different places
 FEWEST_NEIGHBORS = 5
 EDGE = 40  # bytes per neighbor of a fuzzy graph: 12 an edge, 1.6 edges a neighbor; twice while it is made (measured)
 
@@ -25,7 +25,7 @@ def spaces_of(features: Features) -> tuple[Kind, ...]:
 def neighbor_counts(rows: int, clusters: int) -> list[int]:
     """Neighbors of the graphs of a space, falling: in a small folder of many clusters neighborhoods are smaller."""
     most = min(max(FEWEST_NEIGHBORS, rows // (2 * clusters)), rows - 1)
-    return [min(k, most) for k in NEIGHBORS]
+    return [min(k, most) for k in GRAPH_NEIGHBORS]
 
 
 def largest_graphs(features: Features, clusters: int) -> list[sp.csr_array]:

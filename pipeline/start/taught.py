@@ -25,7 +25,7 @@ from temi.pipeline.products import product
 from temi.pipeline.progress import Progress
 from temi.pipeline.start.communities import cut_graphs, cutting_bytes, find_communities, search_resolution
 from temi.pipeline.start.graph import graphs_of
-from temi.pipeline.start.spaces import EDGE, NEIGHBORS
+from temi.pipeline.start.spaces import EDGE, GRAPH_NEIGHBORS
 from temi.pipeline.threads import in_threads
 
 ROUNDS = 2  # the first brings most of it, a third nothing
@@ -34,7 +34,7 @@ FINEST = COMPONENTS  # directions that small communities teach, at most: those t
 SHRINKAGE = 0.6  # of the scatter inside clusters towards a sphere: a thousand rows do not show it in 400 directions
 FEWEST = 2  # directions: along a single one, rows have no angle
 WIDEST = ROOT_COMPONENTS + COMPONENTS  # coordinates of a row
-COPIES = 2  # of the rows along the directions, beside what a search needs (measured at 100,000 rows)
+ROW_COPIES = 2  # of the rows along the directions, beside what a search needs (measured at 100,000 rows)
 
 Labeling = Int64[np.ndarray, " N"]
 Rows = Float32[np.ndarray, "N P"]
@@ -178,9 +178,9 @@ def discriminants(
 def taught_bytes(rows: int, clusters: int, device: str) -> int:
     """Memory of `Metrics` and of the cuts made there, beside what is given."""
     column = rows * np.dtype(np.float32).itemsize
-    graphs = search_bytes(rows, DIRECTIONS, max(NEIGHBORS), device) + sum(NEIGHBORS) * rows * EDGE
-    graphs += cutting_bytes(len(NEIGHBORS), rows, max(NEIGHBORS))
+    graphs = search_bytes(rows, DIRECTIONS, max(GRAPH_NEIGHBORS), device) + sum(GRAPH_NEIGHBORS) * rows * EDGE
+    graphs += cutting_bytes(len(GRAPH_NEIGHBORS), rows, max(GRAPH_NEIGHBORS))
     distances = 2 * (rows // min(SMALL)) ** 2 * np.dtype(np.float64).itemsize  # of small communities, and as a half
-    cutting = column * max(COPIES * DIRECTIONS, clusters) + max(graphs, distances)
+    cutting = column * max(ROW_COPIES * DIRECTIONS, clusters) + max(graphs, distances)
     centering = 2 * column * WIDEST  # the rows in float64
     return 2 * column * WIDEST + max(cutting, centering)  # rows as given and of mean zero

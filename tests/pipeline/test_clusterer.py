@@ -1,15 +1,18 @@
 """The estimator keeps scikit-learn's contract and gives what the command line gives."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from mixtures import mixture
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+import temi
 from temi import TemiClusterer
-from temi.pipeline.clusterer import write_cache
+from temi.pipeline.clusterer import _without_lock, write_cache
 from temi.pipeline.config import load_config
 from temi.pipeline.runs.train import assign, train_heads
 
@@ -149,3 +152,44 @@ def test_neighbors_that_were_asked_for_are_not_made_fewer_in_silence() -> None:
     rows = np.random.default_rng(0).standard_normal((20, 4))
     with pytest.raises(ValueError, match=r"neighbors.k = 20 needs more than 20 images, but 20 can be trained on"):
         TemiClusterer(2, settings=(*SHORT, "neighbors.k=20")).fit(rows)
+
+
+def test_any_view_of_an_array_is_taken_without_a_warning() -> None:
+    rows = mixture(rows=60, clusters=3)[0].astype(np.float32)
+    locked = rows.view()
+    locked.flags.writeable = False
+    expected = TemiClusterer(3, settings=SHORT).fit(rows)
+    for view in (rows[::-1][::-1], rows[:, ::-1][:, ::-1], np.asfortranarray(rows), locked, pd.DataFrame(rows)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", "X does not have valid feature names")
+            np.testing.assert_array_equal(TemiClusterer(3, settings=SHORT).fit_predict(view), expected.labels_)
+            np.testing.assert_array_equal(expected.predict(view), expected.labels_)
+    backwards = TemiClusterer(3, settings=SHORT)
+    assert adjusted_rand_score(backwards.fit_predict(rows[::-1, ::-1]), expected.labels_[::-1]) > 0.9
+    assert not locked.flags.writeable
+    assert np.shares_memory(_without_lock(locked), locked)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "sentence"),
+    [
+        ({"settings": -1}, r'settings is a list of texts such as \["heads.count=3"\], got -1'),
+        ({"settings": "heads.count=3"}, r"settings is a list of texts .*, got 'heads.count=3'"),
+        ({"settings": [3]}, r"settings is a list of texts .*, got \[3\]"),
+        ({"settings": {"heads.count": 3}}, r"settings is a list of texts .*, got \{'heads.count': 3\}"),
+        ({"run": -1}, "run is a path, got -1"),
+        ({"corrections": -1}, "corrections is a path, got -1"),
+    ],
+)
+def test_a_parameter_of_the_wrong_kind_is_named(parameter: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        TemiClusterer(2, **{"settings": SHORT, **parameter}).fit(np.eye(20, dtype=np.float32))
+
+
+@pytest.mark.parametrize("settings", ["heads.count=3", -1, None])
+def test_the_functions_name_settings_of_the_wrong_kind(tmp_path: Path, settings: object) -> None:
+    for stage in (temi.embed, temi.train_heads):
+        with pytest.raises(ValueError, match=r"^settings is a list of texts"):
+            stage(tmp_path, tmp_path / "out", settings=settings)
+    assert not list(tmp_path.iterdir())

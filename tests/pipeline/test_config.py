@@ -1,5 +1,6 @@
 """Settings: precedence, sentences for mistakes, and that configs/default.toml is the truth."""
 
+import json
 import tomllib
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from temi.pipeline.config import Config, dump_toml, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import load_plugin
-from temi.pipeline.runs.space import DEFAULT_SPACE, check_space, read_space
+from temi.pipeline.runs.space import DEFAULT_SPACE, check_space, point_config, read_space
+from temi.pipeline.runs.trials import as_overrides, plan_trials
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -102,3 +104,55 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path) -> None:
 def test_a_dumped_config_reads_back_equal(split: str, lr: float, board: bool) -> None:
     config = Config.model_validate({"train": {"split": split, "tensorboard": board}, "optimizer": {"lr": lr}})
     assert Config.model_validate(tomllib.loads(dump_toml(config))) == config
+
+
+def test_a_file_of_a_windows_editor_is_read(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(b"\xef\xbb\xbf[heads]\r\ncount = 3\r\n")
+    assert load_config(tmp_path / "c.toml").heads.count == 3
+    assert as_overrides(tmp_path / "c.toml") == ["heads.count=3"]
+
+
+NUMBERS = [
+    f"{section}.{name}"
+    for section, field in Config.model_fields.items()
+    for name, own in field.annotation.model_fields.items()
+    if isinstance(own.default, int | float) and not isinstance(own.default, bool)
+]
+MORE = ["embed.image_size", "embed.batch_size", "embed.workers", "train.memory"]  # a number, or a word, or nothing
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, *MORE])
+def test_a_number_is_a_number_wherever_it_is_given(tmp_path: Path, name: str) -> None:
+    section, _, key = name.partition(".")
+    for value in ("true", "false", '"20"', '"0.5"'):
+        (tmp_path / "c.toml").write_text(f"[{section}]\n{key} = {value}\n")
+        (tmp_path / "trials.toml").write_text(f"[grid]\n{name} = [{value}]\n")
+        for load in (
+            lambda value=value: load_config(None, [f"{name}={value}"]),
+            lambda: load_config(tmp_path / "c.toml"),
+            lambda: plan_trials(tmp_path / "trials.toml", [], None, []),
+            lambda value=value: plan_trials(None, [f"{name}={value}"], None, []),
+            lambda value=value: point_config({name: json.loads(value)}, None, []),
+        ):
+            with pytest.raises(UserError, match=rf"setting {name}\b.*, got (True|False|'20'|'0.5')$"):
+                load()
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("train.min_steps=20", 20),
+        ("train.min_steps=2e1", 20),
+        ("train.min_steps=0020", 20),
+        ("train.epochs=.5", 0.5),
+        ("train.epochs=3", 3.0),
+        ("embed.batch_size=8", 8),
+        ("embed.batch_size=auto", "auto"),
+        ("train.split=007", "007"),
+        ("embed.revision=.5", ".5"),
+    ],
+)
+def test_a_bare_word_is_a_number_where_one_is_needed(override: str, value: object) -> None:
+    section, _, key = override.partition("=")[0].partition(".")
+    found = getattr(getattr(load_config(None, [override]), section), key)
+    assert (found, type(found)) == (value, type(value))

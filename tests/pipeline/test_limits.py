@@ -18,7 +18,7 @@ from PIL import Image
 from temi.pipeline import limits
 from temi.pipeline.encode import workers
 from temi.pipeline.encode.preprocessing import Preprocessing
-from temi.pipeline.runs import memory
+from temi.pipeline.runs import footprint
 
 OWN = """
 from temi.pipeline.encode.backbone import Backbone
@@ -116,9 +116,9 @@ def test_cgroups_of_version_one_of_which_only_the_root_is_seen(groups: Path) -> 
 def test_what_a_pass_needs_is_compared_with_the_limit_of_the_container(groups: Path) -> None:
     (groups / "own").write_text("0::/\n")
     write(groups, memory__max=2**30, memory__current=2**29, memory__stat="inactive_file 0\nanon 5")
-    assert memory.free_memory(torch.device("cpu")) == 2**29
+    assert footprint.free_memory(torch.device("cpu")) == 2**29
     write(groups, memory__max="max")
-    assert memory.free_memory(torch.device("cpu")) > 2**29
+    assert footprint.free_memory(torch.device("cpu")) > 2**29
     assert limits.total_memory() == psutil.virtual_memory().total
 
 

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from mixtures import mixture, write_cache
 from photos import short
 from typer.testing import CliRunner
 
 from temi.cli import app
+from temi.pipeline.commands.console import typed, user_errors
 from temi.pipeline.runs.train import train_heads
 
 TEMI = Path(sys.executable).with_name("temi")
@@ -80,3 +82,61 @@ def test_no_trial_is_called_best_across_numbers_of_clusters(run: Path, tmp_path:
     said = CliRunner().invoke(app, swept).output
     for number in (3, 5):
         assert f" without labels of {number} clusters: trial-00" in said
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["embed", "--help"], ["cache"]])
+def test_help_and_version_on_a_full_disk_are_one_sentence(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with pytest.raises(SystemExit) as ended:
+            app(words, prog_name="temi")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "temi: cannot write the output: No space left on device; write it to another place\n"
+    )
+
+
+def test_an_output_that_is_closed_stops_no_work(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    for words in (["--version"], ["cache", "info", str(run.parent / "cache")], ["evaluate", str(run)]):
+        with pytest.raises(SystemExit) as ended:
+            app(words, prog_name="temi")
+        assert ended.value.code == 0, words
+    assert (run / "result.json").exists()
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def test_a_table_that_nobody_could_read_is_refused(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(SystemExit) as ended:
+        app(["predict", str(run), str(run.parent / "cache")], prog_name="temi")
+    sys.stdout.close()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "temi: cannot write the output: it is closed; give --out, or leave it open\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("./-x/r", "./-x/r"), ("-x/a b", "'./-x/a b'"), ("r/-x", "r/-x"), ("/a/-x", "/a/-x")],
+)
+def test_a_path_in_a_hint_is_no_option(path: str, words: str) -> None:
+    assert typed(Path(path)) == words
+
+
+def test_memory_that_torch_does_not_fit_in_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for reason in ("failed to map segment from shared object", "Cannot allocate memory"):
+        with pytest.raises(typer.Exit) as ended, user_errors():
+            raise ImportError(f"libtorch_cuda.so: {reason}")
+        assert ended.value.exit_code == 2
+        assert capsys.readouterr().err == (
+            f"temi: a library cannot be loaded (libtorch_cuda.so: {reason}): the memory that a process may have here "
+            "(`ulimit -v`) is too little; raise the limit, and rerun\n"
+        )
+    with pytest.raises(ImportError, match="No module"), user_errors():
+        raise ImportError("No module named x")

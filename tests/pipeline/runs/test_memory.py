@@ -15,10 +15,10 @@ from temi.cache import CacheError
 from temi.pipeline.config import Config, load_config
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.features import Features
-from temi.pipeline.heads.bank import Ahead, Place, empty_bank
+from temi.pipeline.heads.bank import Place, Prefetch, empty_bank
 from temi.pipeline.heads.batches import Batches, load_training_set
 from temi.pipeline.heads.trainer import HeadTrainer
-from temi.pipeline.runs import memory
+from temi.pipeline.runs import footprint
 from temi.pipeline.runs.train import train_heads
 from temi.pipeline.start.find import LARGEST
 
@@ -37,7 +37,7 @@ def test_what_training_holds_is_within_the_prediction_and_most_of_it(tmp_path: P
     data = load_training_set(Features.of_cache(cache, np.arange(cache.rows)), configs[0])
     trainer = HeadTrainer(configs, data)
     trainer.step(0, next(trainer.batches.bank_rows(0, 1)))
-    predicted = memory.predict(configs, 600, 64, 0, CPU)
+    predicted = footprint.footprint_of(configs, 600, 64, 0, CPU)
     held = {
         "bank": sum(t.numel() * t.element_size() for t in (data.bank, data.neighbors)),
         "heads": sum(t.numel() * t.element_size() for t in trainer.state().values()),
@@ -48,20 +48,20 @@ def test_what_training_holds_is_within_the_prediction_and_most_of_it(tmp_path: P
 
 def test_the_peak_is_that_of_the_worst_phase() -> None:
     sizes = {"search": 70, "bank": 40, "reading": 5, "heads": 10, "start": 1, "activations": 9, "results": 21}
-    footprint = memory.Footprint(**sizes)
-    assert (footprint.total, footprint.rest, footprint.worst) == (71, 70, {"search": 70})
-    footprint = memory.Footprint(**sizes | {"search": 30})
-    assert (footprint.total, footprint.rest, footprint.worst) == (71, 31, {"heads": 10, "results": 21})
-    assert memory.Footprint(**sizes | {"reading": 32}).total == 72
+    peak = footprint.Footprint(**sizes)
+    assert (peak.total, peak.rest, peak.worst) == (71, 70, {"search": 70})
+    peak = footprint.Footprint(**sizes | {"search": 30})
+    assert (peak.total, peak.rest, peak.worst) == (71, 31, {"heads": 10, "results": 21})
+    assert footprint.Footprint(**sizes | {"reading": 32}).total == 72
 
 
 def test_cuts_are_counted_up_to_the_sample_that_is_cut() -> None:
     plain, cuts = settings(), settings("start.kind=pool")
-    assert memory.predict([plain], 5000, 64, 0, CPU).start == 0
-    one, two = (memory.predict([cuts] * trials, 5000, 64, 0, CPU).start for trials in (1, 2))
+    assert footprint.footprint_of([plain], 5000, 64, 0, CPU).start == 0
+    one, two = (footprint.footprint_of([cuts] * trials, 5000, 64, 0, CPU).start for trials in (1, 2))
     assert 0 < one <= two
-    whole = memory.predict([cuts], LARGEST, 64, 0, CPU).start
-    sampled = [memory.predict([cuts], times * LARGEST, 64, 0, CPU).start for times in (2, 10)]
+    whole = footprint.footprint_of([cuts], LARGEST, 64, 0, CPU).start
+    sampled = [footprint.footprint_of([cuts], times * LARGEST, 64, 0, CPU).start for times in (2, 10)]
     assert sampled == [whole + 2 * LARGEST * 64] * 2  # the sample is held in memory, as float16
 
 
@@ -89,17 +89,17 @@ def test_too_much_names_the_number_to_lower(
     embedding, _ = mixture(rows=4000, dim=64)
     cache = write_cache(tmp_path, embedding, views=embedding[:, None])
     configs = [settings(*overrides, f"train.seed={seed}") for seed in range(trials)]
-    needed = memory.check_memory(configs, cache, 4000, CPU).rest
-    monkeypatch.setattr(memory, "free_memory", lambda _: int(0.8 * needed))
+    needed = footprint.check_memory(configs, cache, 4000, CPU).rest
+    monkeypatch.setattr(footprint, "free_memory", lambda _: int(0.8 * needed))
     with pytest.raises(UserError, match=sentence):
-        memory.check_memory(configs, cache, 4000, CPU)
+        footprint.check_memory(configs, cache, 4000, CPU)
 
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = write_cache(tmp_path / "cache", mixture()[0])
-    monkeypatch.setattr(memory, "free_memory", lambda _: 1000)
+    monkeypatch.setattr(footprint, "free_memory", lambda _: 1000)
     with pytest.raises(UserError, match=r"training needs about .* GB .*, and 0.00 GB are free on cpu"):
         train_heads(cache, settings("train.device=cpu"), tmp_path / "run")
     kept = [path.name.rpartition("-")[0] for path in (cache.folder / "neighbors").glob("*.*")]
@@ -109,16 +109,16 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_loaded(
 def test_a_limit_of_the_users_own_is_named_with_what_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, mixture(rows=4000, dim=64)[0])
     with pytest.raises(UserError, match=r"train.memory = 0.0001 allows less; set train.memory to \d+\.\d\d") as refused:
-        memory.check_memory([settings("train.memory=0.0001")], cache, 4000, CPU)
+        footprint.check_memory([settings("train.memory=0.0001")], cache, 4000, CPU)
     enough = str(refused.value).split("set train.memory to ")[1].split()[0]
-    memory.check_memory([settings(f"train.memory={enough}")], cache, 4000, CPU)
-    monkeypatch.setattr(memory, "free_memory", lambda _: 1000)
+    footprint.check_memory([settings(f"train.memory={enough}")], cache, 4000, CPU)
+    monkeypatch.setattr(footprint, "free_memory", lambda _: 1000)
     with pytest.raises(UserError, match=r"0.00 GB are free on cpu; free \d+\.\d\d GB there, or train on a machine"):
-        memory.check_memory([settings()], cache, 4000, CPU)
+        footprint.check_memory([settings()], cache, 4000, CPU)
 
 
 def test_free_memory_is_that_of_the_machine() -> None:
-    assert 2**20 < memory.free_memory(CPU) < 2**50
+    assert 2**20 < footprint.free_memory(CPU) < 2**50
 
 
 def test_a_cache_larger_than_the_memory_is_trained_from_to_the_same_bytes(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_bank_elsewhere_gives_the_same_batches(tmp_path: Path, place: Place) -
 
 def test_rows_that_nobody_asked_for_are_gathered_all_the_same() -> None:
     bank = torch.arange(20.0).view(10, 2)
-    ahead, first, second, third = Ahead(bank, CPU), *(torch.tensor([i, 9 - i]) for i in range(3))
+    ahead, first, second, third = Prefetch(bank, CPU), *(torch.tensor([i, 9 - i]) for i in range(3))
     ahead.ask(first)
     ahead.ask(second)
     assert torch.equal(ahead.take(first), bank[first])
@@ -178,16 +178,16 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_bank_goes_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, mixture(rows=4000, dim=64)[0])
     config = settings("pairs.source=self", "heads.scale=none")
-    needed = memory.check_memory([config], cache, 4000, CPU)
+    needed = footprint.check_memory([config], cache, 4000, CPU)
     assert needed.place == "device"
-    between = (needed.rest + needed.total) / 2 / memory.GIGABYTE
+    between = (needed.rest + needed.total) / 2 / footprint.GIGABYTE
     frugal = settings("pairs.source=self", "heads.scale=none", f"train.memory={between}")
-    assert memory.check_memory([frugal], cache, 4000, CPU).place == "disk"
+    assert footprint.check_memory([frugal], cache, 4000, CPU).place == "disk"
     gpu = torch.device("cuda")
-    monkeypatch.setattr(memory, "free_memory", lambda _: 2**33)
-    needed = memory.check_memory([config], cache, 4000, gpu)
+    monkeypatch.setattr(footprint, "free_memory", lambda _: 2**33)
+    needed = footprint.check_memory([config], cache, 4000, gpu)
     free = {"cuda": (needed.rest + needed.total) // 2, "cpu": 2**33}
-    monkeypatch.setattr(memory, "free_memory", lambda device: free[device.type])
-    assert memory.check_memory([config], cache, 4000, gpu).place == "host"
+    monkeypatch.setattr(footprint, "free_memory", lambda device: free[device.type])
+    assert footprint.check_memory([config], cache, 4000, gpu).place == "host"
     tight = settings("pairs.source=self", "heads.scale=none", "train.memory=0.0001")
-    assert memory.check_memory([tight], cache, 4000, gpu).place == "disk"
+    assert footprint.check_memory([tight], cache, 4000, gpu).place == "disk"

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -18,17 +19,17 @@ from mixtures import SHORT_TRIALS, mixture, write_cache
 
 from temi.cache import EmbeddingCache
 from temi.pipeline.config import Config, load_config
-from temi.pipeline.errors import UserError
+from temi.pipeline.errors import USER_ERRORS, UserError
 from temi.pipeline.features.features import Features
 from temi.pipeline.plugins import load_plugin
 from temi.pipeline.progress import Progress, quiet
-from temi.pipeline.runs import memory, pack
+from temi.pipeline.runs import footprint, pack
 from temi.pipeline.runs.pack import Candidate, train_pack
 from temi.pipeline.runs.records import SearchRecord, Training, TrialRecord, read_record
 from temi.pipeline.runs.run_folder import SEARCH
 from temi.pipeline.runs.search import Desk, Search, distribution, kept_apart, search
 from temi.pipeline.runs.space import Range, check_space, point_config, read_space
-from temi.pipeline.runs.study import BEST, ended, hopeless, open_study, remove_study, study_lock
+from temi.pipeline.runs.study import BEST, ended, hopeless, open_study, remove_study, study_errors, study_lock
 
 TEMI = Path(sys.executable).with_name("temi")
 SPACE = {"objective.beta": Range(low=0.5, high=1.2), "optimizer.lr": Range(low=1e-4, high=1e-2, log=True)}
@@ -326,7 +327,8 @@ def test_a_full_disk_is_no_damage(tmp_path: Path) -> None:
     full = subprocess.run(["bash", "-c", f"ulimit -f 60; exec {words}"], capture_output=True, text=True)
     assert full.returncode == 2
     assert re.search(
-        r"cannot write .*study.db \(disk I/O error\); make room, and rerun the same command\n", full.stderr
+        r"cannot write .*study.db: the file would be larger than allowed here \(`ulimit -f`\); raise the limit, ",
+        full.stderr,
     )
     assert "overwrite" not in full.stderr
     done = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
@@ -369,6 +371,30 @@ def test_a_journal_that_is_damaged_before_its_end_is_one_sentence(tmp_path: Path
     file.write_bytes(b"".join([lines[0], b"garbage\n", *lines[1:]]))
     with pytest.raises(UserError, match=r"journal.log is damaged or cannot be used"):
         open_study_of(cache, tmp_path, wanted(), "journal")
+
+
+@pytest.mark.parametrize("storage", ["sqlite", "journal"])
+@pytest.mark.parametrize("name", ["a?mode=ro", "a%20b", "s%30", "{a}", "a#b", "\udcff%3f?{0}"])
+def test_a_study_is_kept_where_it_was_asked_for_whatever_its_name(tmp_path: Path, name: str, storage: str) -> None:
+    cache, folder = small_cache(tmp_path), tmp_path / name
+    open_study_of(cache, folder, wanted(), storage).ask()
+    assert len(open_study_of(cache, folder, wanted(), storage).trials) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["cache", name])
+
+
+@pytest.mark.parametrize(("storage", "file"), [("sqlite", "study.db"), ("journal", "journal.log")])
+def test_a_file_that_would_be_larger_than_allowed_is_told_by_its_limit(tmp_path: Path, storage: str, file: str) -> None:
+    cache, before = small_cache(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    study = open_study_of(cache, tmp_path, wanted(), storage)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "study" / file).stat().st_size, before[1]))
+    try:
+        with (
+            pytest.raises(USER_ERRORS, match=rf"cannot write .*{file}: .*\(`ulimit -f`\); raise the limit, and rerun$"),
+            study_errors(tmp_path / "study"),
+        ):
+            study.set_user_attr("large", "x" * 1000000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def command(tmp_path: Path, *more: str) -> list[str]:
@@ -437,8 +463,8 @@ def test_seeds_of_a_trial_differ_whatever_seed_was_set(tmp_path: Path) -> None:
 
 
 def test_a_search_puts_the_bank_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    footprint, seen = memory.Footprint(1, 1, 1, 1, 1, 1, 1, place="disk"), []
-    monkeypatch.setattr("temi.pipeline.runs.search.check_memory", lambda *_: footprint)
+    peak, seen = footprint.Footprint(1, 1, 1, 1, 1, 1, 1, place="disk"), []
+    monkeypatch.setattr("temi.pipeline.runs.search.check_memory", lambda *_: peak)
     load = pack.load_training_set
 
     def spy(features: Features, config: Config, place: str, scratch: Path) -> object:
