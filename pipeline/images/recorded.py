@@ -1,5 +1,6 @@
 """Where the images behind a cache are: recorded by stage one, looked up to show or export them."""
 
+import glob
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -57,8 +58,8 @@ def open_images(cache: EmbeddingCache, source: str | None, max_pixels: int) -> I
     root, given = None, source is not None
     if source is None:
         source, root = _recorded(cache.folder)
-    place = Path(source)  # absolute where it is no name, and perhaps a pattern
-    if not given and place.is_absolute() and not (place.exists() or any(place.parent.glob(place.name))):
+    # Absolute where it is no name of a data set, and perhaps a pattern.
+    if not given and Path(source).is_absolute() and not (Path(source).exists() or any(glob.iglob(source))):
         raise UserError(
             f"{source}, where the images of {cache.folder} were, does not exist; if they moved, give their new place "
             "by --images"
