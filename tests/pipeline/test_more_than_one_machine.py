@@ -88,6 +88,7 @@ def test_the_readme_shows_what_the_page_explains() -> None:
     assert [line for line in shown if line not in explained] == []
 
 
+@pytest.mark.long
 def test_new_images_every_day(photo_run: PhotoRun, here: Path) -> None:
     Path("photos/red/new.jpg").write_bytes(photo(COLORS["red"], np.random.default_rng(0)))
     _, new, continued = follow("New images every day", photo_run)

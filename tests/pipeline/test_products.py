@@ -104,6 +104,7 @@ def test_the_processor_decides(
     assert library.__wrapped__() == chosen
 
 
+@pytest.mark.long
 def test_processes_of_a_busy_machine_choose_alike() -> None:
     """A run that goes on after a kill multiplies as it began."""
     environment = {name: value for name, value in os.environ.items() if name != products.CHOICE}

@@ -72,6 +72,7 @@ def test_ten_clusters_that_nobody_asked_for_are_said(run: Path, tmp_path: Path) 
     assert "because that is the default" not in asked.output
 
 
+@pytest.mark.long
 def test_no_trial_is_called_best_across_numbers_of_clusters(run: Path, tmp_path: Path) -> None:
     words = ["train-heads", str(run.parent / "cache"), "--clusters", "3,5", *QUICK]
     said = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "a")]).output

@@ -99,6 +99,7 @@ def test_a_shard_is_one_request_and_is_read_once(weather: Weather, photo_run: Ph
     assert shards_fetched(weather) == [f"GET /photos/cache/shard-{index:05d}.h5" for index in range(5)]
 
 
+@pytest.mark.long
 def test_two_readers_on_one_machine_fetch_a_shard_once(weather: Weather, photo_run: PhotoRun) -> None:
     assert embed(str(photo_run.photos), Path(URL), settings(photo_run)) is not None
     shutil.rmtree(kept_folder())
@@ -122,6 +123,7 @@ def test_what_another_reader_is_writing_stays(weather: Weather, photo_run: Photo
     assert "shard-00077.json" not in left  # of a cache that was there before
 
 
+@pytest.mark.long
 def test_info_verify_and_prune_of_a_cache_in_a_bucket(
     weather: Weather, photo_run: PhotoRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +168,7 @@ def test_what_is_kept_here_is_bounded(weather: Weather, photo_run: PhotoRun, mon
     assert np.array_equal(one_by_one, EmbeddingCache.open(URL).embedding())
 
 
+@pytest.mark.long
 def test_a_killed_upload_is_finished_by_the_same_command(
     weather: Weather, photo_run: PhotoRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -31,6 +31,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_the_command_line_runs_the_file_it_is_given(plugin: Path, tmp_path: Path) -> None:
     settings = ["embed.backbone=mean-color", "embed.views=0", "embed.workers=0", "embed.device=cpu"]
     sets = [part for setting in settings for part in ("--set", setting)]

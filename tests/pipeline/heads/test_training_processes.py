@@ -56,8 +56,12 @@ def assert_same(one: Path, two: Path) -> None:
     ("settings", "grid"),
     [
         (("start.steps=50",), ""),
-        (("start.kind=random", "heads.kind=published", "objective.regularizer=batch-entropy"), ""),
-        (("start.kind=random", "optimizer.clip=0.01"), "objective.name=temi,scan"),
+        pytest.param(
+            ("start.kind=random", "heads.kind=published", "objective.regularizer=batch-entropy"),
+            "",
+            marks=pytest.mark.long,
+        ),
+        pytest.param(("start.kind=random", "optimizer.clip=0.01"), "objective.name=temi,scan", marks=pytest.mark.long),
     ],
 )
 def test_two_processes_equal_one(tmp_path: Path, settings: tuple[str, ...], grid: str) -> None:

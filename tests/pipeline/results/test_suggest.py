@@ -34,6 +34,7 @@ def names(run: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([TEMI, "names", run, *map(str, arguments)], capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_a_table_of_suggestions_equals_the_models_own_scores(photo_run: PhotoRun, clip: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(photo_run.run, run)

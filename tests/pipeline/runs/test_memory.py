@@ -121,6 +121,7 @@ def test_free_memory_is_that_of_the_machine() -> None:
     assert 2**20 < footprint.free_memory(CPU) < 2**50
 
 
+@pytest.mark.long
 def test_a_cache_larger_than_the_memory_is_trained_from_to_the_same_bytes(tmp_path: Path) -> None:
     embedding, _ = mixture(rows=16_384, dim=128)
     views = np.stack([embedding + np.float16(0.01 * view) for view in range(1, 32)], axis=1)

@@ -62,6 +62,7 @@ def running(out: Path) -> int:
         return states(out).count("RUNNING")
 
 
+@pytest.mark.long
 def test_every_trial_is_told_once_and_hopeless_ones_leave_early(tmp_path: Path) -> None:
     cache = small_cache(tmp_path)
     record = search(cache, wanted(), tmp_path / "study")

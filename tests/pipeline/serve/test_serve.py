@@ -168,6 +168,7 @@ def test_twenty_clients_at_once(server: Server) -> None:
     assert all(first[number % len(rows)][1] == body for number, (_, body) in enumerate(answers))
 
 
+@pytest.mark.long
 def test_a_kill_between_two_corrections_loses_none(photo_run: PhotoRun, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(photo_run.run, run)
@@ -388,6 +389,7 @@ def test_looking_waits_for_who_asks_ends_when_told_and_has_a_limit(own: Path, mo
     assert 2 < len(served.made) < 10
 
 
+@pytest.mark.long
 def test_a_fresh_server_comes_to_know_every_image_and_ends_at_once(own: Path) -> None:
     with serving(own) as server:
         deadline = time.monotonic() + 120
