@@ -43,7 +43,7 @@ def test_the_command_line_runs_the_file_it_is_given(plugin: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("wrong", ["pixels.mean(dim=(2, 9))", "pixels.mean(dim=(2, 3)) / {}['scale']"])
-@pytest.mark.parametrize("engine", ["auto", "torch"])
+@pytest.mark.parametrize("engine", ["auto", pytest.param("torch", marks=pytest.mark.long)])
 def test_an_error_in_ones_own_encoder_says_where(plugin: Path, tmp_path: Path, wrong: str, engine: str) -> None:
     plugin.write_text(plugin.read_text().replace("pixels.mean(dim=(2, 3))", wrong))
     line = 1 + next(number for number, text in enumerate(plugin.read_text().split("\n")) if wrong in text)

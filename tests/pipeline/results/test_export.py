@@ -188,7 +188,10 @@ def test_hugging_face_datasets_opens_the_folder(
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter
-@pytest.mark.parametrize("kind", ["linear", "published", "mlp-bn"])
+@pytest.mark.parametrize(
+    "kind",
+    ["linear", pytest.param("published", marks=pytest.mark.long), pytest.param("mlp-bn", marks=pytest.mark.long)],
+)
 def test_onnx_computes_what_torch_does(tmp_path: Path, kind: str) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

@@ -80,7 +80,7 @@ def test_every_trial_is_told_once_and_hopeless_ones_leave_early(tmp_path: Path) 
     assert len(search(cache, wanted(trials=10), tmp_path / "study").trials) == 10
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "cmaes"])
+@pytest.mark.parametrize("sampler", ["tpe", pytest.param("cmaes", marks=pytest.mark.long)])
 def test_other_samplers_choose_within_the_space(tmp_path: Path, sampler: str) -> None:
     record = search(small_cache(tmp_path), wanted(sampler=sampler, together=3), tmp_path / "study")
     assert len({trial.settings["optimizer.lr"] for trial in record.trials}) == 9
