@@ -36,7 +36,7 @@ from temi.pipeline.results.corrections import REMOVED
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.fitting import keys_of
 from temi.pipeline.results.lists import Evidence, evidence, refuse_other_lists, write_lists
-from temi.pipeline.results.map import run_atlas
+from temi.pipeline.results.map import run_map
 from temi.pipeline.results.names import first_names
 from temi.pipeline.results.thumbnails import Thumbnail, oddities, run_thumbnails
 from temi.pipeline.runs.label_free import COMPARED_ROWS, compared
@@ -142,7 +142,7 @@ def page_map(run: FinishedRun, known: Evidence, shown: Int64[np.ndarray, " shown
     """Places on the map of the images at `shown`."""
     whole = len(shown) == len(run.trained)
     graph = (known.neighbor, known.similarity) if whole else None
-    return run_atlas(run.shared, run.scaled[shown], run.trained["row"].to_numpy()[shown], graph)
+    return run_map(run.shared, run.scaled[shown], run.trained["row"].to_numpy()[shown], graph)
 
 
 def run_figures(

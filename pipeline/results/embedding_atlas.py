@@ -12,7 +12,7 @@ from temi.cache.files import os_errors, write_atomic
 from temi.pipeline.results.corrections import merged
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import Evidence, evidence
-from temi.pipeline.results.map import run_atlas
+from temi.pipeline.results.map import run_map
 from temi.pipeline.results.names import display_name
 from temi.pipeline.results.thumbnails import Thumbnail, run_thumbnails
 
@@ -43,7 +43,7 @@ def export_embedding_atlas(run: FinishedRun, out: Path, source: str | None = Non
 
 def _columns(run: FinishedRun, known: Evidence) -> dict[str, pa.Array]:
     table = run.assignments
-    place = run_atlas(run.shared, run.scaled, table["row"].to_numpy(), (known.neighbor, known.similarity))
+    place = run_map(run.shared, run.scaled, table["row"].to_numpy(), (known.neighbor, known.similarity))
     return {
         "key": pa.array(table["key"], pa.string()),
         "cluster": pa.array(table["cluster"], pa.int32()),

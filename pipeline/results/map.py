@@ -15,7 +15,7 @@ from temi.pipeline.results.layout import layout
 from temi.pipeline.runs.model import load_tensors, save_tensors
 from temi.pipeline.start.graph import fuzzy_graph
 
-ATLAS = "atlas.safetensors"
+MAP = "atlas.safetensors"  # as runs of before call it, too
 MAP_NEIGHBORS = 15
 FEW = 4 * MAP_NEIGHBORS  # with fewer rows the map shows principal components: a graph says little
 
@@ -23,7 +23,7 @@ FEW = 4 * MAP_NEIGHBORS  # with fewer rows the map shows principal components: a
 Graph = tuple[Int32[np.ndarray, "n K"], Float16[np.ndarray, "n K"]]
 
 
-def atlas(scaled: Float32[np.ndarray, "n D"], neighbors: Graph | None = None) -> Float32[np.ndarray, "n 2"]:
+def map_of(scaled: Float32[np.ndarray, "n D"], neighbors: Graph | None = None) -> Float32[np.ndarray, "n 2"]:
     """Positions within [-1, 1]: UMAP's layout of the neighbor graph from principal components on.
 
     `neighbors` of the rows and their similarities, where they are known.
@@ -37,14 +37,14 @@ def atlas(scaled: Float32[np.ndarray, "n D"], neighbors: Graph | None = None) ->
     return _fitted(layout(graph, start))
 
 
-def run_atlas(
+def run_map(
     folder: Path, scaled: Float32[np.ndarray, "n D"], rows: Int64[np.ndarray, " n"], neighbors: Graph | None = None
 ) -> Float32[np.ndarray, "n 2"]:
     """The map of these `rows` of a cache: the one in `folder` if it is of the same, else made and left there.
 
     A folder that cannot be written to, such as somebody else's run, does without: the map can be made again.
     """
-    path = folder / ATLAS
+    path = folder / MAP
     if path.exists():
         tensors: dict[str, torch.Tensor] = {}
         with suppress(UserError):  # a damaged one is made anew
@@ -52,7 +52,7 @@ def run_atlas(
         if "row" in tensors and np.array_equal(tensors["row"].numpy(), rows):
             position: Float32[np.ndarray, "n 2"] = tensors["position"].numpy()
             return position
-    position = atlas(scaled, neighbors)
+    position = map_of(scaled, neighbors)
     tensors = {"position": torch.from_numpy(position), "row": torch.from_numpy(rows.astype(np.int64))}
     with suppress(CacheError):
         save_tensors(path, tensors, {"format": "temi-atlas-2"})

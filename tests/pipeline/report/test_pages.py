@@ -29,7 +29,7 @@ from temi.pipeline.results.correct import correct
 from temi.pipeline.results.corrections import Correction, Merge, Move, Remove, Rename, Split, Undo
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.lists import evidence
-from temi.pipeline.results.map import ATLAS, atlas, run_atlas
+from temi.pipeline.results.map import MAP, map_of, run_map
 from temi.pipeline.results.names import set_names
 from temi.pipeline.results.thumbnails import (
     SIDE,
@@ -262,31 +262,31 @@ def in_page(figures: dict[str, Any]) -> list[int]:
 def test_the_map_keeps_groups_apart_and_is_made_once(tmp_path: Path) -> None:
     embedding, label = mixture(rows=400, clusters=4, noise=0.3)
     scaled = embedding.astype(np.float32)
-    position = run_atlas(tmp_path, scaled, np.arange(400))
+    position = run_map(tmp_path, scaled, np.arange(400))
     assert position.shape == (400, 2)
     assert np.abs(position).max() <= 1
     middle = np.stack([position[label == c].mean(0) for c in range(4)])
     spread = max(position[label == c].std(0).max() for c in range(4))
     apart = min(np.linalg.norm(middle[a] - middle[b]) for a in range(4) for b in range(a))
     assert apart > 2 * spread
-    before = (tmp_path / ATLAS).stat().st_mtime_ns
-    np.testing.assert_array_equal(run_atlas(tmp_path, scaled, np.arange(400)), position)
-    assert (tmp_path / ATLAS).stat().st_mtime_ns == before
-    assert not np.array_equal(run_atlas(tmp_path, scaled[::-1].copy(), np.arange(400)[::-1].copy()), position)
+    before = (tmp_path / MAP).stat().st_mtime_ns
+    np.testing.assert_array_equal(run_map(tmp_path, scaled, np.arange(400)), position)
+    assert (tmp_path / MAP).stat().st_mtime_ns == before
+    assert not np.array_equal(run_map(tmp_path, scaled[::-1].copy(), np.arange(400)[::-1].copy()), position)
     for few in (2, 5):
-        assert np.isfinite(atlas(scaled[:few])).all()
+        assert np.isfinite(map_of(scaled[:few])).all()
 
 
 def test_a_folder_that_cannot_be_written_to_keeps_neither_map_nor_thumbnails(tmp_path: Path) -> None:
-    for name in (ATLAS, THUMBNAILS):
+    for name in (MAP, THUMBNAILS):
         (tmp_path / f"{name}.part").mkdir()  # in the way, also of root, whom permissions do not stop
     scaled = mixture(rows=100)[0].astype(np.float32)
-    assert run_atlas(tmp_path, scaled, np.arange(100)).shape == (100, 2)
+    assert run_map(tmp_path, scaled, np.arange(100)).shape == (100, 2)
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (10, 10)).save(tmp_path / "photos/a.png")
     images = open_source(str(tmp_path / "photos"), max_pixels=1000)
     assert run_thumbnails(tmp_path, images, [0], 10**6).keys() == {0}
-    assert not any((tmp_path / name).exists() for name in (ATLAS, THUMBNAILS))
+    assert not any((tmp_path / name).exists() for name in (MAP, THUMBNAILS))
 
 
 def test_thumbnails_never_enlarge_are_upright_and_made_once(tmp_path: Path) -> None:
@@ -359,9 +359,9 @@ def test_an_image_that_could_not_be_read_is_not_called_black_and_is_tried_again(
 
 def test_a_damaged_map_is_made_anew(tmp_path: Path) -> None:
     scaled = mixture(rows=100)[0].astype(np.float32)
-    position = run_atlas(tmp_path, scaled, np.arange(100))
-    (tmp_path / ATLAS).write_bytes(b"damaged")
-    np.testing.assert_array_equal(run_atlas(tmp_path, scaled, np.arange(100)), position)
+    position = run_map(tmp_path, scaled, np.arange(100))
+    (tmp_path / MAP).write_bytes(b"damaged")
+    np.testing.assert_array_equal(run_map(tmp_path, scaled, np.arange(100)), position)
 
 
 @pytest.mark.parametrize("line", ['{"step": 1', "null", "[]", "\0", '{"a":' * 100_000])
