@@ -49,7 +49,7 @@ def kept_path(folder: Path, name: str, recipe: Recipe) -> Path:
 def save_kept(folder: Path, name: str, recipe: Recipe, arrays: Arrays) -> None:
     """Keep `arrays` in `folder`. Raises CacheError where it cannot be written to."""
     path = kept_path(folder, name, recipe)
-    header = {"name": name, "recipe": dict(recipe), "xxh3_128": _digest(arrays)}
+    header = {"name": name, "recipe": dict(recipe), "xxh3_128": array_digest(arrays)}
     packed = save({key: np.ascontiguousarray(values) for key, values in arrays.items()}, {HEADER: json.dumps(header)})
     make_folder(folder)
     with Lock.wait_for(folder / f"{path.name}{LOCK}"):
@@ -62,7 +62,7 @@ def load_kept(folder: Path, name: str, recipe: Recipe) -> Arrays | None:
         with safe_open(kept_path(folder, name, recipe), framework="np") as file:
             header = json.loads((file.metadata() or {})[HEADER])
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            intact = header["recipe"] == dict(recipe) and header["xxh3_128"] == _digest(arrays)
+            intact = header["recipe"] == dict(recipe) and header["xxh3_128"] == array_digest(arrays)
     except _UNREADABLE:
         return None
     return arrays if intact else None
@@ -79,7 +79,8 @@ def list_kept(folder: Path) -> Iterator[Kept]:
         yield Kept(path, path.name.rpartition("-")[0], recipe, path.stat().st_size)
 
 
-def _digest(arrays: Arrays) -> str:
+def array_digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """xxh3_128 of the name, type, shape and bytes of every array."""
     digest = xxhash.xxh3_128()
     for name in sorted(arrays):
         values = np.ascontiguousarray(arrays[name])

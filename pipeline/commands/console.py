@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -144,10 +143,9 @@ def _refuse_deleted_folder() -> None:
 
 def typed(path: Path | str) -> str:
     """A path as a shell takes it, for hints that can be pasted; the URL, where a folder stands for one."""
-    from temi.pipeline.runs.mirror import shown
+    from temi.pipeline.runs import mirror  # not before it is needed
 
-    words = shown(path)
-    return shlex.quote(f"./{words}" if words.startswith("-") else words)  # else it would be read as an option
+    return mirror.typed(path)
 
 
 def typed_plugins(files: Sequence[Path] | None) -> str:

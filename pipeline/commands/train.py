@@ -170,8 +170,11 @@ def _open_before(from_: Path, corrections: Path | None) -> "Before":
     from temi.pipeline.results.continuing import corrections_left_behind, open_before, remarks_left_behind
     from temi.pipeline.runs.mirror import shown
 
-    before, left, remarks = open_before(from_), corrections_left_behind(from_), remarks_left_behind(from_)
-    if corrections is None and left + remarks:
+    before = open_before(from_)
+    if corrections is not None:
+        return before
+    left, remarks = corrections_left_behind(from_), remarks_left_behind(from_)
+    if left + remarks:
         told = [counted(remarks, "mark or note", "marks and notes")] if remarks else []
         told += [counted(left, "merge, split, move or removal", "merges, splits, moves and removals")] if left else []
         print(

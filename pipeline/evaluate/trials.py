@@ -41,13 +41,12 @@ def evaluate_trials(
     compared: set[tuple[str, int]] = set()
     names: dict[str, list[str]] = {}
     trained = [(trial, RunFolder(folder / trial.trial)) for trial in list_trained(folder)]
-    splits = {trained_split(run) for _, run in trained}
-    for trial, run in trained:
-        split = trained_split(run)
+    splits = [trained_split(run) for _, run in trained]
+    for (trial, run), split in zip(trained, splits, strict=True):
         model = ClusterModel.load(run.model)
         home = open_training_cache(run, other)
         scored = scored_parts(run, home, None if other is None or other.digest == home.digest else other, model)
-        if len(splits) > 1:
+        if len(set(splits)) > 1:
             scored = [replace(part, name=f"{part.name}, train.split={split}") for part in scored]
         for part in scored:
             parts.setdefault(part.name, part)

@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from temi.cache.words import counted
+from temi.cache.words import counted, first_of
 from temi.pipeline.features.constraints import NOWHERE, distinct_pairs, together
 from temi.pipeline.results.corrections import (
     REMOVED,
@@ -25,8 +25,6 @@ from temi.pipeline.results.corrections_file import append_corrections, correctio
 from temi.pipeline.results.finished import FinishedRun
 from temi.pipeline.results.names import chosen_names
 from temi.pipeline.start.agreement import contingency
-
-NAMED = 5  # pairs that do not hold, or images that are not there; more are counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Carried:
             count = counted(len(self.absent), "image that a person corrected is", "images that a person corrected are")
             lost = f"; lost with that: {counts}" if (counts := _counts(self.lost_with)) else ""
             lines.append(
-                f"note: {count} not in this run: {_first(self.absent, ', ')}{lost}"
+                f"note: {count} not in this run: {first_of(self.absent)}{lost}"
                 "; an image is known by its path, so a renamed file is another image"
             )
         if self.lost:
@@ -76,17 +74,11 @@ class Carried:
         if self.broken:
             lines.append(
                 f"note: marks that training follows only as far as the images let it, and that do not hold: "
-                f"{_first(self.broken, '; ')}; where a mark is right, move one of the two (temi serve RUN)"
+                f"{first_of(self.broken, '; ')}; where a mark is right, move one of the two (temi serve RUN)"
             )
         if self.adrift:
             lines.append(f"note: no cluster is left for what was noted on one: {'; '.join(self.adrift)}")
         return "\n".join(lines)
-
-
-def _first(texts: Sequence[str], between: str) -> str:
-    """The first of `texts`, and how many more there are."""
-    rest = len(texts) - NAMED
-    return between.join(texts[:NAMED]) + (f", and {rest:,} more" if rest > 0 else "")
 
 
 def _counts(counts: Mapping[str, int]) -> str:

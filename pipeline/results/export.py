@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from temi.cache.files import os_errors, write_atomic
-from temi.cache.words import counted
+from temi.cache.words import counted, first_of
 from temi.pipeline.errors import UserError
 from temi.pipeline.images import ImageSource, UnreadableImage
 from temi.pipeline.images.decode import picture
@@ -26,7 +26,6 @@ from temi.pipeline.results.names import display_name
 from temi.pipeline.runs.csv_table import table_csv
 
 SHARD_BYTES = 256 * 2**20  # of image data per Parquet file of a `datasets` folder
-NAMED = 5  # images that were left out; more are counted
 COMPLETE: dict[str, object] = {"complete": True}  # what stands in EXPORTED once nothing is left to do
 LINKS: dict[str, Callable[[Path, Path], object]] = {
     "symlink": lambda original, target: os.symlink(original.resolve(), target),
@@ -125,10 +124,9 @@ def put_images(images: ImageSource, rows: Iterable[int], targets: Sequence[Path]
 def say_missing(images: ImageSource, rows: Sequence[int]) -> None:
     """Say in a line how many images an export leaves out, and the names of the first."""
     if rows:
-        names = ", ".join(images.keys[row] for row in rows[:NAMED])
-        more = f", and {len(rows) - NAMED:,} more" if len(rows) > NAMED else ""
+        names = first_of([images.keys[row] for row in rows])
         count = counted(len(rows), "image that is", "images that are")
-        say(f"left out: {count} no longer there or cannot be read: {names}{more}")
+        say(f"left out: {count} no longer there or cannot be read: {names}")
 
 
 def _put(images: ImageSource, row: int, target: Path, link: Callable[[Path, Path], object]) -> None:

@@ -6,6 +6,7 @@ run that was deleted in the bucket is deleted here. What changed in both is left
 """
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -160,6 +161,12 @@ def shown(place: Path | str) -> str:
         if mirror := _open.get(parent):
             return "/".join([mirror.url, *path.relative_to(parent).parts])
     return str(place)
+
+
+def typed(place: Path | str) -> str:
+    """`shown` as a shell takes it, for hints that can be pasted."""
+    words = shown(place)
+    return shlex.quote(f"./{words}" if words.startswith("-") else words)  # else it would be read as an option
 
 
 def with_urls(text: str) -> str:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import xxhash
 from jaxtyping import Float, Int32, Int64
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from temi.cache import Fingerprint
 from temi.cache.files import os_errors, parse, write_atomic
+from temi.cache.kept import array_digest
 from temi.pipeline.errors import UserError
 from temi.pipeline.features.blocks import Embeddings, blocks_of, collect
 from temi.pipeline.features.scaling import Scaling
@@ -25,7 +26,7 @@ BLOCK_ROWS = 8192  # rows per forward pass
 BLOCK_BYTES = 2**22  # largest activation of a forward pass
 ASSIGNED_COPIES = 5  # of the widest activation
 FORMAT = "temi-heads-3"
-DIGEST = "xxh3_128"  # entry of the metadata
+DIGEST = "xxh3_128"  # entry of the metadata: of the other entries and of all tensors
 GIVEN_UP = -1  # in place of an output
 
 
@@ -217,19 +218,15 @@ def load_tensors(path: Path, device: torch.device | None = None) -> tuple[dict[s
     with _opened(path) as file:
         metadata = json.loads((file.metadata() or {}).get("temi", "{}"))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        written = metadata.pop(DIGEST, None)  # version 0.1 wrote none
+        written = metadata.pop(DIGEST, None)  # files of before have none
     if written is not None and written != _digest(tensors, metadata):
         raise UserError(f"{path} is damaged (its checksum does not match); restore it, or delete it and train again")
     return {name: tensor.to(device or "cpu") for name, tensor in tensors.items()}, metadata
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """xxh3_128 of the metadata, and of the name, type, shape and bytes of every tensor."""
-    digest = xxhash.xxh3_128(json.dumps(metadata, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    text = np.frombuffer(json.dumps(metadata, sort_keys=True).encode(), np.uint8)
+    return array_digest({"temi": text, **{name: tensor.numpy(force=True) for name, tensor in tensors.items()}})
 
 
 def load_metadata(path: Path) -> dict[str, str]:

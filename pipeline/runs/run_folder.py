@@ -23,7 +23,6 @@
 import json
 import math
 import platform
-import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -44,7 +43,7 @@ from temi.pipeline.errors import UserError
 from temi.pipeline.plugins import Plugin
 from temi.pipeline.products import arithmetic
 from temi.pipeline.progress import say
-from temi.pipeline.runs.mirror import TRAINS, mirror_of, shown
+from temi.pipeline.runs.mirror import TRAINS, mirror_of, shown, typed
 from temi.pipeline.runs.model import load_metadata
 
 PACKAGES = (
@@ -150,7 +149,7 @@ class RunFolder:
         """Raise a UserError that says what is in the folder, where that is not a finished run."""
         if self.finished:
             return
-        place = shlex.quote(shown(self.folder))  # what hints name can be pasted
+        place = typed(self.folder)
         if self.config.exists():
             told = f"is not a finished run; run (or resume) `temi train-heads CACHE --out {place}`"
         elif _is_cache(self.folder):

@@ -1,6 +1,5 @@
 """`train_heads` is stage two, from a cache to a trained model in a run folder."""
 
-import shlex
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -35,7 +34,7 @@ from temi.pipeline.runs.fit import begin_heads, build_model, told_of_distinct
 from temi.pipeline.runs.footprint import check_memory
 from temi.pipeline.runs.label_free import label_free_scores
 from temi.pipeline.runs.loop import LoggedTrial, TrainingLoop, resume_trials
-from temi.pipeline.runs.mirror import shown
+from temi.pipeline.runs.mirror import shown, typed
 from temi.pipeline.runs.model import ClusterModel
 from temi.pipeline.runs.novelty import NOVELTY, Novelty
 from temi.pipeline.runs.records import StartRecord, Training, read_record, write_record
@@ -233,7 +232,7 @@ def read_assignments(folder: Path) -> pa.Table:
 
 def written_again(folder: Path) -> str:
     """What to do about assignments that cannot be used."""
-    return f"write it again with `temi evaluate {shlex.quote(str(folder))}`"
+    return f"write it again with `temi evaluate {typed(folder)}`"
 
 
 def write_assignments(
